@@ -1,0 +1,1 @@
+"""What users touch: JSON dialects, the HTTP application, the server and the command line."""

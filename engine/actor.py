@@ -1,0 +1,532 @@
+"""The engine: one actor task between the callers, the state and the log.
+
+Theory of operation
+
+    submit -> mailbox -> actor: decide, pack, apply -> open group -> committer: write, sync -> answers
+
+The actor is the only task that reads or changes the state, and it never awaits in between: it takes what is in
+the mailbox (a bounded memory channel), applies it command by command, and puts each answer into the open group,
+together with the records it rests on. The committer swaps the open group for a new one, has it written and synced
+in a thread, and then lets its answers go; meanwhile the actor fills the next group. So an answer leaves only
+when everything it rests on is on disk: its own records, and for a read everything it saw.
+
+A call's life:
+
+    QUEUED --> HELD --> ANSWERED         the usual way
+    QUEUED --> PARKED --> HELD ...       a blocked pop; served by a push, its timeout, or the shutdown
+    any    --> WITHDRAWN                 the caller was cancelled
+
+A caller cancelled while QUEUED or PARKED leaves no trace. One cancelled while HELD or just ANSWERED is known to be
+gone before its answer went anywhere: what it popped goes back to where it was taken from, as a logged op.
+Commands that write stay done.
+
+After each op that makes a queue grow, its waiters are served, oldest first; their pops join the same group as the push.
+
+Engine time: the wall clock, read once, plus monotonic progress, and never behind the last time in the log. A clock that
+jumps while the engine runs moves no deadline.
+
+An exception in the actor or the committer leaves `run` and must end the process: nothing is answered after it.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import trio
+
+from engine import ops
+from engine.commands import BQPop, Command, Ping
+from engine.limits import Limits
+from engine.ops import Op
+from engine.replies import Error, Failure, Reply, Value
+from engine.state import Queue, State
+from engine.waiters import Waiter, Waiters
+from wal.log import Log
+
+BATCH_MAX = 256
+"""Commands applied before other tasks get their turn: some 3 ms of work."""
+
+SWEEP_KEYS_MAX = 256
+"""Expired keys removed in one go: some 1 ms of work. A million that expire at once go in slices between commands."""
+
+SWEEP_INTERVAL_MS = 100
+"""Pause between sweeps that found fewer keys than a slice: keys that expire one by one do not wake the actor each."""
+
+FREE_VALUES_MAX = 20_000
+"""Values of removed queues freed in one go: some 1 ms of work."""
+
+GROUP_BYTES_MAX = 32 * 1024 * 1024
+"""Records that may wait for the disk. When it falls behind so far, writes are refused instead of filling memory."""
+
+COMMIT_SAMPLES = 1024
+"""Commits that the percentiles of `statistics` look back on."""
+
+RunCommit = Callable[[Callable[[], None]], Awaitable[None]]
+"""Runs a function that blocks on the disk; the default uses a thread, tests run it inline."""
+
+
+class FsyncPolicy(enum.Enum):
+    """When a commit is synced; what an answer promises follows from it."""
+
+    ALWAYS = "always"
+    INTERVAL = "interval"
+    NEVER = "never"
+
+
+FSYNC_INTERVAL_S = 1.0
+"""With `interval`, the longest time between a write and its sync."""
+
+
+_UNDO = {ops.POP_FIRST: ops.RETURN_FIRST, ops.POP_LAST: ops.RETURN_LAST}
+"""Which op puts back what a pop took."""
+
+_GROWING = {ops.PUSH, ops.RETURN_FIRST, ops.RETURN_LAST}
+"""Ops after which somebody who waits may be served."""
+
+
+class _Stage(enum.Enum):
+    QUEUED = enum.auto()
+    PARKED = enum.auto()
+    HELD = enum.auto()
+    ANSWERED = enum.auto()
+    WITHDRAWN = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A popped value on its way to a caller: its rank among all pops, the queue object, the op that undoes it."""
+
+    serial: int
+    queue: Queue
+    undo: Op
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One submitted command and its caller."""
+
+    command: Command
+    task: trio.lowlevel.Task
+    stage: _Stage = _Stage.QUEUED
+    reply: Reply | None = None
+    waiter: Waiter[_Call] | None = None
+    taken: _Taken | None = None
+
+
+@dataclass(slots=True)
+class _Group:
+    """What is committed together: records, and the answers that rest on them."""
+
+    records: list[bytes] = field(default_factory=list)
+    records_bytes: int = 0
+    time_ms: int = 0
+    answers: list[_Call] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A snapshot of the engine's numbers; milliseconds and bytes as the names say, counts since the start."""
+
+    keys: int
+    queues: int
+    waiters: int
+    mailbox: int
+    memory_bytes: int
+    log_bytes: int
+    lsn: int
+    commands: int
+    commits: int
+    records_per_commit: float
+    commit_p50_ms: float
+    commit_p99_ms: float
+    expired_keys: int
+    returned_values: int
+    uptime_s: float
+
+
+class Clock:
+    """Engine time: where the wall clock stood at the start, plus monotonic progress.
+
+    Args:
+        start_ms: the wall clock, milliseconds since 1970, or the last time in the log if that is later.
+    """
+
+    def __init__(self, start_ms: int) -> None:
+        self._start_ms = start_ms
+        self._start_s = trio.current_time()
+
+    def now_ms(self) -> int:
+        """Engine time in milliseconds since 1970."""
+        # The small addition undoes the rounding of `when`: at that very time, now_ms is what was asked for.
+        return self._start_ms + int((trio.current_time() - self._start_s) * 1000 + 0.001)
+
+    def when(self, at_ms: int) -> float:
+        """The trio time, in seconds, at which engine time is `at_ms`."""
+        return self._start_s + (at_ms - self._start_ms) / 1000
+
+
+def in_thread() -> RunCommit:
+    """Returns a `RunCommit` that uses a worker thread; cancellation waits for its end, so no commit is abandoned."""
+    limiter = trio.CapacityLimiter(1)  # of the commits' own: a crowd of other threads never makes one wait
+
+    async def run_commit(function: Callable[[], None]) -> None:
+        await trio.to_thread.run_sync(function, limiter=limiter)
+
+    return run_commit
+
+
+class Engine:
+    """The embedded engine.
+
+    Args:
+        state: as replayed from `log`.
+        log: open for appending; the engine owns it and closes it.
+        limits: waiters, mailbox.
+        fsync: when commits are synced.
+        wall_ms: the wall clock, milliseconds since 1970.
+        run_commit: how blocking work on the log is run; None is a thread of its own.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        log: Log,
+        limits: Limits,
+        *,
+        fsync: FsyncPolicy = FsyncPolicy.ALWAYS,
+        wall_ms: int,
+        run_commit: RunCommit | None = None,
+    ) -> None:
+        self.fsync = fsync
+        self.accepting = True
+        self._state = state
+        self._log = log
+        self._limits = limits
+        self._run_commit = run_commit or in_thread()
+        self._clock = Clock(max(wall_ms, log.recovery.time_ms))
+        self._started_s = trio.current_time()
+        self._send, self._mailbox = trio.open_memory_channel[_Call](limits.mailbox_max)
+        self._waiters: Waiters[_Call] = Waiters()
+        self._abandoned: deque[_Call] = deque()
+        self._nap = trio.CancelScope()
+        self._next_sweep_ms = 0
+        self._open = _Group()
+        self._work = trio.Event()
+        self._committing = False
+        self._actor_done = False
+        self._unsynced_since_s: float | None = None
+        self._commit_times_s: deque[float] = deque(maxlen=COMMIT_SAMPLES)
+        self._commands = self._commits = self._records = self._pops = 0
+        self._expired_keys = self._returned_values = 0
+
+    # For callers
+
+    async def submit(self, command: Command) -> Reply:
+        """Has a command done and waits for its answer.
+
+        Cancelling withdraws it: a command that waits is taken back, and a popped value nobody will see goes back
+        to its queue. There is no checkpoint between the answer's arrival and the return.
+
+        Args:
+            command: as parsed.
+
+        Returns:
+            The reply; refusals are replies too (`Failure`).
+        """
+        if not self.accepting:
+            return Failure(Error.UNAVAILABLE, "shutting down")
+        call = _Call(command, trio.lowlevel.current_task())
+        try:
+            self._send.send_nowait(call)
+        except trio.WouldBlock:
+            return Failure(Error.UNAVAILABLE, "too many commands are waiting")
+        await trio.lowlevel.wait_task_rescheduled(partial(self._withdraw, call))
+        try:
+            # A cancellation that came in the same tick as the answer: the client is known to be gone.
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except trio.Cancelled:
+            self._withdraw(call)
+            raise
+        assert call.reply is not None
+        return call.reply
+
+    def statistics(self) -> Statistics:
+        """Returns the engine's numbers at this moment."""
+        times_s = sorted(self._commit_times_s) or [0.0]
+        return Statistics(
+            keys=len(self._state) - self._state.queue_count,
+            queues=self._state.queue_count,
+            waiters=len(self._waiters),
+            mailbox=self._send.statistics().current_buffer_used,
+            memory_bytes=self._state.memory_bytes,
+            log_bytes=self._log.size_bytes,
+            lsn=self._log.last_lsn,
+            commands=self._commands,
+            commits=self._commits,
+            records_per_commit=round(self._records / max(1, self._commits), 3),
+            commit_p50_ms=round(times_s[len(times_s) // 2] * 1000, 3),
+            commit_p99_ms=round(times_s[len(times_s) * 99 // 100] * 1000, 3),
+            expired_keys=self._expired_keys,
+            returned_values=self._returned_values,
+            uptime_s=round(trio.current_time() - self._started_s, 3),
+        )
+
+    # For whoever runs it
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Runs actor and committer until `close`; start it with `nursery.start`.
+
+        Raises:
+            LogFailed: a write or sync failed; nothing was answered that rests on it.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run_committer)
+                task_status.started()
+                await self._run_actor()
+                self._actor_done = True
+                self._work.set()
+        except BaseException:
+            self._log.abandon()
+            raise
+        await self._run_commit(self._log.close)
+
+    def shut_down(self) -> None:
+        """Answers `unavailable` to parked waiters and to everything submitted from now on."""
+        self.accepting = False
+        self._nap.cancel()
+
+    def close(self) -> None:
+        """Lets `run` finish: what was submitted is done and answered, then the log is closed cleanly."""
+        self.shut_down()
+        self._send.close()
+
+    # The actor
+
+    async def _run_actor(self) -> None:
+        while True:
+            calls = await self._receive()
+            now_ms = self._clock.now_ms()
+            self._return_values()
+            for call in calls or ():
+                if call.stage is _Stage.QUEUED:
+                    self._perform(call, now_ms)
+            self._time_out_waiters(now_ms)
+            self._sweep(now_ms)
+            self._state.free_garbage(FREE_VALUES_MAX)
+            self._hand_over(now_ms)
+            if calls is None:
+                return
+
+    async def _receive(self) -> list[_Call] | None:
+        """Waits for commands, a deadline or a nudge; returns the commands, or None when the mailbox is closed."""
+        calls: list[_Call] = []
+        try:
+            if self._is_due():
+                await trio.lowlevel.checkpoint()
+            else:
+                with trio.CancelScope(deadline=self._next_deadline()) as self._nap:
+                    calls.append(await self._mailbox.receive())
+            while len(calls) < BATCH_MAX:
+                calls.append(self._mailbox.receive_nowait())
+        except trio.WouldBlock:
+            pass
+        except trio.EndOfChannel:
+            return calls or None
+        return calls
+
+    def _is_due(self) -> bool:
+        """Whether there is something to do at once: a nap would only hold it up, and hide the mailbox."""
+        nudged = bool(self._abandoned) or (bool(self._waiters) and not self.accepting)
+        return nudged or self._next_deadline() <= trio.current_time()
+
+    def _next_deadline(self) -> float:
+        """The trio time at which there is something to do without a command."""
+        if self._state.has_garbage:
+            return trio.current_time()
+        deadlines_ms = []
+        if self._waiters.next_deadline_ms is not None:
+            deadlines_ms.append(self._waiters.next_deadline_ms)
+        if self._state.next_deadline_ms is not None:
+            deadlines_ms.append(max(self._state.next_deadline_ms, self._next_sweep_ms))
+        return self._clock.when(min(deadlines_ms)) if deadlines_ms else math.inf
+
+    def _perform(self, call: _Call, now_ms: int) -> None:
+        self._commands += 1
+        decision = self._state.decide(call.command, now_ms)
+        if decision.reply is None:
+            self._park(call, now_ms)
+        elif decision.ops and self._open.records_bytes >= GROUP_BYTES_MAX:
+            self._answer_now(call, Failure(Error.UNAVAILABLE, "the disk is behind, try again"))
+        elif isinstance(call.command, Ping):
+            self._answer_now(call, decision.reply)  # it rests on nothing, so it need not wait for the disk
+        else:
+            if decision.ops and decision.ops[0][0] in _UNDO:
+                call.taken = self._taking(decision.ops[0], decision.reply)
+            self._log_and_apply(decision.ops)
+            self._hold(call, decision.reply)
+            self._serve_waiters(decision.ops)
+
+    def _park(self, call: _Call, now_ms: int) -> None:
+        command = call.command
+        assert isinstance(command, BQPop), "only a blocking pop waits"
+        if not self.accepting:
+            self._answer_now(call, Failure(Error.UNAVAILABLE, "shutting down"))
+        elif len(self._waiters) >= self._limits.waiters_max:
+            self._answer_now(call, Failure(Error.UNAVAILABLE, "too many clients are waiting"))
+        else:
+            deadline_ms = None if command.timeout_ms is None else now_ms + command.timeout_ms
+            call.waiter = self._waiters.park(command.key, deadline_ms, call)
+            call.stage = _Stage.PARKED
+
+    def _log_and_apply(self, effects: tuple[Op, ...]) -> None:
+        """Packs first: what cannot be packed must not have been applied."""
+        records = [ops.pack(op) for op in effects]
+        for op in effects:
+            self._state.apply(op)
+        self._open.records += records
+        self._open.records_bytes += sum(map(len, records))
+
+    def _taking(self, pop: Op, reply: Reply) -> _Taken:
+        """Notes what a pop is about to take, should it have to go back."""
+        code, key = pop
+        queue = self._state.queue(key)
+        assert queue is not None
+        assert isinstance(reply, Value)
+        self._pops += 1
+        return _Taken(self._pops, queue, (_UNDO[code], key, reply.value))
+
+    def _serve_waiters(self, effects: tuple[Op, ...]) -> None:
+        """Hands what has just been pushed to those who wait for it, the oldest first."""
+        for op in effects:
+            if op[0] in _GROWING and op[1] in self._waiters:
+                self._serve(op[1])
+
+    def _serve(self, key: bytes) -> None:
+        queue = self._state.queue(key)
+        while queue and key in self._waiters:
+            call = self._waiters.claim(key).owner
+            pop, reply = (ops.POP_FIRST, key), Value(queue[0])
+            call.taken = self._taking(pop, reply)
+            self._log_and_apply((pop,))
+            self._hold(call, reply)
+
+    def _time_out_waiters(self, now_ms: int) -> None:
+        if not self.accepting:
+            for waiter in self._waiters.drain():
+                self._answer_now(waiter.owner, Failure(Error.UNAVAILABLE, "shutting down"))
+        for waiter in self._waiters.due(now_ms):
+            self._hold(waiter.owner, Value(None))
+
+    def _sweep(self, now_ms: int) -> None:
+        """Removes a slice of the expired keys, unless the disk is behind."""
+        if now_ms < self._next_sweep_ms or self._open.records_bytes >= GROUP_BYTES_MAX:
+            return
+        keys = self._state.expired(now_ms, SWEEP_KEYS_MAX)
+        if keys:
+            self._log_and_apply(((ops.EXPIRE, keys),))
+            self._expired_keys += len(keys)
+        if len(keys) < SWEEP_KEYS_MAX:
+            self._next_sweep_ms = now_ms + SWEEP_INTERVAL_MS
+
+    def _return_values(self) -> None:
+        """Puts back what was popped for callers who left, the last pop first, so that the old order is restored."""
+        gone = sorted((call.taken for call in self._abandoned if call.taken), key=lambda taken: -taken.serial)
+        self._abandoned.clear()
+        for taken in gone:
+            key = taken.undo[1]
+            if self._state.queue(key) is taken.queue:  # else it was deleted meanwhile, this value with it
+                self._log_and_apply((taken.undo,))
+                self._returned_values += 1
+                self._serve_waiters((taken.undo,))
+
+    # Answers
+
+    def _hold(self, call: _Call, reply: Reply) -> None:
+        """Lets the answer go with the open group."""
+        call.reply = reply
+        call.stage = _Stage.HELD
+        self._open.answers.append(call)
+
+    def _answer_now(self, call: _Call, reply: Reply) -> None:
+        """Answers at once; only for replies that rest on nothing."""
+        call.reply = reply
+        call.stage = _Stage.HELD
+        self._release(call)
+
+    def _release(self, call: _Call) -> None:
+        if call.stage is _Stage.HELD:
+            call.stage = _Stage.ANSWERED
+            trio.lowlevel.reschedule(call.task)
+
+    def _withdraw(self, call: _Call, _raise_cancel: object = None) -> trio.lowlevel.Abort:
+        """Takes a cancelled caller out, whatever stage its call is in. Sync: it runs inside the cancellation."""
+        if call.stage is _Stage.PARKED:
+            assert call.waiter is not None
+            self._waiters.abandon(call.waiter)
+        elif call.taken is not None:
+            self._abandoned.append(call)
+            self._nap.cancel()
+        call.stage = _Stage.WITHDRAWN
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    # The committer
+
+    def _hand_over(self, now_ms: int) -> None:
+        """Gives the open group to the committer, or lets its answers go when they rest on nothing unsynced."""
+        self._open.time_ms = now_ms
+        if self._open.records or self._committing:
+            self._work.set()
+        else:
+            answers, self._open.answers = self._open.answers, []
+            for call in answers:
+                self._release(call)
+
+    async def _run_committer(self) -> None:
+        while True:
+            with trio.move_on_at(self._sync_deadline()):
+                await self._work.wait()
+            group, self._open = self._open, _Group()
+            if not self._actor_done:
+                self._work = trio.Event()
+            elif not group.answers and not group.records:
+                return
+            await self._commit(group)
+            for call in group.answers:
+                self._release(call)
+
+    def _sync_deadline(self) -> float:
+        """With `interval`, the time by which what was written must be synced."""
+        if self.fsync is FsyncPolicy.INTERVAL and self._unsynced_since_s is not None:
+            return self._unsynced_since_s + FSYNC_INTERVAL_S
+        return math.inf
+
+    async def _commit(self, group: _Group) -> None:
+        """Writes a group, and syncs as the policy says; the answers may go when this returns."""
+        started_s = trio.current_time()
+        sync = self.fsync is FsyncPolicy.ALWAYS or self._sync_deadline() <= started_s
+        if not group.records and not (sync and self._unsynced_since_s is not None):
+            return
+        self._committing = True
+        await self._run_commit(partial(self._write, group, sync))
+        self._committing = False
+        if sync:
+            self._unsynced_since_s = None
+        elif self._unsynced_since_s is None:
+            self._unsynced_since_s = started_s
+        if group.records:
+            self._commits += 1
+            self._records += len(group.records)
+            self._commit_times_s.append(trio.current_time() - started_s)
+
+    def _write(self, group: _Group, sync: bool) -> None:
+        """Runs in the commit thread."""
+        if group.records:
+            self._log.append(group.records, group.time_ms)
+        if sync:
+            self._log.commit()

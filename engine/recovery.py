@@ -1,0 +1,47 @@
+"""From a data directory to a state and its log: the one place where replay meets the state machine."""
+
+from __future__ import annotations
+
+from engine import ops
+from engine.limits import Limits
+from engine.state import BIG_QUEUE_LENGTH, State
+from wal.files import Directory
+from wal.frame import Frame
+from wal.log import SEGMENT_BYTES_MAX, Log, Progress
+
+
+def recover(
+    directory: Directory,
+    limits: Limits,
+    *,
+    wall_ms: int,
+    segment_bytes_max: int = SEGMENT_BYTES_MAX,
+    progress: Progress | None = None,
+) -> tuple[State, Log]:
+    """Replays a data directory. Blocks for as long as that takes, so servers run it in a thread.
+
+    Args:
+        directory: locked by the caller; the log owns it from here on, and closes it.
+        limits: the memory cap is the state's.
+        wall_ms: the wall clock, milliseconds since 1970.
+        segment_bytes_max: size at which segments of the log roll.
+        progress: told (bytes read, bytes in all); may raise to stop.
+
+    Returns:
+        The state as it was, and the log open for appending.
+
+    Raises:
+        Damage, NewerFormat, OSError: see `Log.recover`.
+    """
+    state = State(limits.memory_bytes_max)
+
+    def apply(frame: Frame) -> None:
+        for record in frame.records:
+            state.apply(ops.check(record))
+        while state.has_garbage:
+            state.free_garbage(BIG_QUEUE_LENGTH)
+
+    log = Log.recover(
+        directory, apply, time_ms=wall_ms, segment_bytes_max=segment_bytes_max, progress=progress
+    )
+    return state, log

@@ -1,0 +1,57 @@
+"""What a command answers. Dialects turn a reply into a status and a body; nothing here knows HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Error(Enum):
+    """The fixed error texts: clients match on them, so they never change."""
+
+    INVALID_COMMAND = "invalid command"
+    KEY_NOT_FOUND = "key not found"
+    QUEUE_IS_EMPTY = "queue is empty"
+    KEY_ALREADY_EXISTS = "key already exists"
+    WRONG_TYPE = "wrong type"
+    TOO_LARGE = "too large"
+    UNAVAILABLE = "unavailable"
+    STORAGE_FULL = "storage full"
+    INTERNAL_ERROR = "internal error"
+
+
+@dataclass(frozen=True, slots=True)
+class Ok:
+    """Done. `length` is what a push adds: the queue's length after it."""
+
+    length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value, as bytes; None is the null of a pop that found nothing."""
+
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Integer:
+    """A count or a number of seconds."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The command was refused and changed nothing.
+
+    Attributes:
+        error: which of the fixed errors.
+        detail: one line for a person; empty when the error says it all.
+    """
+
+    error: Error
+    detail: str = ""
+
+
+Reply = Ok | Value | Integer | Failure

@@ -1,0 +1,375 @@
+"""The state machine: `decide` says what a command does, `apply` does it. Pure and deterministic.
+
+    decide(command, now_ms) -> Decision(ops, reply)      reads the state, changes nothing
+    apply(op)                                            changes the state, asks nothing
+
+Replay calls the same `apply`. There is no trio, clock, file or random here, and no await, so nothing can
+come between a decision and its effects.
+
+A plain value is stored as the bytes themselves and a queue as a deque: an object around each would cost more memory
+than the value. A key whose time is up is gone for every decision at that instant; its memory goes with the EXPIRE op
+of the next sweep, or with the op that writes over it. Queues do not expire.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+from sortedcontainers import SortedList
+
+from engine import ops
+from engine.commands import (
+    BQPop,
+    Command,
+    Condition,
+    Delete,
+    Exists,
+    Get,
+    Ping,
+    QLen,
+    QPop,
+    QPush,
+    Set,
+    Ttl,
+)
+from engine.keyspace import Keyspace
+from engine.ops import BadOp, Op
+from engine.replies import Error, Failure, Integer, Ok, Reply, Value
+
+
+class Queue(deque[bytes]):
+    """The values of a queue, first to last, and their length together in bytes."""
+
+    __slots__ = ("values_bytes",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values_bytes = 0
+
+
+Entry = bytes | Queue
+
+# Estimated bytes in memory beyond the key's and value's own length: object headers, allocator rounding, the map's slot.
+VALUE_OVERHEAD_BYTES = 150
+QUEUE_OVERHEAD_BYTES = 850
+ITEM_OVERHEAD_BYTES = 48
+DEADLINE_OVERHEAD_BYTES = 200
+
+BIG_QUEUE_LENGTH = 10_000
+"""A removed queue longer than this is freed in slices: a million values at once are a stall of 30 ms."""
+
+
+class Decision(NamedTuple):
+    """What a command does: its effects in order, and its answer; no answer yet (None) means that it waits."""
+
+    ops: tuple[Op, ...]
+    reply: Reply | None
+
+
+class State:
+    """Keys, queues and deadlines of one store.
+
+    Args:
+        memory_bytes_max: writes that would grow the estimate beyond it are refused; None is no cap.
+    """
+
+    def __init__(self, memory_bytes_max: int | None = None) -> None:
+        self._entries: Keyspace[Entry] = Keyspace()
+        self._deadlines: Keyspace[int] = Keyspace()
+        self._by_deadline: SortedList[tuple[int, bytes]] = SortedList()
+        self._removed_queues: list[Queue] = []
+        self._memory_bytes_max = memory_bytes_max
+        self.memory_bytes = 0
+        self.queue_count = 0
+
+    # Reading
+
+    def __len__(self) -> int:
+        """Number of keys and queues, expired ones included until they are swept."""
+        return len(self._entries)
+
+    def queue(self, key: bytes) -> Queue | None:
+        """The queue under a key, or None; for the actor, which serves waiters from it."""
+        entry = self._entries.get(key)
+        return entry if type(entry) is Queue else None
+
+    @property
+    def next_deadline_ms(self) -> int | None:
+        """When the next key expires, or None."""
+        return self._by_deadline[0][0] if self._by_deadline else None
+
+    def expired(self, now_ms: int, count_max: int) -> tuple[bytes, ...]:
+        """Keys whose time is up, the longest expired first, at most `count_max`."""
+        due = []
+        for deadline_ms, key in islice(self._by_deadline, count_max):
+            if deadline_ms > now_ms:
+                break
+            due.append(key)
+        return tuple(due)
+
+    def dump(self) -> Iterator[tuple[Any, ...]]:
+        """Everything, in a fixed order: equal dumps are equal states."""
+        for key in sorted(self._entries):
+            entry = self._entries.get(key)
+            if type(entry) is Queue:
+                yield ("queue", key, tuple(entry))
+            else:
+                yield ("value", key, entry, self._deadlines.get(key))
+
+    # Deciding
+
+    def decide(self, command: Command, now_ms: int) -> Decision:
+        """Says what a command does at this instant.
+
+        Args:
+            command: as parsed.
+            now_ms: engine time, milliseconds since 1970.
+        """
+        return _DECIDE[type(command)](self, command, now_ms)
+
+    def _live(self, key: bytes, now_ms: int) -> Entry | None:
+        """What a key holds now: an expired key holds nothing."""
+        entry = self._entries.get(key)
+        if entry is None or not self._by_deadline:
+            return entry
+        deadline_ms = self._deadlines.get(key)
+        return entry if deadline_ms is None or deadline_ms > now_ms else None
+
+    def _grows_too_far(self, growth_bytes: int) -> bool:
+        cap = self._memory_bytes_max
+        return cap is not None and growth_bytes > 0 and self.memory_bytes + growth_bytes > cap
+
+    def _set(self, command: Set, now_ms: int) -> Decision:
+        present = self._live(command.key, now_ms) is not None
+        if command.condition is Condition.IF_MISSING and present:
+            return _refuse(Error.KEY_ALREADY_EXISTS)
+        if command.condition is Condition.IF_PRESENT and not present:
+            return _refuse(Error.KEY_NOT_FOUND)
+        deadline_ms = None if command.ttl_ms is None else now_ms + command.ttl_ms
+        growth = _value_bytes(command.key, command.value, deadline_ms) - self._cost(command.key)
+        if self._grows_too_far(growth):
+            return _storage_full(self._memory_bytes_max)
+        return Decision(((ops.PUT, command.key, command.value, deadline_ms),), Ok())
+
+    def _get(self, command: Get, now_ms: int) -> Decision:
+        entry = self._live(command.key, now_ms)
+        if entry is None:
+            return _refuse(Error.KEY_NOT_FOUND)
+        if type(entry) is Queue:
+            return _refuse(Error.WRONG_TYPE, "the key holds a queue, GET reads plain values")
+        return Decision((), Value(entry))  # type: ignore[arg-type]  # an entry that is no deque is bytes
+
+    def _delete(self, command: Delete, now_ms: int) -> Decision:
+        keys = [key for key in dict.fromkeys(command.keys) if self._live(key, now_ms) is not None]
+        if not keys:
+            return _refuse(Error.KEY_NOT_FOUND)
+        return Decision(tuple((ops.REMOVE, key) for key in keys), Integer(len(keys)))
+
+    def _exists(self, command: Exists, now_ms: int) -> Decision:
+        return Decision((), Integer(sum(self._live(key, now_ms) is not None for key in command.keys)))
+
+    def _qpush(self, command: QPush, now_ms: int) -> Decision:
+        entry = self._live(command.key, now_ms)
+        if entry is not None and type(entry) is not Queue:
+            return _refuse_plain("QPUSH")
+        growth = sum(map(len, command.values)) + len(command.values) * ITEM_OVERHEAD_BYTES
+        if entry is None:
+            growth += len(command.key) + QUEUE_OVERHEAD_BYTES
+        if self._grows_too_far(growth):
+            return _storage_full(self._memory_bytes_max)
+        push: Op = (ops.PUSH, command.key, command.values)
+        stale = entry is None and self._entries.get(command.key) is not None
+        effects = ((ops.REMOVE, command.key), push) if stale else (push,)
+        return Decision(effects, Ok(length=len(command.values) + (len(entry) if entry is not None else 0)))
+
+    def _qpop(self, command: QPop, now_ms: int) -> Decision:
+        entry = self._live(command.key, now_ms)
+        if entry is None:
+            return Decision((), Value(None))
+        if type(entry) is not Queue:
+            return _refuse_plain("QPOP")
+        if not entry:
+            return _refuse(Error.QUEUE_IS_EMPTY)
+        return Decision(((ops.POP_LAST, command.key),), Value(entry[-1]))
+
+    def _bqpop(self, command: BQPop, now_ms: int) -> Decision:
+        entry = self._live(command.key, now_ms)
+        if entry is not None and type(entry) is not Queue:
+            return _refuse_plain("BQPOP")
+        if entry:
+            return Decision(((ops.POP_FIRST, command.key),), Value(entry[0]))
+        return Decision((), Value(None) if command.timeout_ms == 0 else None)
+
+    def _qlen(self, command: QLen, now_ms: int) -> Decision:
+        entry = self._live(command.key, now_ms)
+        if entry is not None and type(entry) is not Queue:
+            return _refuse_plain("QLEN")
+        return Decision((), Integer(0 if entry is None else len(entry)))
+
+    def _ttl(self, command: Ttl, now_ms: int) -> Decision:
+        if self._live(command.key, now_ms) is None:
+            return Decision((), Integer(-2))
+        deadline_ms = self._deadlines.get(command.key)
+        return Decision((), Integer(-1 if deadline_ms is None else math.ceil((deadline_ms - now_ms) / 1000)))
+
+    def _ping(self, _command: Ping, _now_ms: int) -> Decision:
+        return Decision((), Value(b"PONG"))
+
+    # Applying
+
+    def apply(self, op: Op) -> None:
+        """Applies one effect.
+
+        Raises:
+            BadOp: the effect does not fit the state; a log that was written by decisions never holds one.
+        """
+        _APPLY[op[0]](self, *op[1:])
+
+    def _put(self, key: bytes, value: bytes, deadline_ms: int | None) -> None:
+        self._take_out(key)
+        self._entries[key] = value
+        if deadline_ms is not None:
+            self._deadlines[key] = deadline_ms
+            self._by_deadline.add((deadline_ms, key))
+        self.memory_bytes += _value_bytes(key, value, deadline_ms)
+
+    def _remove(self, key: bytes) -> None:
+        if not self._take_out(key):
+            raise BadOp("removes a key that does not exist")
+
+    def _push(self, key: bytes, values: tuple[bytes, ...]) -> None:
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = Queue()
+            self.queue_count += 1
+            self.memory_bytes += len(key) + QUEUE_OVERHEAD_BYTES
+        elif type(entry) is not Queue:
+            raise BadOp("pushes to a plain value")
+        entry.extend(values)
+        self._account(entry, sum(map(len, values)), len(values))
+
+    def _pop_first(self, key: bytes) -> None:
+        queue = self._filled_queue(key)
+        self._account(queue, -len(queue.popleft()), -1)
+
+    def _pop_last(self, key: bytes) -> None:
+        queue = self._filled_queue(key)
+        self._account(queue, -len(queue.pop()), -1)
+
+    def _return_first(self, key: bytes, value: bytes) -> None:
+        queue = self._existing_queue(key)
+        queue.appendleft(value)
+        self._account(queue, len(value), 1)
+
+    def _return_last(self, key: bytes, value: bytes) -> None:
+        queue = self._existing_queue(key)
+        queue.append(value)
+        self._account(queue, len(value), 1)
+
+    def _expire(self, keys: tuple[bytes, ...]) -> None:
+        for key in keys:
+            self._remove(key)
+
+    def _existing_queue(self, key: bytes) -> Queue:
+        queue = self.queue(key)
+        if queue is None:
+            raise BadOp("needs a queue where there is none")
+        return queue
+
+    def _filled_queue(self, key: bytes) -> Queue:
+        queue = self._existing_queue(key)
+        if not queue:
+            raise BadOp("pops from an empty queue")
+        return queue
+
+    def _account(self, queue: Queue, values_bytes: int, count: int) -> None:
+        queue.values_bytes += values_bytes
+        self.memory_bytes += values_bytes + count * ITEM_OVERHEAD_BYTES
+
+    def _take_out(self, key: bytes) -> bool:
+        """Removes whatever a key holds, its deadline included; says whether there was anything."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return False
+        self.memory_bytes -= self._cost(key)
+        self._entries.pop(key)
+        deadline_ms = self._deadlines.pop(key) if self._by_deadline else None
+        if deadline_ms is not None:
+            self._by_deadline.remove((deadline_ms, key))
+        if type(entry) is Queue:
+            self.queue_count -= 1
+            if len(entry) > BIG_QUEUE_LENGTH:
+                self._removed_queues.append(entry)
+        return True
+
+    def _cost(self, key: bytes) -> int:
+        """Estimated memory of what a key holds, in bytes; 0 for nothing."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return 0
+        if type(entry) is Queue:
+            return len(key) + QUEUE_OVERHEAD_BYTES + entry.values_bytes + len(entry) * ITEM_OVERHEAD_BYTES
+        return _value_bytes(key, entry, self._deadlines.get(key))  # type: ignore[arg-type]  # bytes, as above
+
+    # Freeing
+
+    @property
+    def has_garbage(self) -> bool:
+        """Whether removed queues are still to be freed."""
+        return bool(self._removed_queues)
+
+    def free_garbage(self, count_max: int) -> None:
+        """Frees at most `count_max` values of removed queues."""
+        if self._removed_queues:
+            queue = self._removed_queues[-1]
+            for _ in range(min(count_max, len(queue))):
+                queue.pop()
+            if not queue:
+                self._removed_queues.pop()
+
+
+def _value_bytes(key: bytes, value: bytes, deadline_ms: int | None) -> int:
+    deadline_bytes = 0 if deadline_ms is None else DEADLINE_OVERHEAD_BYTES
+    return len(key) + len(value) + VALUE_OVERHEAD_BYTES + deadline_bytes
+
+
+def _refuse(error: Error, detail: str = "") -> Decision:
+    return Decision((), Failure(error, detail))
+
+
+def _refuse_plain(name: str) -> Decision:
+    return _refuse(Error.WRONG_TYPE, f"the key holds a plain value, {name} needs a queue")
+
+
+def _storage_full(memory_bytes_max: int | None) -> Decision:
+    return _refuse(Error.STORAGE_FULL, f"the memory cap of {memory_bytes_max} bytes is reached")
+
+
+# A row maps each key to a method that takes that very type; a dict's type cannot say so, hence Any.
+_DECIDE: dict[type[Command], Callable[[State, Any, int], Decision]] = {
+    Set: State._set,
+    Get: State._get,
+    Delete: State._delete,
+    Exists: State._exists,
+    QPush: State._qpush,
+    QPop: State._qpop,
+    BQPop: State._bqpop,
+    QLen: State._qlen,
+    Ttl: State._ttl,
+    Ping: State._ping,
+}
+
+_APPLY: dict[int, Callable[..., None]] = {
+    ops.PUT: State._put,
+    ops.REMOVE: State._remove,
+    ops.PUSH: State._push,
+    ops.POP_FIRST: State._pop_first,
+    ops.POP_LAST: State._pop_last,
+    ops.RETURN_FIRST: State._return_first,
+    ops.RETURN_LAST: State._return_last,
+    ops.EXPIRE: State._expire,
+}

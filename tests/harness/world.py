@@ -1,0 +1,185 @@
+"""The real engine on a fake disk under virtual time: start, talk, park, crash, reopen, compare.
+
+    async def test_a_value_survives_a_power_cut(world):
+        await world.do("SET k v")
+        await world.cut_power()
+        await world.start()
+        assert await world.do("GET k") == Value(b"v")
+
+With pytest-trio's `autojump_clock` hours of expiry and timeouts pass in milliseconds; commits run inline and take
+`commit_s` of virtual time, so that what happens while a group is being synced can be arranged exactly.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import trio
+import trio.testing
+
+from engine.actor import Engine, FsyncPolicy
+from engine.commands import Command, parse
+from engine.limits import Limits
+from engine.recovery import recover
+from engine.replies import Reply
+from engine.state import State
+from tests.harness.disk import FakeDisk
+from wal.log import SEGMENT_BYTES_MAX, LogFailed
+
+EPOCH_MS = 1_700_000_000_000
+"""The wall clock when virtual time is 0, milliseconds since 1970."""
+
+
+class Job:
+    """A command on its way: its reply once it is there, and the means to leave before."""
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.reply: Reply | None = None
+        self.done = trio.Event()
+        self._scope = trio.CancelScope()
+
+    def leave(self) -> None:
+        """The client goes away."""
+        self._scope.cancel()
+
+    async def run(self, submit: Callable[[Command], Any]) -> None:
+        """Submits the command; the reply stays None when the client left or the engine went down."""
+        with self._scope:
+            self.reply = await submit(self.command)
+        self.done.set()
+
+    async def wait(self) -> Reply:
+        """Waits for the reply."""
+        await self.done.wait()
+        assert self.reply is not None, f"{self.command} was not answered"
+        return self.reply
+
+
+class World:
+    """One disk and the engines that come and go on it.
+
+    Args:
+        nursery: where engines and jobs run.
+        disk: to start from; a fresh one by default.
+        limits: of the engines.
+        fsync: their policy.
+        commit_s: how long a commit takes, in seconds of virtual time.
+        segment_bytes_max: size at which segments roll.
+        wall_offset_ms: how far the wall clock is from `EPOCH_MS` plus virtual time; a test may change it.
+    """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        *,
+        disk: FakeDisk | None = None,
+        limits: Limits | None = None,
+        fsync: FsyncPolicy = FsyncPolicy.ALWAYS,
+        commit_s: float = 0.0,
+        segment_bytes_max: int = SEGMENT_BYTES_MAX,
+    ) -> None:
+        self.disk = disk or FakeDisk()
+        self.limits = limits or Limits()
+        self.fsync = fsync
+        self.commit_s = commit_s
+        self.wall_offset_ms = 0
+        self.failure: BaseException | None = None
+        self.engine: Engine
+        self.state: State
+        self._segment_bytes_max = segment_bytes_max
+        self._nursery = nursery
+        self._jobs: set[Job] = set()
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+
+    async def start(self) -> None:
+        """Replays the disk and starts an engine on it."""
+        wall_ms = EPOCH_MS + round(trio.current_time() * 1000) + self.wall_offset_ms
+        directory = self.disk.directory()
+        try:
+            self.state, log = recover(
+                directory, self.limits, wall_ms=wall_ms, segment_bytes_max=self._segment_bytes_max
+            )
+        except BaseException:
+            directory.close()
+            raise
+        self.engine = Engine(
+            self.state, log, self.limits, fsync=self.fsync, wall_ms=wall_ms, run_commit=self._run_commit
+        )
+        self.failure = None
+        self._scope, self._ended = trio.CancelScope(), trio.Event()
+        await self._nursery.start(self._run_engine)
+
+    async def do(self, line: str) -> Reply:
+        """Submits a command, words split at spaces, and waits for its reply."""
+        return await self.spawn(line).wait()
+
+    def spawn(self, line: str | list[bytes]) -> Job:
+        """Submits a command without waiting; it is with the engine after the next `settle`."""
+        argv = line.encode().split(b" ") if isinstance(line, str) else line
+        job = Job(parse(argv, self.limits))
+        self._jobs.add(job)
+        self._nursery.start_soon(self._run_job, job)
+        return job
+
+    async def park(self, line: str) -> Job:
+        """Submits a command that waits, and returns when it does."""
+        job = self.spawn(line)
+        await self.settle()
+        assert not job.done.is_set(), f"{line} did not wait"
+        return job
+
+    async def settle(self) -> None:
+        """Returns when nothing can happen any more without time passing."""
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def stop(self) -> None:
+        """Shuts the engine down cleanly."""
+        self.engine.close()
+        await self._ended.wait()
+
+    async def kill(self) -> None:
+        """SIGKILL: the engine is gone, what it wrote is not."""
+        await self._end()
+        self.disk.kill()
+
+    async def cut_power(self, torn: random.Random | None = None) -> None:
+        """Power failure: what was not synced is gone; with `torn`, a random part of it stays."""
+        # The disk goes first: nothing that the dying engine does in its cleanup may reach it.
+        self.disk.cut_power(torn)
+        await self._end()
+
+    def dump(self) -> list[tuple[Any, ...]]:
+        """The whole state, in a fixed order."""
+        return list(self.state.dump())
+
+    async def _run_commit(self, function: Callable[[], None]) -> None:
+        if self.commit_s:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(self.commit_s)
+        else:
+            await trio.lowlevel.checkpoint()
+        function()
+
+    async def _run_engine(self, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            with self._scope:
+                await self.engine.run(task_status)
+        except* LogFailed as failure:
+            self.failure = failure
+        finally:
+            self._ended.set()
+
+    async def _run_job(self, job: Job) -> None:
+        await job.run(self.engine.submit)
+        self._jobs.discard(job)
+
+    async def _end(self) -> None:
+        self._scope.cancel()
+        await self._ended.wait()
+        for job in list(self._jobs):
+            job.leave()
+        await self.settle()

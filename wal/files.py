@@ -1,0 +1,205 @@
+"""The only module that touches the file system: the seam at which every test injects faults.
+
+`Directory` and `File` are the whole vocabulary the log needs. `DiskDirectory` is the real thing; the
+tests' fake keeps what was written apart from what was synced, and can cut the power.
+
+Rules that hold here:
+- Names are plain file names inside one data directory; nothing reaches outside it.
+- `write` loops until every byte is handed over or raises; nobody above ever sees a short write.
+- Nothing is durable before `File.sync` (contents) and `Directory.sync` (names) have returned.
+- Directories are made 0700 and files 0600, whatever the umask; a lock is taken with flock, because a POSIX
+  lock gives no protection within a process and is dropped by any close of the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from pathlib import Path
+from typing import Protocol
+
+LOCK_NAME = "LOCK"
+
+
+class LockedError(Exception):
+    """Another process holds the data directory. `holder` is what it wrote about itself."""
+
+    def __init__(self, directory: str, holder: str) -> None:
+        super().__init__(f"data directory {directory} is in use by {holder}")
+        self.holder = holder
+
+
+class DirectoryError(Exception):
+    """The data directory cannot be used as it is: not a directory, not ours, open to others."""
+
+
+class File(Protocol):
+    """A file open for appending."""
+
+    def write(self, data: bytes) -> None:
+        """Appends all of `data`, or raises OSError after an unknown part of it."""
+
+    def sync(self) -> None:
+        """Returns when everything written is on disk; raises OSError when that cannot be said."""
+
+    def truncate(self, size_bytes: int) -> None:
+        """Cuts the file to `size_bytes`; later writes append there."""
+
+    def close(self) -> None:
+        """Closes the file without a sync."""
+
+
+class Directory(Protocol):
+    """A data directory, locked by whoever holds this object."""
+
+    @property
+    def path(self) -> str:
+        """How messages name the directory."""
+
+    def names(self) -> list[str]:
+        """Names of the plain files in it, sorted."""
+
+    def size(self, name: str) -> int:
+        """Length of a file, in bytes."""
+
+    def read(self, name: str) -> bytes:
+        """The whole content of a file."""
+
+    def create(self, name: str) -> File:
+        """Makes a new, empty file; raises FileExistsError when there is one."""
+
+    def open(self, name: str) -> File:
+        """Opens an existing file for appending."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Renames a file, replacing what stood under the new name."""
+
+    def remove(self, name: str) -> None:
+        """Removes a file."""
+
+    def sync(self) -> None:
+        """Returns when creations, renames and removals are on disk."""
+
+    def random_bytes(self, count: int) -> bytes:
+        """Unpredictable bytes for identities."""
+
+    def close(self) -> None:
+        """Gives up the lock."""
+
+
+class DiskFile:
+    """A `File` on disk, held by its descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+
+    def sync(self) -> None:
+        os.fdatasync(self._descriptor)
+
+    def truncate(self, size_bytes: int) -> None:
+        os.ftruncate(self._descriptor, size_bytes)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class DiskDirectory:
+    """A `Directory` on disk; opening it takes the lock."""
+
+    def __init__(self, path: Path) -> None:
+        """Makes the directory if need be and locks it.
+
+        Raises:
+            DirectoryError: it is no directory, belongs to another user, or others may write to it.
+            LockedError: another server holds it.
+            OSError: the system refused something else.
+        """
+        self._path = path.absolute()
+        self._descriptor = _open_directory(self._path)
+        try:
+            self._lock_descriptor = self._lock()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    @property
+    def path(self) -> str:
+        return str(self._path)
+
+    def names(self) -> list[str]:
+        with os.scandir(self._descriptor) as entries:
+            return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+
+    def size(self, name: str) -> int:
+        return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_size
+
+    def read(self, name: str) -> bytes:
+        descriptor = self._open(name, os.O_RDONLY)
+        with open(descriptor, "rb") as file:
+            return file.read()
+
+    def create(self, name: str) -> File:
+        descriptor = self._open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+        os.fchmod(descriptor, 0o600)
+        return DiskFile(descriptor)
+
+    def open(self, name: str) -> File:
+        return DiskFile(self._open(name, os.O_WRONLY | os.O_APPEND))
+
+    def rename(self, old: str, new: str) -> None:
+        os.rename(old, new, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+
+    def remove(self, name: str) -> None:
+        os.unlink(name, dir_fd=self._descriptor)
+
+    def sync(self) -> None:
+        os.fsync(self._descriptor)
+
+    def random_bytes(self, count: int) -> bytes:
+        return os.urandom(count)
+
+    def close(self) -> None:
+        os.close(self._lock_descriptor)
+        os.close(self._descriptor)
+
+    def _open(self, name: str, flags: int) -> int:
+        # Relative to the descriptor that was locked: a directory swapped in under the same path stays untouched.
+        return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._descriptor)
+
+    def _lock(self) -> int:
+        descriptor = self._open(LOCK_NAME, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+            os.close(descriptor)
+            raise LockedError(self.path, holder or "another process") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
+        return descriptor
+
+
+def _open_directory(path: Path) -> int:
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700, parents=True)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except NotADirectoryError:
+        raise DirectoryError(f"{path} is not a directory") from None
+    status = os.fstat(descriptor)
+    complaint = None
+    if status.st_uid != os.geteuid():
+        complaint = f"belongs to user {status.st_uid}, but this process runs as user {os.geteuid()}"
+    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        complaint = f"may be written by others (mode {stat.S_IMODE(status.st_mode):04o}); chmod 700 mends that"
+    if complaint is not None:
+        os.close(descriptor)
+        raise DirectoryError(f"data directory {path} {complaint}")
+    return descriptor

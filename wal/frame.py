@@ -1,0 +1,194 @@
+"""Frames: how one commit looks on disk. Pure functions over bytes; no file is touched here.
+
+    frame   = mark (4) | length u32 | crc u32 | payload (length bytes)          little-endian
+    payload = msgpack [first_lsn, time_ms, durable_lsn, [record, ...]]
+
+`mark` is the segment's own, random, its first byte never 0: preallocated zeros are no frame, and the search for
+a later frame behind damage is one `bytes.find`. `crc` is CRC-32 over length and payload, started from the
+segment's seed, so that a frame of another segment or another life of this one never fits. `durable_lsn` is
+the last LSN known to be on disk when the frame was written.
+
+Telling a torn tail from damage (`scan`): bytes that are no frame, with nothing valid behind them, are what a
+crash in mid-write leaves: TORN. If a later frame says that the missing LSN was durable when it was written, a
+crash cannot have torn it: CORRUPT. A later frame that does not say so was itself never acknowledged (the
+kernel may write pages out of order), so that is TORN as well.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import msgpack
+
+FRAME_BYTES_MAX = 512 * 1024 * 1024
+"""A length above this is damage, never an allocation. Far above what one group commit may hold."""
+
+_HEAD = struct.Struct("<4sII")
+_LENGTH = struct.Struct("<I")
+HEAD_BYTES = _HEAD.size
+
+Record = tuple[Any, ...]
+"""One logged effect as msgpack gives it back; what it means is the engine's business."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What ties frames to their segment: the mark they start with and the seed of their CRC."""
+
+    mark: bytes
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One commit, read back.
+
+    Attributes:
+        offset: where it starts in its segment, in bytes.
+        first_lsn: LSN of the first record; the others follow one by one.
+        time_ms: engine time at the commit, milliseconds since 1970.
+        durable_lsn: last LSN known to be on disk when it was written.
+        records: the logged effects, in order.
+    """
+
+    offset: int
+    first_lsn: int
+    time_ms: int
+    durable_lsn: int
+    records: tuple[Record, ...]
+
+    @property
+    def last_lsn(self) -> int:
+        """LSN of the last record."""
+        return self.first_lsn + len(self.records) - 1
+
+
+class Tail(Enum):
+    """How the frames of a segment end."""
+
+    END = "end"
+    ZEROS = "zeros"
+    TORN = "torn"
+    CORRUPT = "corrupt"
+
+
+def encode(identity: Identity, first_lsn: int, time_ms: int, durable_lsn: int, records: Sequence[bytes]) -> bytes:
+    """Builds a frame from records that are packed already.
+
+    Args:
+        identity: of the segment it goes to.
+        first_lsn: LSN of the first record.
+        time_ms: engine time, milliseconds since 1970.
+        durable_lsn: last LSN known to be on disk.
+        records: msgpack of each record; at least one.
+
+    Returns:
+        The bytes to append.
+    """
+    assert records, "a frame holds at least one record"
+    packer = msgpack.Packer(autoreset=False)
+    packer.pack_array_header(4)
+    packer.pack(first_lsn)
+    packer.pack(time_ms)
+    packer.pack(durable_lsn)
+    packer.pack_array_header(len(records))
+    payload = b"".join((packer.bytes(), *records))
+    assert len(payload) <= FRAME_BYTES_MAX, "a group commit is bounded far below the frame limit"
+    crc = zlib.crc32(payload, zlib.crc32(_LENGTH.pack(len(payload)), identity.seed))
+    return _HEAD.pack(identity.mark, len(payload), crc) + payload
+
+
+class Scan:
+    """Iterates over the frames of a segment; when it is exhausted, says how they ended.
+
+    Attributes:
+        offset: end of the last valid frame, in bytes.
+        next_lsn: the LSN the next frame must start with.
+        tail: set when the iteration is over.
+        reason: for TORN and CORRUPT, what was found instead of a frame.
+    """
+
+    def __init__(self, data: bytes, offset: int, identity: Identity, next_lsn: int) -> None:
+        self._data = data
+        self._identity = identity
+        self.offset = offset
+        self.next_lsn = next_lsn
+        self.tail: Tail | None = None
+        self.reason = ""
+
+    def __iter__(self) -> Iterator[Frame]:
+        while self.offset < len(self._data):
+            found = self._read(self.offset)
+            if isinstance(found, str):
+                self._classify(found)
+                return
+            frame, end = found
+            if frame.first_lsn != self.next_lsn:
+                self._classify(f"the frame starts with LSN {frame.first_lsn}")
+                return
+            yield frame
+            self.offset = end
+            self.next_lsn = frame.last_lsn + 1
+        self.tail = Tail.END
+
+    @property
+    def rest(self) -> bytes:
+        """What stands behind the last valid frame."""
+        return self._data[self.offset :]
+
+    def _read(self, offset: int) -> tuple[Frame, int] | str:
+        """Reads the frame at `offset`: it and its end, or why there is none."""
+        head_end = offset + HEAD_BYTES
+        if head_end > len(self._data):
+            return "the frame's head is cut off"
+        mark, length, crc = _HEAD.unpack_from(self._data, offset)
+        if mark != self._identity.mark:
+            return "no frame starts here"
+        if length == 0 or length > FRAME_BYTES_MAX:
+            return f"the frame's length {length} is not possible"
+        end = head_end + length
+        if end > len(self._data):
+            return "the frame's end is cut off"
+        payload = memoryview(self._data)[head_end:end]
+        if zlib.crc32(payload, zlib.crc32(_LENGTH.pack(length), self._identity.seed)) != crc:
+            return "the frame's checksum does not match"
+        frame = _unpack(offset, payload)
+        return frame if isinstance(frame, str) else (frame, end)
+
+    def _classify(self, reason: str) -> None:
+        self.reason = reason
+        if not self.rest.strip(b"\0"):
+            self.tail = Tail.ZEROS
+        elif self._covered_later():
+            self.tail = Tail.CORRUPT
+        else:
+            self.tail = Tail.TORN
+
+    def _covered_later(self) -> bool:
+        """Whether a valid frame further on says that the LSN missing here had been durable."""
+        at = self._data.find(self._identity.mark, self.offset + 1)
+        while at != -1:
+            found = self._read(at)
+            if not isinstance(found, str) and found[0].durable_lsn >= self.next_lsn:
+                self.reason += f"; the frame at offset {at} shows that LSN {self.next_lsn} had been on disk"
+                return True
+            at = self._data.find(self._identity.mark, at + 1)
+        return False
+
+
+def _unpack(offset: int, payload: memoryview) -> Frame | str:
+    try:
+        first_lsn, time_ms, durable_lsn, records = msgpack.unpackb(payload, use_list=False)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        return f"the frame's payload is not readable ({error})"
+    numbers = (first_lsn, time_ms, durable_lsn)
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        return "the frame's numbers are not numbers"
+    if type(records) is not tuple or not records or not all(type(record) is tuple for record in records):
+        return "the frame's records are not records"
+    return Frame(offset, first_lsn, time_ms, durable_lsn, records)
