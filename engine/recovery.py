@@ -41,7 +41,5 @@ def recover(
         while state.has_garbage:
             state.free_garbage(BIG_QUEUE_LENGTH)
 
-    log = Log.recover(
-        directory, apply, time_ms=wall_ms, segment_bytes_max=segment_bytes_max, progress=progress
-    )
+    log = Log.recover(directory, apply, time_ms=wall_ms, segment_bytes_max=segment_bytes_max, progress=progress)
     return state, log

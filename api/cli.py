@@ -1,0 +1,151 @@
+"""The command line: `holdfast serve`. Every option is also an environment variable, `HOLDFAST_<OPTION>`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from api.server import ServerSettings, serve
+from engine.actor import FsyncPolicy
+from engine.limits import MIB, Limits
+
+JSON_DEPTH_MAX_MAX = 500
+"""Deeper nesting than this is no setting: Python's own stack is near."""
+
+BODY_BYTES_MAX_MAX = 128 * MIB
+"""A body becomes one frame of the log at the most, and frames are bounded."""
+
+_SIZE = re.compile(r"([0-9]{1,15})\s*(|B|K|KB|KIB|M|MB|MIB|G|GB|GIB)", re.IGNORECASE)
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def size(text: str | int) -> int:
+    """Reads a number of bytes: `4096`, `4KiB`, `16MiB`, `2GiB`."""
+    if isinstance(text, int):
+        return text  # a default
+    match = _SIZE.fullmatch(text)
+    if match is None or int(match[1]) == 0:
+        raise click.BadParameter(f"{text!r} is not a size above 0, like 4096, 4KiB, 16MiB or 2GiB")
+    return int(match[1]) * _UNITS[match[2][:1].lower()]
+
+
+def address(text: str) -> tuple[str, int]:
+    """Splits an address to listen on: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080`."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise click.BadParameter(f"{text!r}: an IPv6 address stands in brackets, [::1]:8080")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65_536):
+        raise click.BadParameter(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
+_COUNT = click.IntRange(min=1)
+
+# option, field of Limits, type, metavar, help
+_LIMIT_OPTIONS: tuple[tuple[str, str, Any, str, str], ...] = (
+    ("key", "key_bytes_max", size, "SIZE", "Longest key."),
+    ("value", "value_bytes_max", size, "SIZE", "Longest value."),
+    ("body", "body_bytes_max", size, "SIZE", "Longest request body, at most 128 MiB."),
+    ("bodies", "bodies_bytes_max", size, "SIZE", "Request bodies held in memory at once."),
+    ("tokens", "tokens_max", _COUNT, "COUNT", "Words of one command."),
+    ("depth", "json_depth_max", click.IntRange(1, JSON_DEPTH_MAX_MAX), "COUNT", "Nesting of a request body."),
+    ("waiters", "waiters_max", _COUNT, "COUNT", "Clients parked by BQPOP at once."),
+    ("mailbox", "mailbox_max", _COUNT, "COUNT", "Commands that wait for the engine at once."),
+    ("memory", "memory_bytes_max", size, "SIZE", "Memory for keys and values; no cap by default."),
+)
+
+
+def _limit_options(function: Callable[..., None]) -> Callable[..., None]:
+    defaults = Limits()
+    for name, field, kind, metavar, text in reversed(_LIMIT_OPTIONS):
+        default = getattr(defaults, field)
+        option = click.option(
+            f"--max-{name}",
+            field,
+            type=kind,
+            metavar=metavar,
+            default=default,
+            show_default=default is not None,
+            envvar=f"HOLDFAST_MAX_{name.upper()}",
+            help=text,
+        )
+        function = option(function)
+    return function
+
+
+@click.group(context_settings={"max_content_width": 100})
+@click.version_option(package_name="holdfast")
+def main() -> None:
+    """Holdfast: a durable key-value store with queues, spoken to over HTTP with JSON."""
+
+
+@main.command("serve", context_settings={"show_default": True})
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data"),
+    envvar="HOLDFAST_DATA",
+    help="Data directory; made when it does not exist.",
+)
+@click.option(
+    "--bind",
+    type=address,
+    default="127.0.0.1:8080",
+    metavar="HOST:PORT",
+    envvar="HOLDFAST_BIND",
+    help="Address to listen on; port 0 takes a free one.",
+)
+@click.option(
+    "--fsync",
+    type=click.Choice([policy.value for policy in FsyncPolicy]),
+    default=FsyncPolicy.ALWAYS.value,
+    envvar="HOLDFAST_FSYNC",
+    help="always: an answer means on disk. interval: at most 1 s of loss. never: the system decides.",
+)
+@click.option("--token", envvar="HOLDFAST_TOKEN", help="Clients must send it: Authorization: Bearer TOKEN.")
+@click.option(
+    "--insecure",
+    is_flag=True,
+    envvar="HOLDFAST_INSECURE",
+    help="Listen beyond loopback without a token.",
+)
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    envvar="HOLDFAST_ALLOW_HOST",
+    help="A name clients may use in the Host header besides the bound one; may be repeated; * takes any.",
+)
+@_limit_options
+def serve_command(
+    data: Path,
+    bind: tuple[str, int],
+    fsync: str,
+    token: str | None,
+    insecure: bool,
+    allowed_hosts: tuple[str, ...],
+    **limits: int | None,
+) -> None:
+    """Runs the server until SIGTERM or SIGINT.
+
+    Exit codes: 0 stopped, 1 cannot start, 2 bad options, 3 the log is damaged, 4 another server holds the data
+    directory, 5 a write or sync of the log failed.
+    """
+    if token == "":
+        raise click.BadParameter("an empty token protects nothing", param_hint="--token")
+    if (limits["body_bytes_max"] or 0) > BODY_BYTES_MAX_MAX:
+        raise click.BadParameter("at most 128 MiB", param_hint="--max-body")
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    host, port = bind
+    checked = dataclasses.replace(Limits(), **limits)  # type: ignore[arg-type]  # the table names the fields
+    sys.exit(serve(ServerSettings(data, host, port, FsyncPolicy(fsync), token, insecure, allowed_hosts, checked)))

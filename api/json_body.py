@@ -1,0 +1,312 @@
+"""A request body as JSON (RFC 8259), read strictly and without ever holding the event loop for long.
+
+Two readers, one result. A small body goes through the stdlib's C scanner, in the event loop. Every
+other body is read by `parse_in_steps`, in a worker thread: the C scanner would hold the GIL, and with
+it the event loop, for up to 5 s on a hostile 16 MiB body. The reader in steps is the authority: it
+counts items and depth exactly, and whatever the C scanner refuses goes through it again, so that each
+mistake has one wording and one verdict.
+
+The rules that hold here:
+
+- The result is made of bytes: strings and member names are their UTF-8, numbers the text that was sent.
+- Strict: UTF-8 without a byte order mark, no member twice, no lone surrogate, no NaN, ASCII digits only.
+- No regular expression runs over more than about `_STEP_BYTES` (0.5 ms) before Python code has its turn
+  again and with it other threads; only a number may be as long as the longest value.
+- Memory and time are bounded by the number of items, which is bounded by `tokens_max`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable
+from typing import TypeAlias
+
+from engine.commands import show
+from engine.limits import KIB, Limits
+from engine.replies import Error
+
+QUICK_BYTES_MAX = 64 * KIB
+"""Longest body for the event loop: decoding and scanning this much text takes 0.2 ms."""
+
+QUICK_MARKS_MAX = 512
+"""Most bytes of `_MARKS` in a body for the event loop; each may cost 2 microseconds further on."""
+
+_MARKS = b' ,[{\\"'
+"""What starts an item, a word of a line, or an escape; the rest is text and costs next to nothing."""
+
+_ITEMS_SLACK = 64
+"""Items beyond the words of a command: the containers, the member names, options that are false."""
+
+_STEP_BYTES = 128 * KIB
+
+# Each step of a string is decoded alone: a run of text ends behind a whole character, whose continuation
+# bytes `[\x80-\xbf]{0,3}+` takes along, and the two halves of an escaped surrogate pair stay together.
+_SPACE_STEP = re.compile(rb"[ \t\n\r]{0,65536}+")
+_STRING_STEP = re.compile(
+    rb'(?:[^"\\\x00-\x1f]{1,64}+[\x80-\xbf]{0,3}+'
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb'|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})){0,2048}+'
+)
+_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_LITERALS: tuple[tuple[bytes, bool | None], ...] = ((b"true", True), (b"false", False), (b"null", None))
+
+
+class BadRequest(Exception):
+    """A body that is no request at all.
+
+    Attributes:
+        status: 400 or 413.
+        error: `invalid request` or `too large`, fixed texts that clients match on.
+        detail: what was wrong and what was expected, for a person.
+    """
+
+    def __init__(self, detail: str, status: int = 400) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.error = Error.TOO_LARGE.value if status == 413 else "invalid request"
+        self.detail = detail
+
+
+class Number(bytes):
+    """A JSON number as the text that was sent: `1.0` stays `1.0`, 30 digits stay 30 digits."""
+
+    __slots__ = ()
+
+
+Json: TypeAlias = "dict[bytes, Json] | list[Json] | bytes | bool | None"
+
+
+def is_quick(body: bytes) -> bool:
+    """Tells whether `parse` is done well below 2 ms, and may be called in the event loop.
+
+    Args:
+        body: the request body.
+
+    Returns:
+        False when `parse` belongs in a worker thread, where it lets other threads run all along.
+    """
+    if len(body) <= QUICK_MARKS_MAX:
+        return True
+    return len(body) <= QUICK_BYTES_MAX and len(body) - len(body.translate(None, _MARKS)) <= QUICK_MARKS_MAX
+
+
+def parse(body: bytes, limits: Limits) -> Json:
+    """Reads a body, by the faster reader where that is safe.
+
+    Args:
+        body: the request body.
+        limits: `body_bytes_max`, `json_depth_max`, `tokens_max` and the longest value hold here.
+
+    Returns:
+        The JSON value; see the rules above.
+
+    Raises:
+        BadRequest: not strict JSON, nested too deep, or too large.
+    """
+    if is_quick(body) and len(body) <= limits.body_bytes_max:
+        try:
+            return _as_bytes(_C_SCANNER.decode(body.decode()), limits.json_depth_max)
+        except (ValueError, RecursionError):
+            pass  # the reader in steps knows what is wrong
+    return parse_in_steps(body, limits)
+
+
+def parse_in_steps(body: bytes, limits: Limits) -> Json:
+    """Reads a body of any size, in steps that each hold the GIL for less than a millisecond or so.
+
+    Arguments, result and errors are those of `parse`.
+    """
+    if len(body) > limits.body_bytes_max:
+        raise BadRequest(f"the body has {len(body)} bytes, at most {limits.body_bytes_max} are taken", 413)
+    _check_utf8(body)
+    try:
+        return _Reader(body, limits).document()
+    except RecursionError:  # only with a depth limit set higher than Python's own
+        raise BadRequest("nested too deep") from None
+
+
+def take_steps(pattern: re.Pattern[bytes], data: bytes, at: int) -> tuple[list[bytes], int]:
+    """Matches a pattern again and again from a position until it matches nothing.
+
+    Args:
+        pattern: matches a bounded number of bytes, and always matches (perhaps nothing).
+        data: what to match.
+        at: where to start, in bytes.
+
+    Returns:
+        The matched pieces, and the position behind the last one.
+    """
+    pieces = []
+    while (match := pattern.match(data, at)) and match.end() > at:
+        pieces.append(match.group())
+        at = match.end()
+    return pieces, at
+
+
+class _Reader:
+    """Recursive descent over the bytes of one body; `at` is the position of the next byte."""
+
+    def __init__(self, body: bytes, limits: Limits) -> None:
+        self.body = body
+        self.at = 0
+        self.depth = 0
+        self.depth_max = limits.json_depth_max
+        self.items = 0
+        self.items_max = limits.tokens_max + _ITEMS_SLACK
+        self.number_bytes_max = max(limits.value_bytes_max, limits.key_bytes_max)
+
+    def document(self) -> Json:
+        """Reads the one value of the body."""
+        value = self._value()
+        if self._next() != b"":
+            raise self._unexpected("the end of the body")
+        return value
+
+    def _next(self) -> bytes:
+        """Skips white space and returns the next byte, b"" at the end."""
+        _, self.at = take_steps(_SPACE_STEP, self.body, self.at)
+        return self.body[self.at : self.at + 1]
+
+    def _value(self) -> Json:
+        self._count_item()
+        first = self._next()
+        if first == b'"':
+            return self._string()
+        if first == b"{":
+            return self._nested(self._members)
+        if first == b"[":
+            return self._nested(self._elements)
+        for word, value in _LITERALS:
+            if self.body.startswith(word, self.at):
+                self.at += len(word)
+                return value
+        return self._number()
+
+    def _count_item(self) -> None:
+        self.items += 1
+        if self.items > self.items_max:
+            raise BadRequest(f"more than {self.items_max} JSON items", 413)
+
+    def _nested(self, read: Callable[[], Json]) -> Json:
+        self.depth += 1
+        if self.depth > self.depth_max:
+            raise BadRequest(f"nested deeper than {self.depth_max} at byte {self.at}")
+        self.at += 1
+        value = read()
+        self.depth -= 1
+        return value
+
+    def _elements(self) -> list[Json]:
+        elements: list[Json] = []
+        if self._next() != b"]":
+            elements.append(self._value())
+            while self._next() == b",":
+                self.at += 1
+                elements.append(self._value())
+        self._expect(b"]", "',' or ']'")
+        return elements
+
+    def _members(self) -> dict[bytes, Json]:
+        members: dict[bytes, Json] = {}
+        if self._next() != b"}":
+            self._member(members)
+            while self._next() == b",":
+                self.at += 1
+                self._member(members)
+        self._expect(b"}", "',' or '}'")
+        return members
+
+    def _member(self, members: dict[bytes, Json]) -> None:
+        self._count_item()
+        if self._next() != b'"':
+            raise self._unexpected("a member name in double quotes")
+        start = self.at
+        name = self._string()
+        if name in members:
+            raise BadRequest(f"member {show(name)} is given twice, again at byte {start}")
+        self._next()
+        self._expect(b":", "':'")
+        members[name] = self._value()
+
+    def _expect(self, byte: bytes, what: str) -> None:
+        if self.body[self.at : self.at + 1] != byte:
+            raise self._unexpected(what)
+        self.at += 1
+
+    def _string(self) -> bytes:
+        start = self.at
+        pieces, self.at = take_steps(_STRING_STEP, self.body, start + 1)
+        if self.at == len(self.body):
+            raise BadRequest(f"not JSON: the string that starts at byte {start} has no end")
+        self._expect(b'"', "a valid escape, or control characters escaped, in a string")
+        try:
+            return b"".join(_unescape(piece) if b"\\" in piece else piece for piece in pieces)
+        except UnicodeEncodeError:
+            raise BadRequest(f"lone surrogate in the string that starts at byte {start}") from None
+
+    def _number(self) -> Number:
+        match = _NUMBER.match(self.body, self.at, self.at + self.number_bytes_max + 1)
+        if match is None:
+            raise self._unexpected("a JSON value")
+        if match.end() - self.at > self.number_bytes_max:
+            raise BadRequest(f"the number at byte {self.at} has more than {self.number_bytes_max} digits", 413)
+        self.at = match.end()
+        return Number(match.group())
+
+    def _unexpected(self, expected: str) -> BadRequest:
+        if self.at == len(self.body):
+            return BadRequest(f"not JSON: the body ends where {expected} was expected")
+        return BadRequest(f"not JSON: expected {expected} at byte {self.at}")
+
+
+def _unescape(piece: bytes) -> bytes:
+    text: str = json.loads(f'"{piece.decode()}"')
+    return text.encode()
+
+
+def _check_utf8(body: bytes) -> None:
+    if body.startswith(codecs.BOM_UTF8):
+        raise BadRequest("the body starts with a byte order mark")
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for at in range(0, len(body), _STEP_BYTES):
+            decoder.decode(body[at : at + _STEP_BYTES])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise BadRequest("the body is not valid UTF-8") from None
+
+
+def _as_bytes(value: object, depth_left: int) -> Json:
+    """Turns what the C scanner made into bytes; ValueError for a lone surrogate and for too much depth."""
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, dict | list):
+        if depth_left == 0:
+            raise ValueError
+        if isinstance(value, list):
+            return [_as_bytes(element, depth_left - 1) for element in value]
+        return {name.encode(): _as_bytes(member, depth_left - 1) for name, member in value.items()}
+    assert value is None or isinstance(value, Number | bool)
+    return value
+
+
+def _as_number(text: str) -> Number:
+    return Number(text.encode("ascii"))
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError
+    return members
+
+
+def _refuse(_constant: str) -> None:
+    raise ValueError
+
+
+_C_SCANNER = json.JSONDecoder(
+    parse_int=_as_number, parse_float=_as_number, parse_constant=_refuse, object_pairs_hook=_unique
+)

@@ -1,0 +1,331 @@
+"""The composition root: the one place where directory, log, engine, application and listeners meet.
+
+    listen -> lock the data directory -> replay -> engine -> Hypercorn -> (signal) -> shut down
+
+The port is taken before the data is touched, so a second start on the same port changes nothing. Clients that connect
+while the log is being replayed wait; they are answered when it is.
+
+Shutting down (SIGTERM, SIGINT): no new connections; parked waiters are answered `unavailable`; what is in flight gets
+`GRACE_S` to finish; the engine commits what is left and closes the log cleanly. A timer of the system's, armed at the
+first signal, ends the process at `EXIT_WITHIN_S` whatever holds it up, and a second signal ends it at once: both are
+safe, because whatever was answered is on disk.
+
+A failed log ends the process the same way, with exit code 5, within `FAIL_WITHIN_S`.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib.metadata
+import ipaddress
+import logging
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import hypercorn.trio
+import trio
+
+from api.access import Access
+from api.app import HttpSettings, create_app
+from api.hypercorn_fixes import hypercorn_config, install, tune_listener
+from api.progress import ReplayProgress, ReplayStopped
+from engine.actor import Engine, FsyncPolicy
+from engine.limits import Limits
+from engine.recovery import recover
+from engine.state import State
+from wal.files import DirectoryError, DiskDirectory, LockedError
+from wal.log import Log, LogFailed
+from wal.segment import Damage, NewerFormat
+
+GRACE_S = 3.0
+"""How long requests in flight may take to finish once the shutdown began."""
+
+EXIT_WITHIN_S = 5
+"""From the first signal to the end of the process, whatever clients or disks do."""
+
+FAIL_WITHIN_S = 1
+"""From a failed write or sync to the end of the process."""
+
+BACKLOG = 4096
+
+_logger = logging.getLogger("holdfast.server")
+
+
+class ExitCode(enum.IntEnum):
+    """How `holdfast serve` ends."""
+
+    OK = 0
+    FAILURE = 1
+    DAMAGE = 3
+    LOCKED = 4
+    LOG_FAILED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What `holdfast serve` was told.
+
+    Attributes:
+        data: the data directory; made when it does not exist.
+        host: name or address to listen on.
+        port: 0 lets the system choose.
+        fsync: when commits are synced.
+        token: asked of every client; None asks for none.
+        insecure: listen beyond loopback without a token.
+        allowed_hosts: names besides the bound one that a Host header may have.
+        limits: of commands, bodies and memory.
+    """
+
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = 8080
+    fsync: FsyncPolicy = FsyncPolicy.ALWAYS
+    token: str | None = None
+    insecure: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+class StartError(Exception):
+    """The server cannot start as it was told to."""
+
+
+def serve(settings: ServerSettings) -> ExitCode:
+    """Runs a server until a signal ends it.
+
+    Returns:
+        The exit code; what went wrong has been logged.
+    """
+    code = ExitCode.OK
+    try:
+        trio.run(_serve, settings)
+    except* ReplayStopped:
+        _logger.info("stopped while replaying; nothing was changed")
+    except* (Damage, NewerFormat) as errors:
+        code = _report(errors, ExitCode.DAMAGE)
+    except* LockedError as errors:
+        code = _report(errors, ExitCode.LOCKED)
+    except* LogFailed as errors:
+        code = _report(errors, ExitCode.LOG_FAILED)
+    except* (StartError, DirectoryError, OSError) as errors:
+        code = _report(errors, ExitCode.FAILURE)
+    except* Exception:
+        _logger.critical("stopped by a defect", exc_info=True)
+        code = ExitCode.FAILURE
+    return code
+
+
+def _report(errors: BaseExceptionGroup[BaseException], code: ExitCode) -> ExitCode:
+    for error in _leaves(errors):
+        _logger.critical("%s", error)
+    return code
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+async def _serve(settings: ServerSettings) -> None:
+    listeners = _listen(settings)
+    try:
+        directory = DiskDirectory(settings.data)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    _raise_descriptor_limit()
+    async with trio.open_nursery() as nursery:
+        stop = _Stop()
+        await nursery.start(stop.watch_signals)
+        started_s = time.monotonic()
+        state, log = await _replay(settings, directory, stop)
+        replay_s = time.monotonic() - started_s
+        engine = Engine(state, log, settings.limits, fsync=settings.fsync, wall_ms=time.time_ns() // 1_000_000)
+        stop.engine = engine
+        await nursery.start(_run_engine, engine, stop)
+        _announce(settings, listeners, directory, log, replay_s)
+        http_done = trio.Event()
+        nursery.start_soon(_run_http, settings, engine, listeners, stop, http_done)
+        await stop.wait()
+        engine.shut_down()
+        await http_done.wait()
+        engine.close()
+        await stop.engine_ended.wait()
+        nursery.cancel_scope.cancel()
+    _logger.info("stopped; everything is on disk")
+
+
+class _Stop:
+    """The wish to stop, wherever it comes from, and the timer that enforces it."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.engine_ended = trio.Event()
+        self.wished = False
+        self._event = trio.Event()
+
+    async def wait(self) -> None:
+        """Waits for the wish."""
+        await self._event.wait()
+
+    async def watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
+        """Turns signals into the wish; the second one ends the process."""
+        watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+        with trio.open_signal_receiver(*watched) as signals:
+            task_status.started()
+            await self._follow(signals)
+
+    async def _follow(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            name = signal.Signals(number).name
+            if number == signal.SIGUSR1:
+                _logger.info("%s: %s", name, "replaying" if self.engine is None else self.engine.statistics())
+            elif number == signal.SIGHUP:
+                _logger.info("%s: nothing to reload, going on", name)
+            elif self.wished:
+                _logger.warning("%s again: exiting now", name)
+                _exit(128 + number)
+            else:
+                _logger.info("%s: shutting down", name)
+                self.wish()
+
+    def wish(self) -> None:
+        """Starts the shutdown and the timer."""
+        self.wished = True
+        self._event.set()
+        self.arm(EXIT_WITHIN_S, ExitCode.FAILURE)
+
+    def arm(self, within_s: float, code: ExitCode) -> None:
+        """Ends the process after so many seconds, with 0 if everything is on disk by then, with `code` if not."""
+
+        def end(_number: int, _frame: FrameType | None) -> None:
+            closed = (self.engine is None or self.engine_ended.is_set()) and code is not ExitCode.LOG_FAILED
+            _logger.warning("something held the exit up for %s s; ending now", within_s)
+            _exit(ExitCode.OK if closed else code)
+
+        signal.signal(signal.SIGALRM, end)
+        signal.setitimer(signal.ITIMER_REAL, within_s)
+
+
+def _exit(code: int) -> None:
+    logging.shutdown()
+    os._exit(code)
+
+
+async def _run_engine(engine: Engine, stop: _Stop, task_status: trio.TaskStatus[None]) -> None:
+    try:
+        await engine.run(task_status)
+    except* LogFailed as errors:
+        _report(errors, ExitCode.LOG_FAILED)
+        stop.arm(FAIL_WITHIN_S, ExitCode.LOG_FAILED)
+        raise
+    stop.engine_ended.set()
+
+
+async def _run_http(
+    settings: ServerSettings, engine: Engine, listeners: list[socket.socket], stop: _Stop, done: trio.Event
+) -> None:
+    install()
+    access = Access(settings.token, settings.host, frozenset(settings.allowed_hosts))
+    app = create_app(engine, HttpSettings(settings.limits, access, settings.fsync.value))
+    config = hypercorn_config([listener.detach() for listener in listeners], graceful_timeout_s=GRACE_S)
+    await hypercorn.trio.serve(app, config, shutdown_trigger=stop.wait)
+    done.set()
+
+
+async def _replay(settings: ServerSettings, directory: DiskDirectory, stop: _Stop) -> tuple[State, Log]:
+    """Replays in a thread, so that signals are heard and the progress bar moves."""
+
+    def replay() -> tuple[State, Log]:
+        with ReplayProgress(lambda: stop.wished) as progress:
+            return recover(directory, settings.limits, wall_ms=time.time_ns() // 1_000_000, progress=progress)
+
+    try:
+        return await trio.to_thread.run_sync(replay)
+    except BaseException:
+        directory.close()
+        raise
+
+
+def _announce(
+    settings: ServerSettings, listeners: list[socket.socket], directory: DiskDirectory, log: Log, replay_s: float
+) -> None:
+    records = log.recovery.records
+    _logger.info(
+        "holdfast %s listening on %s, data in %s, replayed %s records in %.3f s (%s/s), fsync %s",
+        importlib.metadata.version("holdfast"),
+        " and ".join(f"http://{_authority(listener)}" for listener in listeners),
+        directory.path,
+        f"{records:,}",
+        replay_s,
+        f"{records / max(replay_s, 1e-6):,.0f}",
+        settings.fsync.value,
+    )
+
+
+def _listen(settings: ServerSettings) -> list[socket.socket]:
+    """Takes the port on every address the host name has."""
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise StartError(f"cannot listen on {settings.host}: {error.strerror}") from None
+    addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    _check_exposure(settings, [str(address[0]) for _, address in addresses])
+    listeners: list[socket.socket] = []
+    try:
+        for family, address in addresses:
+            listeners.append(_listener(family, address))
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+    return listeners
+
+
+def _listener(family: int, address: tuple[object, ...]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        tune_listener(listener)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _check_exposure(settings: ServerSettings, addresses: list[str]) -> None:
+    """Beyond loopback, everybody who reaches the port could read and write: that takes a token."""
+    exposed = [address for address in addresses if not ipaddress.ip_address(address.split("%")[0]).is_loopback]
+    if not exposed or settings.token is not None:
+        return
+    if not settings.insecure:
+        raise StartError(
+            f"{settings.host} is not a loopback address: set --token so that only clients who know it get in,"
+            " or --insecure to let everybody in"
+        )
+    _logger.warning("INSECURE: everybody who can reach %s may read and write all data", ", ".join(exposed))
+
+
+def _authority(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _raise_descriptor_limit() -> None:
+    """Takes as many descriptors as the system lets us have: each parked client needs one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

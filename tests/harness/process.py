@@ -1,0 +1,127 @@
+"""The real server process, real files, real HTTP: start it, speak to it, kill it, start it again.
+
+with Server(tmp_path / "data") as server:
+    server.post({"command": "SET hello world"})
+    server.kill()
+    server.start()
+    assert server.post({"command": "GET hello"}) == (200, {"value": "world"})
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+
+START_WITHIN_S = 30.0
+END_WITHIN_S = 15.0
+
+_LISTENING = re.compile(r"listening on http://([0-9.]+):([0-9]+)")
+
+
+class Server:
+    """One data directory and the server processes that come and go on it.
+
+    Args:
+        data: the data directory.
+        options: further options of `holdfast serve`.
+    """
+
+    def __init__(self, data: Path, *options: str) -> None:
+        self.data = data
+        self.log_file = data.parent / f"{data.name}.log"
+        self.host, self.port = "127.0.0.1", 0
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self._client = httpx.Client(timeout=30, trust_env=False)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self.kill()
+        self._client.close()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """What the last process wrote to stderr."""
+        return self.log_file.read_text()
+
+    def launch(self) -> None:
+        """Starts the process without waiting for it."""
+        command = [sys.executable, "-m", "api", "serve", "--data", str(self.data), "--bind", "127.0.0.1:0"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
+        with self.log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*command, *self._options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, env=environment
+            )
+
+    def start(self) -> None:
+        """Starts the process and returns when it says where it listens."""
+        self.launch()
+        deadline_s = time.monotonic() + START_WITHIN_S
+        while (found := _LISTENING.search(self.log)) is None:
+            code = self._process.poll() if self._process else None
+            assert code is None, f"the server ended with {code}:\n{self.log}"
+            assert time.monotonic() < deadline_s, f"the server did not start:\n{self.log}"
+            time.sleep(0.01)  # a process has no event to wait for
+        self.host, self.port = found[1], int(found[2])
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends the process a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Waits for the process to end and returns its exit code."""
+        assert self._process is not None, "the server is not running"
+        code = self._process.wait(END_WITHIN_S)
+        self._process = None
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def stop(self) -> None:
+        """SIGTERM, and the process must end well."""
+        self.signal(signal.SIGTERM)
+        code = self.wait()
+        assert code == 0, f"the server ended with {code}:\n{self.log}"
+
+    def post(self, body: Any) -> tuple[int, Any]:
+        """Sends a JSON body, or bytes as they are; returns status and decoded answer, None for an empty one."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        response = self._client.post(self.url, content=content)
+        return response.status_code, response.json() if response.content else None
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Status and decoded answer of a GET."""
+        response = self._client.get(self.url + path)
+        return response.status_code, response.json()

@@ -1,0 +1,178 @@
+"""The real process: restarts, locks, signals, exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.harness.process import Server
+from wal.segment import HEADER_BYTES
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path / "data") as server:
+        yield server
+
+
+def wait_for_waiters(server: Server, count: int) -> None:
+    while server.get("/stats")[1]["waiters"] != count:
+        pass
+
+
+def test_what_was_answered_is_there_after_sigkill(server: Server) -> None:
+    assert server.post({"command": "SET hello world"}) == (200, None)
+    assert server.post({"command": "QPUSH jobs a b c"}) == (200, None)
+    assert server.post({"command": "BQPOP jobs"}) == (200, {"value": "a"})
+    server.kill()
+    server.start()
+    assert server.post({"command": "GET hello"}) == (200, {"value": "world"})
+    assert server.post({"command": "QLEN jobs"}) == (200, {"value": 2})
+    assert "replayed 3 records" in server.log
+
+
+def test_the_start_line_says_where_what_how_fast_and_the_fsync_policy(server: Server) -> None:
+    first = server.log.splitlines()[0]
+    for part in (
+        f"listening on {server.url}",
+        f"data in {server.data}",
+        "replayed 0 records in ",
+        "/s)",
+        "fsync always",
+    ):
+        assert part in first
+
+
+def test_a_clean_stop_exits_0_and_the_next_start_is_silent(server: Server) -> None:
+    server.post({"command": "SET k v"})
+    server.stop()
+    server.start()
+    assert server.post({"command": "GET k"}) == (200, {"value": "v"})
+    assert len(server.log.splitlines()) == 1
+
+
+def test_a_second_server_on_the_directory_exits_4_at_once_and_names_the_holder(server: Server) -> None:
+    """B15."""
+    second = Server(server.data)
+    second.log_file = server.log_file.with_name("second.log")
+    second.launch()
+    assert second.wait() == 4
+    assert f"in use by process {server.pid}" in second.log
+    assert server.post({"command": "PING"}) == (200, {"value": "PONG"})
+
+
+def test_a_taken_port_exits_1_before_the_data_is_touched(server: Server, tmp_path: Path) -> None:
+    """H4."""
+    other = Server(tmp_path / "other", "--bind", f"127.0.0.1:{server.port}")
+    other.launch()
+    assert other.wait() == 1
+    assert "Address already in use" in other.log
+    assert not other.data.exists()
+
+
+def test_damage_exits_3_names_file_offset_and_record_and_changes_nothing(server: Server) -> None:
+    """A2, A3: a record in the middle, with later ones that prove it had been on disk."""
+    for number in range(5):
+        server.post({"command": f"SET key{number} value"})
+    server.kill()
+    segment = server.data / "00000001.log"
+    data = bytearray(segment.read_bytes())
+    frame_bytes = (len(data) - HEADER_BYTES) // 5
+    data[HEADER_BYTES + 2 * frame_bytes + 20] ^= 1
+    segment.write_bytes(data)
+    server.launch()
+    assert server.wait() == 3
+    offset = HEADER_BYTES + 2 * frame_bytes
+    assert f"00000001.log is damaged at offset {offset}, record 3: " in server.log
+    assert segment.read_bytes() == bytes(data)
+
+
+def test_a_torn_tail_heals_with_one_warning(server: Server) -> None:
+    """A1."""
+    server.post({"command": "SET a 1"})
+    server.post({"command": "SET b 2"})
+    server.kill()
+    segment = server.data / "00000001.log"
+    os.truncate(segment, segment.stat().st_size - 3)
+    server.start()
+    assert server.post({"command": "GET a"}) == (200, {"value": "1"})
+    assert server.post({"command": "GET b"})[0] == 404
+    assert server.log.count("WARNING") == 1
+    server.kill()
+    server.start()
+    assert "WARNING" not in server.log
+
+
+def test_sigterm_answers_parked_clients_503_and_exits_0(server: Server) -> None:
+    """E8, H1."""
+    with ThreadPoolExecutor(8) as pool:
+        parked = [pool.submit(server.post, {"command": "BQPOP jobs"}) for _ in range(8)]
+        wait_for_waiters(server, 8)
+        server.stop()
+        for future in parked:
+            assert future.result() == (503, {"error": "unavailable", "detail": "shutting down"})
+    server.start()
+    assert server.get("/stats")[1]["lsn"] == 0
+
+
+def test_a_client_that_does_not_read_cannot_hold_up_the_exit(server: Server) -> None:
+    """F5, H1."""
+    server.post({"command": "SET", "key": "big", "value": "x" * 1_000_000})
+    body = b'{"command": "GET big"}'
+    request = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with socket.create_connection((server.host, server.port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(request * 20)
+        while server.get("/stats")[1]["commands"] < 2:
+            pass
+        server.stop()
+
+
+def test_a_second_signal_exits_now(server: Server) -> None:
+    body = b'{"command": "SET", "key": "k", "value": "'
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection((server.host, server.port)) as client:
+        client.sendall(head + body)  # in flight: it holds the shutdown up for the grace time
+        while server.get("/stats")[1]["requests_open"] < 2:
+            pass
+        server.signal(signal.SIGTERM)
+        while "SIGTERM: shutting down" not in server.log:
+            pass
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 128 + signal.SIGTERM
+    server.start()
+    assert "WARNING" not in server.log
+
+
+def test_sighup_and_sigusr1_do_not_end_the_server(server: Server) -> None:
+    server.signal(signal.SIGHUP)
+    server.signal(signal.SIGUSR1)
+    while "SIGUSR1: Statistics(" not in server.log:
+        pass
+    assert server.post({"command": "PING"}) == (200, {"value": "PONG"})
+
+
+def test_beyond_loopback_a_token_is_needed(tmp_path: Path) -> None:
+    open_to_all = Server(tmp_path / "data", "--bind", "0.0.0.0:0")
+    open_to_all.launch()
+    assert open_to_all.wait() == 1
+    assert "--token" in open_to_all.log
+    with Server(tmp_path / "data", "--bind", "0.0.0.0:0", "--token", "secret") as guarded:
+        assert guarded.post({"command": "PING"})[0] == 401
+    with Server(tmp_path / "data", "--bind", "0.0.0.0:0", "--insecure") as insecure:
+        assert insecure.post({"command": "PING"})[0] == 200
+        assert "INSECURE" in insecure.log
+
+
+def test_the_data_directory_is_for_its_owner_only(server: Server) -> None:
+    """B16."""
+    server.post({"command": "SET k v"})
+    assert stat.S_IMODE(server.data.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in server.data.iterdir()} == {0o600}
