@@ -95,7 +95,8 @@ class Server:
 
     def signal(self, number: signal.Signals) -> None:
         """Sends the process a signal."""
-        os.kill(self.pid, number)
+        assert self._process is not None, "the server is not running"
+        self._process.send_signal(number)
 
     def wait(self) -> int:
         """Waits for the process to end and returns its exit code."""

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import os
+import pty
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from api import cli, progress
+from api.progress import ReplayProgress, ReplayStopped
+from api.server import ExitCode, ServerSettings
+from engine.actor import FsyncPolicy
+from engine.limits import Limits
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
+    """What `serve` is called with; nothing is served."""
+    calls: list[ServerSettings] = []
+
+    def serve(settings: ServerSettings) -> ExitCode:
+        calls.append(settings)
+        return ExitCode.OK
+
+    monkeypatch.setattr(cli, "serve", serve)
+    return calls
+
+
+def run(*arguments: str, **environment: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.main, ["serve", *arguments], env=environment)
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [("1", 1), ("4096", 4096), ("4KiB", 4096), ("4k", 4096), ("4 kb", 4096), ("16MiB", 1 << 24), ("2G", 1 << 31)],
+)
+def test_a_size_is_a_number_with_or_without_a_unit(text: str, size_bytes: int) -> None:
+    assert cli.size(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5M", "1T", "MiB", "1 M M", "٣"])
+def test_anything_else_is_no_size(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not a size"):
+        cli.size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [("127.0.0.1:8080", "127.0.0.1", 8080), ("localhost:0", "localhost", 0), ("[::1]:80", "::1", 80)],
+)
+def test_an_address_is_host_and_port(text: str, host: str, port: int) -> None:
+    assert cli.address(text) == (host, port)
+
+
+@pytest.mark.parametrize("text", ["8080", ":8080", "localhost", "localhost:", "::1:80", "h:65536", "h:-1", "h:٣"])
+def test_anything_else_is_no_address(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        cli.address(text)
+
+
+def test_without_options_the_defaults_are_those_of_the_contract(served: list[ServerSettings]) -> None:
+    assert run()[0] == 0
+    assert served == [ServerSettings(Path("data"), "127.0.0.1", 8080, FsyncPolicy.ALWAYS, None, False, (), Limits())]
+
+
+def test_every_option_is_also_an_environment_variable(served: list[ServerSettings]) -> None:
+    options = [parameter for parameter in cli.serve_command.params if isinstance(parameter, click.Option)]
+    assert len(options) == 6 + len(cli._LIMIT_OPTIONS)
+    for option in options:
+        word = option.opts[0].removeprefix("--").replace("-", "_").upper()
+        assert option.envvar == f"HOLDFAST_{word}"
+    assert run(HOLDFAST_BIND="[::1]:9", HOLDFAST_MAX_MEMORY="2GiB", HOLDFAST_FSYNC="never")[0] == 0
+    assert (served[0].host, served[0].port, served[0].fsync) == ("::1", 9, FsyncPolicy.NEVER)
+    assert served[0].limits == Limits(memory_bytes_max=2 << 30)
+
+
+def test_every_limit_is_an_option() -> None:
+    assert {field for _, field, _, _, _ in cli._LIMIT_OPTIONS} == set(Limits.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--token", ""], ["--max-body", "1G"], ["--max-depth", "0"], ["--fsync", "sometimes"], ["--bind", "x"]],
+)
+def test_a_bad_option_exits_2_and_serves_nothing(served: list[ServerSettings], arguments: list[str]) -> None:
+    code, output = run(*arguments)
+    assert code == 2
+    assert arguments[0] in output
+    assert served == []
+
+
+def test_a_short_replay_shows_nothing_and_a_stopped_one_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = False
+    with ReplayProgress(lambda: stopped) as bar:
+        bar(10, 100)
+        stopped = True
+        with pytest.raises(ReplayStopped):
+            bar(20, 100)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_long_replay_draws_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "QUIET_S", 0.0)
+    monkeypatch.setattr(progress, "REDRAW_S", 0.0)
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        with ReplayProgress(lambda: False) as bar:
+            bar(50, 100)
+            bar(100, 100)
+    drawn = os.read(ours, 65_536).decode()
+    os.close(ours)
+    assert "replaying" in drawn
+    assert "100%" in drawn

@@ -1,0 +1,58 @@
+"""Who may import whom: api -> engine -> wal, never back; each library where it belongs and nowhere else."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness.process import ROOT
+
+LAYERS = ("wal", "engine", "api")
+ALLOWED_THIRD_PARTY = {
+    "wal": {"msgpack"},
+    "engine": {"msgpack", "sortedcontainers"},
+    "engine/actor.py": {"trio"},
+    "api": {"click", "h11", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},
+}
+PURE = ("api/dialects.py", "api/json_body.py", "api/access.py")
+MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).glob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names.add(node.module or "")
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
+    name, layer = str(path.relative_to(ROOT)), path.parent.name
+    tops = {module.split(".")[0] for module in imported(path)}
+    below = set(LAYERS[: LAYERS.index(layer) + 1])
+    third_party = ALLOWED_THIRD_PARTY[layer] | ALLOWED_THIRD_PARTY.get(name, set())
+    assert tops <= set(sys.stdlib_module_names) | below | third_party
+
+
+def test_only_files_py_touches_the_file_system() -> None:
+    for path in (ROOT / "wal").glob("*.py"):
+        assert path.name == "files.py" or not imported(path) & {"os", "io", "pathlib", "shutil", "fcntl"}
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_the_pure_modules_of_api_do_no_io(name: str) -> None:
+    assert not imported(ROOT / name) & {"trio", "quart", "hypercorn", "socket", "os"}
+
+
+def test_only_the_composition_root_and_the_command_line_know_the_engine_and_the_log() -> None:
+    for path in (ROOT / "api").glob("*.py"):
+        if path.name not in ("server.py", "cli.py"):
+            reached = {name for name in imported(path) if name.startswith("wal") or name == "engine.actor"}
+            assert not reached, path.name
