@@ -157,11 +157,14 @@ async def _serve(settings: ServerSettings) -> None:
         nursery.start_soon(_run_http, settings, engine, listeners, stop, http_done)
         await stop.wait()
         engine.shut_down()
-        await http_done.wait()
+        with trio.move_on_after(GRACE_S):
+            await http_done.wait()
         engine.close()
         await stop.engine_ended.wait()
+        _logger.info("everything is on disk")
+        await http_done.wait()
         nursery.cancel_scope.cancel()
-    _logger.info("stopped; everything is on disk")
+    _logger.info("stopped")
 
 
 class _Stop:

@@ -18,7 +18,7 @@ A call's life:
 
 A caller cancelled while QUEUED or PARKED leaves no trace. One cancelled while HELD or just ANSWERED is known to be
 gone before its answer went anywhere: what it popped goes back to where it was taken from, as a logged op.
-Commands that write stay done.
+Commands that write stay done. That holds while closing too: the actor stays until the last caller has gone.
 
 After each op that makes a queue grow, its waiters are served, oldest first; their pops join the same group as the push.
 
@@ -33,7 +33,8 @@ from __future__ import annotations
 import enum
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -62,6 +63,13 @@ FREE_VALUES_MAX = 20_000
 
 GROUP_BYTES_MAX = 32 * 1024 * 1024
 """Records that may wait for the disk. When it falls behind so far, writes are refused instead of filling memory."""
+
+COMMAND_BYTES_MAX = 256 * 1024 * 1024
+"""Records of one command: they must fit one frame, for a command applies whole or not at all."""
+
+FRAME_BYTES_MAX = 64 * 1024 * 1024
+"""A group goes on in another frame rather than grow one beyond this. Values that come back, and pops of those who wait,
+cannot be refused, so a group may grow far beyond its own limit."""
 
 COMMIT_SAMPLES = 1024
 """Commits that the percentiles of `statistics` look back on."""
@@ -120,12 +128,22 @@ class _Call:
 
 @dataclass(slots=True)
 class _Group:
-    """What is committed together: records, and the answers that rest on them."""
+    """What is committed together: records, in frames of whole commands, and the answers that rest on them."""
 
-    records: list[bytes] = field(default_factory=list)
+    frames: list[list[bytes]] = field(default_factory=list)
+    frame_bytes: int = 0
     records_bytes: int = 0
     time_ms: int = 0
     answers: list[_Call] = field(default_factory=list)
+
+    def add(self, records: list[bytes], records_bytes: int) -> None:
+        """Takes the records of one command, which stay in one frame."""
+        if not self.frames or self.frame_bytes + records_bytes > FRAME_BYTES_MAX:
+            self.frames.append([])
+            self.frame_bytes = 0
+        self.frames[-1] += records
+        self.frame_bytes += records_bytes
+        self.records_bytes += records_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +236,8 @@ class Engine:
         self._open = _Group()
         self._work = trio.Event()
         self._committing = False
+        self._callers = 0
+        self._closing = False
         self._actor_done = False
         self._unsynced_since_s: float | None = None
         self._commit_times_s: deque[float] = deque(maxlen=COMMIT_SAMPLES)
@@ -245,13 +265,18 @@ class Engine:
             self._send.send_nowait(call)
         except trio.WouldBlock:
             return Failure(Error.UNAVAILABLE, "too many commands are waiting")
-        await trio.lowlevel.wait_task_rescheduled(partial(self._withdraw, call))
+        self._callers += 1
         try:
+            await trio.lowlevel.wait_task_rescheduled(partial(self._withdraw, call))
             # A cancellation that came in the same tick as the answer: the client is known to be gone.
             await trio.lowlevel.checkpoint_if_cancelled()
-        except trio.Cancelled:
+        except BaseException:
             self._withdraw(call)
             raise
+        finally:
+            self._callers -= 1
+            if self._closing and not self._callers:
+                self._nap.cancel()
         assert call.reply is not None
         return call.reply
 
@@ -294,7 +319,10 @@ class Engine:
         except BaseException:
             self._log.abandon()
             raise
-        await self._run_commit(self._log.close)
+        finally:
+            self.accepting = False
+        with trio.CancelScope(shield=True):  # or a cancellation before it starts would leave the directory locked
+            await self._run_commit(self._log.close)
 
     def shut_down(self) -> None:
         """Answers `unavailable` to parked waiters and to everything submitted from now on."""
@@ -303,41 +331,40 @@ class Engine:
 
     def close(self) -> None:
         """Lets `run` finish: what was submitted is done and answered, then the log is closed cleanly."""
+        self._closing = True
         self.shut_down()
-        self._send.close()
 
     # The actor
 
     async def _run_actor(self) -> None:
-        while True:
+        while not self._is_finished():
             calls = await self._receive()
             now_ms = self._clock.now_ms()
+            self._turn_waiters_away()
             self._return_values()
-            for call in calls or ():
+            for call in calls:
                 if call.stage is _Stage.QUEUED:
                     self._perform(call, now_ms)
             self._time_out_waiters(now_ms)
             self._sweep(now_ms)
             self._state.free_garbage(FREE_VALUES_MAX)
             self._hand_over(now_ms)
-            if calls is None:
-                return
 
-    async def _receive(self) -> list[_Call] | None:
-        """Waits for commands, a deadline or a nudge; returns the commands, or None when the mailbox is closed."""
+    def _is_finished(self) -> bool:
+        """Whether nobody can come any more, nobody is left, and what the last one left behind has been put back."""
+        return self._closing and not self._callers and not self._abandoned
+
+    async def _receive(self) -> list[_Call]:
+        """Waits for commands, a deadline or a nudge; returns the commands."""
         calls: list[_Call] = []
-        try:
-            if self._is_due():
-                await trio.lowlevel.checkpoint()
-            else:
-                with trio.CancelScope(deadline=self._next_deadline()) as self._nap:
-                    calls.append(await self._mailbox.receive())
+        if self._is_due():
+            await trio.lowlevel.checkpoint()
+        else:
+            with trio.CancelScope(deadline=self._next_deadline()) as self._nap:
+                calls.append(await self._mailbox.receive())
+        with suppress(trio.WouldBlock):
             while len(calls) < BATCH_MAX:
                 calls.append(self._mailbox.receive_nowait())
-        except trio.WouldBlock:
-            pass
-        except trio.EndOfChannel:
-            return calls or None
         return calls
 
     def _is_due(self) -> bool:
@@ -366,11 +393,19 @@ class Engine:
         elif isinstance(call.command, Ping):
             self._answer_now(call, decision.reply)  # it rests on nothing, so it need not wait for the disk
         else:
-            if decision.ops and decision.ops[0][0] in _UNDO:
-                call.taken = self._taking(decision.ops[0], decision.reply)
-            self._log_and_apply(decision.ops)
-            self._hold(call, decision.reply)
-            self._serve_waiters(decision.ops)
+            self._carry_out(call, decision.ops, decision.reply)
+
+    def _carry_out(self, call: _Call, effects: tuple[Op, ...], reply: Reply) -> None:
+        records = [ops.pack(op) for op in effects]
+        if sum(map(len, records)) > COMMAND_BYTES_MAX:
+            detail = f"the command's records would have more than {COMMAND_BYTES_MAX} bytes"
+            self._answer_now(call, Failure(Error.TOO_LARGE, detail))
+            return
+        if effects and effects[0][0] in _UNDO:
+            call.taken = self._taking(effects[0], reply)
+        self._log_and_apply(effects, records)
+        self._hold(call, reply)
+        self._serve_waiters([op[1] for op in effects if op[0] in _GROWING])
 
     def _park(self, call: _Call, now_ms: int) -> None:
         command = call.command
@@ -384,13 +419,14 @@ class Engine:
             call.waiter = self._waiters.park(command.key, deadline_ms, call)
             call.stage = _Stage.PARKED
 
-    def _log_and_apply(self, effects: tuple[Op, ...]) -> None:
+    def _log_and_apply(self, effects: tuple[Op, ...], records: list[bytes] | None = None) -> None:
         """Packs first: what cannot be packed must not have been applied."""
-        records = [ops.pack(op) for op in effects]
+        if records is None:
+            records = [ops.pack(op) for op in effects]
         for op in effects:
             self._state.apply(op)
-        self._open.records += records
-        self._open.records_bytes += sum(map(len, records))
+        if records:
+            self._open.add(records, sum(map(len, records)))
 
     def _taking(self, pop: Op, reply: Reply) -> _Taken:
         """Notes what a pop is about to take, should it have to go back."""
@@ -401,11 +437,11 @@ class Engine:
         self._pops += 1
         return _Taken(self._pops, queue, (_UNDO[code], key, reply.value))
 
-    def _serve_waiters(self, effects: tuple[Op, ...]) -> None:
-        """Hands what has just been pushed to those who wait for it, the oldest first."""
-        for op in effects:
-            if op[0] in _GROWING and op[1] in self._waiters:
-                self._serve(op[1])
+    def _serve_waiters(self, grown: Iterable[bytes]) -> None:
+        """Hands the values of queues that have just grown to those who wait for them, the oldest first."""
+        for key in grown:
+            if key in self._waiters:
+                self._serve(key)
 
     def _serve(self, key: bytes) -> None:
         queue = self._state.queue(key)
@@ -416,18 +452,22 @@ class Engine:
             self._log_and_apply((pop,))
             self._hold(call, reply)
 
-    def _time_out_waiters(self, now_ms: int) -> None:
+    def _turn_waiters_away(self) -> None:
+        """While shutting down nobody waits, and nothing is consumed for those who did."""
         if not self.accepting:
             for waiter in self._waiters.drain():
                 self._answer_now(waiter.owner, Failure(Error.UNAVAILABLE, "shutting down"))
+
+    def _time_out_waiters(self, now_ms: int) -> None:
         for waiter in self._waiters.due(now_ms):
             self._hold(waiter.owner, Value(None))
 
     def _sweep(self, now_ms: int) -> None:
         """Removes a slice of the expired keys, unless the disk is behind."""
-        if now_ms < self._next_sweep_ms or self._open.records_bytes >= GROUP_BYTES_MAX:
+        if now_ms < self._next_sweep_ms:
             return
-        keys = self._state.expired(now_ms, SWEEP_KEYS_MAX)
+        behind = self._open.records_bytes >= GROUP_BYTES_MAX
+        keys = () if behind else self._state.expired(now_ms, SWEEP_KEYS_MAX)
         if keys:
             self._log_and_apply(((ops.EXPIRE, keys),))
             self._expired_keys += len(keys)
@@ -438,12 +478,14 @@ class Engine:
         """Puts back what was popped for callers who left, the last pop first, so that the old order is restored."""
         gone = sorted((call.taken for call in self._abandoned if call.taken), key=lambda taken: -taken.serial)
         self._abandoned.clear()
+        grown: dict[bytes, None] = {}
         for taken in gone:
             key = taken.undo[1]
             if self._state.queue(key) is taken.queue:  # else it was deleted meanwhile, this value with it
                 self._log_and_apply((taken.undo,))
                 self._returned_values += 1
-                self._serve_waiters((taken.undo,))
+                grown[key] = None
+        self._serve_waiters(grown)  # not before all are back: the oldest waiter gets the first value
 
     # Answers
 
@@ -466,7 +508,9 @@ class Engine:
 
     def _withdraw(self, call: _Call, _raise_cancel: object = None) -> trio.lowlevel.Abort:
         """Takes a cancelled caller out, whatever stage its call is in. Sync: it runs inside the cancellation."""
-        if call.stage is _Stage.PARKED:
+        if call.stage is _Stage.WITHDRAWN:
+            pass
+        elif call.stage is _Stage.PARKED:
             assert call.waiter is not None
             self._waiters.abandon(call.waiter)
         elif call.taken is not None:
@@ -480,7 +524,7 @@ class Engine:
     def _hand_over(self, now_ms: int) -> None:
         """Gives the open group to the committer, or lets its answers go when they rest on nothing unsynced."""
         self._open.time_ms = now_ms
-        if self._open.records or self._committing:
+        if self._open.frames or self._committing:
             self._work.set()
         else:
             answers, self._open.answers = self._open.answers, []
@@ -494,11 +538,14 @@ class Engine:
             group, self._open = self._open, _Group()
             if not self._actor_done:
                 self._work = trio.Event()
-            elif not group.answers and not group.records:
+            elif not group.answers and not group.frames:
                 return
-            await self._commit(group)
+            if group.frames:
+                await self._commit(group)
             for call in group.answers:
                 self._release(call)
+            if self._sync_deadline() <= trio.current_time():
+                await self._sync()
 
     def _sync_deadline(self) -> float:
         """With `interval`, the time by which what was written must be synced."""
@@ -507,26 +554,25 @@ class Engine:
         return math.inf
 
     async def _commit(self, group: _Group) -> None:
-        """Writes a group, and syncs as the policy says; the answers may go when this returns."""
+        """Writes a group, and with `always` syncs it; the answers may go when this returns."""
         started_s = trio.current_time()
-        sync = self.fsync is FsyncPolicy.ALWAYS or self._sync_deadline() <= started_s
-        if not group.records and not (sync and self._unsynced_since_s is not None):
-            return
-        self._committing = True
-        await self._run_commit(partial(self._write, group, sync))
+        self._committing = True  # and for ever, should it fail: whatever is applied from then on stays unanswered
+        await self._run_commit(partial(self._write, group))
         self._committing = False
-        if sync:
-            self._unsynced_since_s = None
-        elif self._unsynced_since_s is None:
+        if self._unsynced_since_s is None:
             self._unsynced_since_s = started_s
-        if group.records:
-            self._commits += 1
-            self._records += len(group.records)
-            self._commit_times_s.append(trio.current_time() - started_s)
+        self._commits += 1
+        self._records += sum(map(len, group.frames))
+        self._commit_times_s.append(trio.current_time() - started_s)
 
-    def _write(self, group: _Group, sync: bool) -> None:
+    async def _sync(self) -> None:
+        """Syncs what was written; no answer waits for it but those of writes that come meanwhile."""
+        await self._run_commit(self._log.commit)
+        self._unsynced_since_s = None
+
+    def _write(self, group: _Group) -> None:
         """Runs in the commit thread."""
-        if group.records:
-            self._log.append(group.records, group.time_ms)
-        if sync:
+        for records in group.frames:
+            self._log.append(records, group.time_ms)
+        if self.fsync is FsyncPolicy.ALWAYS:
             self._log.commit()

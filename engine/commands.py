@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum
 
 from engine.limits import Limits
@@ -224,7 +225,7 @@ def _ttl_ms(name: str, argument: bytes, factor: int, unit: str) -> int:
 
 def _timeout_ms(name: str, argument: bytes) -> int:
     if _DECIMAL.fullmatch(argument):
-        timeout_s = float(argument)
+        timeout_s = Decimal(argument.decode())  # a float would make 16.1 s one millisecond longer
         if timeout_s <= TIMEOUT_S_MAX:
             return math.ceil(timeout_s * 1000)
     raise CommandError(f"{name} takes seconds as a decimal, 0 or more, not {show(argument)}")

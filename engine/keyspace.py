@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 
 V = TypeVar("V")
 
-SHARDS = 1024
-_MASK = SHARDS - 1
+SHARDS = 1021
+"""A prime: with a power of two all keys of a shard would share the bits of their hash that choose a dict's slot."""
 
 
 class Keyspace(Generic[V]):
@@ -33,11 +33,11 @@ class Keyspace(Generic[V]):
 
     def get(self, key: bytes) -> V | None:
         """Returns what is stored under a key, or None."""
-        return self._shards[hash(key) & _MASK].get(key)
+        return self._shards[hash(key) % SHARDS].get(key)
 
     def __setitem__(self, key: bytes, value: V) -> None:
-        self._shards[hash(key) & _MASK][key] = value
+        self._shards[hash(key) % SHARDS][key] = value
 
     def pop(self, key: bytes) -> V | None:
         """Removes a key and returns what was stored under it, or None."""
-        return self._shards[hash(key) & _MASK].pop(key, None)
+        return self._shards[hash(key) % SHARDS].pop(key, None)

@@ -14,6 +14,7 @@ Rules that hold here:
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -36,16 +37,16 @@ class DirectoryError(Exception):
 
 
 class File(Protocol):
-    """A file open for appending."""
+    """A file open for writing, from some offset on to its end and beyond."""
 
     def write(self, data: bytes) -> None:
-        """Appends all of `data`, or raises OSError after an unknown part of it."""
+        """Writes all of `data`, or raises OSError after an unknown part of it."""
 
     def sync(self) -> None:
         """Returns when everything written is on disk; raises OSError when that cannot be said."""
 
     def truncate(self, size_bytes: int) -> None:
-        """Cuts the file to `size_bytes`; later writes append there."""
+        """Cuts the file to `size_bytes`; writing goes on there."""
 
     def close(self) -> None:
         """Closes the file without a sync."""
@@ -70,8 +71,8 @@ class Directory(Protocol):
     def create(self, name: str) -> File:
         """Makes a new, empty file; raises FileExistsError when there is one."""
 
-    def open(self, name: str) -> File:
-        """Opens an existing file for appending."""
+    def open(self, name: str, offset: int) -> File:
+        """Opens an existing file for writing from `offset` on, in bytes; what stands there is written over."""
 
     def rename(self, old: str, new: str) -> None:
         """Renames a file, replacing what stood under the new name."""
@@ -105,9 +106,12 @@ class DiskFile:
 
     def truncate(self, size_bytes: int) -> None:
         os.ftruncate(self._descriptor, size_bytes)
+        os.lseek(self._descriptor, size_bytes, os.SEEK_SET)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        # The number may soon belong to another file: whoever writes on must get an error, not that file.
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
 
 
 class DiskDirectory:
@@ -146,12 +150,14 @@ class DiskDirectory:
             return file.read()
 
     def create(self, name: str) -> File:
-        descriptor = self._open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+        descriptor = self._open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         os.fchmod(descriptor, 0o600)
         return DiskFile(descriptor)
 
-    def open(self, name: str) -> File:
-        return DiskFile(self._open(name, os.O_WRONLY | os.O_APPEND))
+    def open(self, name: str, offset: int) -> File:
+        descriptor = self._open(name, os.O_WRONLY)
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return DiskFile(descriptor)
 
     def rename(self, old: str, new: str) -> None:
         os.rename(old, new, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
@@ -174,22 +180,51 @@ class DiskDirectory:
         return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._descriptor)
 
     def _lock(self) -> int:
-        descriptor = self._open(LOCK_NAME, os.O_RDWR | os.O_CREAT)
+        try:
+            descriptor = self._open(LOCK_NAME, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise DirectoryError(f"{self.path}/{LOCK_NAME} is a symbolic link") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
             os.close(descriptor)
             raise LockedError(self.path, holder or "another process") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # only a courtesy to whoever comes second; a full disk must not stop us
+            os.fchmod(descriptor, 0o600)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
         return descriptor
 
 
-def _open_directory(path: Path) -> int:
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700, parents=True)
+def _make_directory(path: Path) -> None:
+    """Makes a directory, and those above it that are missing, each 0700 whatever the umask and on disk."""
+    if not path.parent.exists():
+        _make_directory(path.parent)
     try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        # A start that was killed may have made it without getting this far; above a mount point it may not be possible.
+        with contextlib.suppress(OSError):
+            _sync_directory(path.parent)
+    else:
+        path.chmod(0o700)
+        _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_directory(path: Path) -> int:
+    try:
+        _make_directory(path)
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except NotADirectoryError:
         raise DirectoryError(f"{path} is not a directory") from None

@@ -109,6 +109,7 @@ class Scan:
     Attributes:
         offset: end of the last valid frame, in bytes.
         next_lsn: the LSN the next frame must start with.
+        durable_offset: what stands before it was on disk when a later frame was written, in bytes.
         tail: set when the iteration is over.
         reason: for TORN and CORRUPT, what was found instead of a frame.
     """
@@ -118,6 +119,7 @@ class Scan:
         self._identity = identity
         self.offset = offset
         self.next_lsn = next_lsn
+        self.durable_offset = offset
         self.tail: Tail | None = None
         self.reason = ""
 
@@ -132,6 +134,8 @@ class Scan:
                 self._classify(f"the frame starts with LSN {frame.first_lsn}")
                 return
             yield frame
+            if frame.durable_lsn == frame.first_lsn - 1:  # the first frame after a sync
+                self.durable_offset = self.offset
             self.offset = end
             self.next_lsn = frame.last_lsn + 1
         self.tail = Tail.END
@@ -140,6 +144,11 @@ class Scan:
     def rest(self) -> bytes:
         """What stands behind the last valid frame."""
         return self._data[self.offset :]
+
+    @property
+    def unproven(self) -> bytes:
+        """The valid frames at the end of which no later frame says that they had been on disk."""
+        return self._data[self.durable_offset : self.offset]
 
     def _read(self, offset: int) -> tuple[Frame, int] | str:
         """Reads the frame at `offset`: it and its end, or why there is none."""
@@ -170,8 +179,8 @@ class Scan:
             self.tail = Tail.TORN
 
     def _covered_later(self) -> bool:
-        """Whether a valid frame further on says that the LSN missing here had been durable."""
-        at = self._data.find(self._identity.mark, self.offset + 1)
+        """Whether a valid frame, here or further on, says that the LSN missing here had been durable."""
+        at = self._data.find(self._identity.mark, self.offset)
         while at != -1:
             found = self._read(at)
             if not isinstance(found, str) and found[0].durable_lsn >= self.next_lsn:

@@ -3,14 +3,15 @@
 A `Log` that exists has been replayed and can be appended to; `recover` is the only way to get one. It first
 reads everything and decides, then changes the disk: when it refuses, not one byte has changed.
 
-    recover   manifest -> each segment: header, frames -> apply -> mend the tail -> open the last for appending
+    recover   manifest -> each segment: header, frames -> apply -> mend the tail -> manifest anew, without a footer
     append    one frame, handed to the system (and a roll before it, when the segment is full)
     commit    fdatasync: everything appended is durable; `durable_lsn` says up to where
     close     commit, then the manifest with the exact end: the footer of a clean close
 
-After any OSError in append or commit the log has failed: what is on disk beyond `durable_lsn` is unknown, and
-a second fdatasync may lie (the kernel drops the dirty pages with the first error). It never writes again; the
-process must end and the next start finds out what is there.
+After any error in append or commit the log has failed: what is on disk beyond `durable_lsn` is unknown, and
+a second fdatasync may lie (after an error the kernel takes the pages for clean, and shows them to readers all
+the same). It never writes again; the process must end. The next start reads what is there, and before it relies
+on frames that no later frame proves durable, it writes the same bytes once more over themselves and syncs.
 
 Not safe for use by several threads at once; the engine calls it from one at a time.
 """
@@ -30,11 +31,11 @@ from wal.segment import (
     MANIFEST_NAME,
     SEGMENT_ID_BYTES,
     STORE_ID_BYTES,
-    TEMPORARY_SUFFIX,
     CleanClose,
     Damage,
     Manifest,
     SegmentHeader,
+    create_file,
     create_segment,
     decode_header,
     read_manifest,
@@ -46,7 +47,9 @@ from wal.segment import (
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
 """A segment rolls before a frame that would take it beyond this."""
 
-_OUR_NAMES = re.compile(r"LOCK|MANIFEST(\.tmp)?|\d{8}\.log\.(tmp|torn-\d+)")
+_TORN_COPY = r"[0-9]{8}\.log\.torn-[0-9]+"
+_KEPT_NAMES = re.compile(rf"LOCK|MANIFEST|{_TORN_COPY}")
+_TEMPORARY_NAMES = re.compile(rf"(MANIFEST|[0-9]{{8}}\.log|{_TORN_COPY})\.tmp")
 
 _logger = logging.getLogger("holdfast.wal")
 
@@ -86,6 +89,10 @@ class _Found:
     earlier_bytes: int = 0
     records: int = 0
     time_ms: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.header.name
 
 
 class Log:
@@ -138,15 +145,20 @@ class Log:
         Raises:
             Damage: a file is missing, foreign or not what was written; the disk is unchanged.
             NewerFormat: written by a later version; the disk is unchanged.
-            OSError: reading or mending failed.
+            OSError: reading or mending failed; the next try starts from the same log.
         """
         names = directory.names()
         if MANIFEST_NAME in names:
             log = cls._reopen(directory, names, apply, time_ms, segment_bytes_max, progress)
         else:
-            _check_fresh(directory, names)
+            _check_names(directory, names, range(1, 1))
             log = cls._create(directory, segment_bytes_max)
-        log._remove_leftovers()
+        try:
+            write_manifest(directory, log._manifest)
+            log._remove_leftovers()
+        except BaseException:
+            log._file.close()
+            raise
         return log
 
     @property
@@ -204,18 +216,17 @@ class Log:
 
     def abandon(self) -> None:
         """Gives up the directory as a crash would: no sync, no footer."""
-        self._file.close()
-        self._directory.close()
+        try:
+            self._file.close()
+        finally:
+            self._directory.close()
 
     @classmethod
     def _create(cls, directory: Directory, segment_bytes_max: int) -> Log:
         store_id = directory.random_bytes(STORE_ID_BYTES)
         header = SegmentHeader(1, store_id, directory.random_bytes(SEGMENT_ID_BYTES), first_lsn=1)
-        if header.name in directory.names():  # left by a crash before the first manifest; it holds no frame
-            directory.remove(header.name)
         file = create_segment(directory, header)
         manifest = Manifest(store_id, ()).with_segment(header)
-        write_manifest(directory, manifest)
         return cls(directory, manifest, header, file, segment_bytes_max=segment_bytes_max)
 
     @classmethod
@@ -229,17 +240,15 @@ class Log:
         progress: Progress | None,
     ) -> Log:
         manifest = read_manifest(directory)
-        _check_names(directory, manifest, names)
-        found = _replay(directory, manifest, apply, progress or (lambda _done, _total: None))
+        _check_names(directory, names, manifest.numbers)
+        found = _replay(directory, names, manifest, apply, progress or (lambda _done, _total: None))
         if found.scan.tail is Tail.CORRUPT:
             raise _damage(directory, found, found.scan.reason)
         if manifest.clean_close is not None:
             _check_footer(directory, manifest.clean_close, found)
         # From here on the disk is changed.
-        file = _mend(directory, found, time_ms)
-        if manifest.clean_close is not None:
-            manifest = replace(manifest, clean_close=None)
-            write_manifest(directory, manifest)
+        file = _mend(directory, names, found, time_ms, clean=manifest.clean_close is not None)
+        manifest = replace(manifest, clean_close=None)
         log = cls(directory, manifest, found.header, file, segment_bytes_max=segment_bytes_max)
         log._segment_bytes = max(HEADER_BYTES, found.scan.offset)
         log._sealed_bytes = found.earlier_bytes
@@ -270,63 +279,58 @@ class Log:
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """Marks the log as failed when the block raises OSError, and raises LogFailed then and ever after."""
+        """Marks the log as failed when the block raises; raises LogFailed for OSError, and ever after."""
         if self._failed:
             raise LogFailed("an earlier write or sync of the log failed")
         try:
             yield
-        except OSError as error:
+        except BaseException as error:
             self._failed = True
-            raise LogFailed(f"writing the log in {self._directory.path} failed: {error}") from error
+            if isinstance(error, OSError):
+                raise LogFailed(f"writing the log in {self._directory.path} failed: {error}") from error
+            raise
 
     def _remove_leftovers(self) -> None:
-        """Removes what an interrupted roll left behind: it was never part of the log."""
-        listed = {number for number, _ in self._manifest.segments}
+        """Removes what an interrupted create, roll or mend left behind: it was never part of the log."""
+        # Not synced: what a power cut brings back, the next start removes, and no name is used before it is replaced.
         for name in self._directory.names():
-            number = segment_number(name.removesuffix(TEMPORARY_SUFFIX))
-            ours = number is not None or name == MANIFEST_NAME + TEMPORARY_SUFFIX
-            if ours and (name.endswith(TEMPORARY_SUFFIX) or number not in listed):
+            if _TEMPORARY_NAMES.fullmatch(name) or (segment_number(name) or 0) > self._header.number:
                 self._directory.remove(name)
 
 
-def _check_fresh(directory: Directory, names: list[str]) -> None:
-    """Without a manifest there may be at most what a crash at the very first start left."""
+def _check_names(directory: Directory, names: list[str], listed: range) -> None:
+    """Beside the listed segments there may be one without frames, from an interrupted roll; what is not ours stays."""
     for name in names:
-        if segment_number(name) is not None and directory.size(name) > HEADER_BYTES:
-            raise Damage(directory.path, MANIFEST_NAME, 0, 1, f"the manifest is missing, but {name} holds records")
+        number = segment_number(name)
+        if number is None:
+            if not _KEPT_NAMES.fullmatch(name) and not _TEMPORARY_NAMES.fullmatch(name):
+                _logger.warning("%s/%s is not a file of Holdfast; left alone", directory.path, name)
+        elif number not in listed and (number != listed.stop or directory.size(name) > HEADER_BYTES):
+            if not listed:
+                raise Damage(directory.path, MANIFEST_NAME, 0, 1, f"the manifest is missing, but there is {name}")
+            raise Damage(directory.path, name, 0, 0, "the manifest does not name this segment")
 
 
-def _check_names(directory: Directory, manifest: Manifest, names: list[str]) -> None:
-    """No segment beside those of the manifest holds frames; what is not ours is left alone."""
-    listed = {segment_name(number) for number, _ in manifest.segments}
-    for name in names:
-        if segment_number(name) is not None:
-            if name not in listed and directory.size(name) > HEADER_BYTES:
-                raise Damage(directory.path, name, 0, 0, "the manifest does not name this segment, but it holds frames")
-        elif not _OUR_NAMES.fullmatch(name):
-            _logger.warning("%s/%s is not a file of Holdfast; left alone", directory.path, name)
-
-
-def _replay(directory: Directory, manifest: Manifest, apply: Apply, progress: Progress) -> _Found:
+def _replay(directory: Directory, names: list[str], manifest: Manifest, apply: Apply, progress: Progress) -> _Found:
     """Reads and applies every segment; all but the last must be whole."""
-    names = directory.names()
-    total_bytes = sum(
-        directory.size(segment_name(number)) for number, _ in manifest.segments if segment_name(number) in names
-    )
+    present = set(names)
+    sizes = [directory.size(name) for name in map(segment_name, manifest.numbers) if name in present]
+    total_bytes = sum(sizes)
     found: _Found | None = None
     for number, segment_id in manifest.segments:
         if found is not None and found.scan.tail is not Tail.END:
             raise _damage(directory, found, found.scan.reason or "the segment does not end with a frame")
         expected = _expected_header(manifest, number, segment_id, found)
-        if expected.name not in names:
+        if expected.name not in present:
             raise Damage(directory.path, expected.name, 0, expected.first_lsn, "the segment is missing")
-        last = number == manifest.segments[-1][0] and manifest.clean_close is None
-        found = _follow(found, _read_segment(directory, expected, may_be_torn=last))
+        last = number == manifest.numbers[-1] and manifest.clean_close is None
+        found = _follow(found, _read_segment(directory, expected, found, may_be_torn=last))
         for frame in found.scan:
             try:
                 apply(frame)
             except ValueError as error:
-                raise _damage(directory, found, f"the records are not applicable: {error}") from error
+                reason = f"the commit of records {frame.first_lsn} to {frame.last_lsn} cannot be applied: {error}"
+                raise _damage(directory, found, reason) from error
             found.records += len(frame.records)
             found.time_ms = frame.time_ms
             progress(found.earlier_bytes + frame.offset, total_bytes)
@@ -347,7 +351,7 @@ def _expected_header(manifest: Manifest, number: int, segment_id: bytes, before:
     )
 
 
-def _read_segment(directory: Directory, expected: SegmentHeader, *, may_be_torn: bool) -> _Found:
+def _read_segment(directory: Directory, expected: SegmentHeader, before: _Found | None, *, may_be_torn: bool) -> _Found:
     """Reads a segment and checks that it is the one that belongs here; its frames are still to be scanned."""
     data = directory.read(expected.name)
     scan = Scan(data, HEADER_BYTES, expected.identity, expected.first_lsn)
@@ -356,9 +360,22 @@ def _read_segment(directory: Directory, expected: SegmentHeader, *, may_be_torn:
     else:
         header = decode_header(data, directory.path, expected.name, expected.first_lsn)
         if header != expected:
-            reason = f"the segment is not the one that belongs here: {header}, expected {expected}"
-            raise Damage(directory.path, expected.name, 0, expected.first_lsn, reason)
+            raise _misfit(directory, header, expected, before)
     return _Found(expected, scan, len(data))
+
+
+def _misfit(directory: Directory, header: SegmentHeader, expected: SegmentHeader, before: _Found | None) -> Damage:
+    """What is wrong when a segment's header is sound but not the one expected."""
+    if header.store_id != expected.store_id:
+        reason = "the segment belongs to another data directory"
+    elif header.number != expected.number:
+        reason = f"the segment is a copy of {header.name}"
+    elif header.segment_id != expected.segment_id or before is None or header.previous_id != expected.previous_id:
+        reason = "the segment is not the one that the manifest names"
+    else:
+        had = f"had {header.previous_bytes} bytes and ended with record {header.first_lsn - 1}"
+        return _damage(directory, before, f"the segment ends here, but {header.name} says that it {had}")
+    return Damage(directory.path, expected.name, 0, expected.first_lsn, reason)
 
 
 def _follow(before: _Found | None, found: _Found) -> _Found:
@@ -383,39 +400,48 @@ def _check_footer(directory: Directory, close: CleanClose, found: _Found) -> Non
 
 
 def _damage(directory: Directory, found: _Found, reason: str) -> Damage:
-    return Damage(directory.path, found.header.name, found.scan.offset, found.scan.next_lsn, reason)
+    return Damage(directory.path, found.name, found.scan.offset, found.scan.next_lsn, reason)
 
 
-def _mend(directory: Directory, found: _Found, time_ms: int) -> File:
-    """Opens the last segment for appending, its tail cut off after a copy was kept, and all of it durable."""
-    name, end = found.header.name, found.scan.offset
-    if found.scan.tail is Tail.TORN:
-        copy = f"{name}.torn-{time_ms}"
-        kept = directory.create(copy)
-        try:
-            kept.write(found.scan.rest)
-            kept.sync()
-        finally:
-            kept.close()
-        directory.sync()
+def _mend(directory: Directory, names: list[str], found: _Found, time_ms: int, *, clean: bool) -> File:
+    """Opens the last segment for appending, a torn tail cut off after a copy was kept, and all of it durable."""
+    scan = found.scan
+    if scan.tail is Tail.TORN:
+        copy = _keep_copy(directory, names, found, time_ms)
         _logger.warning(
             "%s/%s: torn tail of %d bytes cut at offset %d, last record %d, copy in %s (%s)",
             directory.path,
-            name,
-            len(found.scan.rest),
-            end,
-            found.scan.next_lsn - 1,
+            found.name,
+            len(scan.rest),
+            scan.offset,
+            scan.next_lsn - 1,
             copy,
-            found.scan.reason,
+            scan.reason,
         )
-    file = directory.open(name)
+    if scan.offset < HEADER_BYTES:
+        return create_segment(directory, found.header)
+    file = directory.open(found.name, scan.offset if clean else scan.durable_offset)
     try:
-        if found.size_bytes > end:
-            file.truncate(end)
-        if end < HEADER_BYTES:
-            file.write(found.header.encode())
+        if not clean:  # what is read may be in memory only, and the sync that failed to write it will not be repeated
+            file.write(scan.unproven)
+        if found.size_bytes > scan.offset:
+            file.truncate(scan.offset)
         file.sync()
     except BaseException:
         file.close()
         raise
     return file
+
+
+def _keep_copy(directory: Directory, names: list[str], found: _Found, time_ms: int) -> str:
+    """Copies a torn tail, durably, and returns the copy's name; a start that was interrupted has done so already."""
+    rest = found.scan.rest
+    copies = [name for name in names if name.startswith(f"{found.name}.torn-") and _KEPT_NAMES.fullmatch(name)]
+    for name in copies:
+        if directory.size(name) == len(rest) and directory.read(name) == rest:
+            directory.sync()
+            return name
+    while (copy := f"{found.name}.torn-{time_ms}") in copies:
+        time_ms += 1
+    create_file(directory, copy, rest).close()
+    return copy

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,8 +30,11 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "MANIFEST"
 TEMPORARY_SUFFIX = ".tmp"
 
-_SEGMENT_NAME = re.compile(r"(\d{8})\.log")
+_SEGMENT_NAME = re.compile(r"([0-9]{8})\.log")
 _MAGIC = b"HOLDFAST"
+# magic, version, header bytes: these, and a checksum in the last four bytes of the header, are there in every version,
+# so that a flipped bit is never taken for a newer format.
+_HEADER_START = struct.Struct("<8sHH")
 # magic, version, header bytes, number, store id, segment id, first lsn, previous id, previous bytes
 _HEADER = struct.Struct("<8sHHI16s8sQ8sQ")
 _CRC = struct.Struct("<I")
@@ -143,32 +147,22 @@ def decode_header(data: bytes, directory: str, name: str, lsn: int) -> SegmentHe
     """
     if len(data) < HEADER_BYTES:
         raise Damage(directory, name, 0, lsn, "the segment's header is cut off")
-    magic, version, header_bytes, number, store, segment, first_lsn, previous, previous_bytes = _HEADER.unpack_from(
-        data
-    )
+    magic, version, header_bytes = _HEADER_START.unpack_from(data)
     if magic != _MAGIC:
         raise Damage(directory, name, 0, lsn, "this is no Holdfast segment")
+    body_bytes = header_bytes - _CRC.size
+    if body_bytes < _HEADER_START.size or not _has_crc(data[:header_bytes]):
+        raise Damage(directory, name, 0, lsn, "the header's checksum does not match")
     if version > FORMAT_VERSION:
         raise NewerFormat(directory, name, version)
-    (crc,) = _CRC.unpack_from(data, _HEADER.size)
-    if crc != zlib.crc32(data[: _HEADER.size]) or header_bytes != HEADER_BYTES:
-        raise Damage(directory, name, 0, lsn, "the header's checksum does not match")
-    return SegmentHeader(number, store, segment, first_lsn, previous, previous_bytes)
+    if version != FORMAT_VERSION or header_bytes != HEADER_BYTES:
+        raise Damage(directory, name, 0, lsn, "no version of Holdfast writes such a header")
+    return SegmentHeader(*_HEADER.unpack_from(data)[3:])
 
 
 def create_segment(directory: Directory, header: SegmentHeader) -> File:
     """Makes a segment that survives a power cut, header included, and returns it open for appending."""
-    temporary = header.name + TEMPORARY_SUFFIX
-    file = _create_afresh(directory, temporary)
-    try:
-        file.write(header.encode())
-        file.sync()
-        directory.rename(temporary, header.name)
-        directory.sync()
-    except BaseException:
-        file.close()
-        raise
-    return file
+    return create_file(directory, header.name, header.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +187,11 @@ class Manifest:
     segments: tuple[tuple[int, bytes], ...]
     clean_close: CleanClose | None = None
 
+    @property
+    def numbers(self) -> range:
+        """Numbers of the segments."""
+        return range(self.segments[0][0], self.segments[-1][0] + 1)
+
     def with_segment(self, header: SegmentHeader) -> Manifest:
         """The manifest after a roll to the segment with this header."""
         return replace(self, segments=(*self.segments, (header.number, header.segment_id)), clean_close=None)
@@ -209,14 +208,7 @@ def write_manifest(directory: Directory, manifest: Manifest) -> None:
             None if close is None else (close.last_lsn, close.last_segment_bytes),
         )
     )
-    file = _create_afresh(directory, MANIFEST_NAME + TEMPORARY_SUFFIX)
-    try:
-        file.write(body + _CRC.pack(zlib.crc32(body)))
-        file.sync()
-    finally:
-        file.close()
-    directory.rename(MANIFEST_NAME + TEMPORARY_SUFFIX, MANIFEST_NAME)
-    directory.sync()
+    create_file(directory, MANIFEST_NAME, body + _CRC.pack(zlib.crc32(body))).close()
 
 
 def read_manifest(directory: Directory) -> Manifest:
@@ -227,18 +219,46 @@ def read_manifest(directory: Directory) -> Manifest:
         Damage: it is not what was written.
     """
     data = directory.read(MANIFEST_NAME)
-    body, crc = data[: -_CRC.size], data[-_CRC.size :]
-    if not body.startswith(_MAGIC) or crc != _CRC.pack(zlib.crc32(body)):
+    if not data.startswith(_MAGIC) or not _has_crc(data):
         raise Damage(directory.path, MANIFEST_NAME, 0, 0, "the manifest's checksum does not match")
-    fields: tuple[Any, ...] = msgpack.unpackb(body[len(_MAGIC) :], use_list=False)
-    if fields[0] > FORMAT_VERSION:
-        raise NewerFormat(directory.path, MANIFEST_NAME, fields[0])
-    _, store_id, segments, close = fields
-    return Manifest(store_id, segments, None if close is None else CleanClose(*close))
+    try:
+        version, *fields = msgpack.unpackb(data[len(_MAGIC) : -_CRC.size], use_list=False)
+        if type(version) is int and version > FORMAT_VERSION:
+            raise NewerFormat(directory.path, MANIFEST_NAME, version)
+        return _manifest(version, *fields)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        reason = f"no version of Holdfast writes such a manifest ({error})"
+        raise Damage(directory.path, MANIFEST_NAME, 0, 0, reason) from error
 
 
-def _create_afresh(directory: Directory, temporary: str) -> File:
-    """Creates a temporary file; one that a crash left under the name is ours and goes."""
-    if temporary in directory.names():
+def _manifest(version: int, store_id: bytes, segments: Sequence[tuple[int, bytes]], close: Any) -> Manifest:
+    """Builds a manifest from what was read; raises ValueError or TypeError when that is none."""
+    numbers = [number for number, _ in segments]
+    ids = [store_id, *(segment_id for _, segment_id in segments)]
+    if version != FORMAT_VERSION or not all(type(one) is bytes for one in ids):
+        raise ValueError("a field is of the wrong type")
+    if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        raise ValueError("the segments' numbers have gaps")
+    return Manifest(store_id, tuple(segments), None if close is None else CleanClose(*close))
+
+
+def _has_crc(data: bytes) -> bool:
+    """Whether the last four bytes are the checksum of those before."""
+    return data[-_CRC.size :] == _CRC.pack(zlib.crc32(data[: -_CRC.size]))
+
+
+def create_file(directory: Directory, name: str, data: bytes) -> File:
+    """Makes or replaces a file so that it survives a power cut whole or not at all; returns it open for appending."""
+    temporary = name + TEMPORARY_SUFFIX
+    if temporary in directory.names():  # a crash left it; it is ours and goes
         directory.remove(temporary)
-    return directory.create(temporary)
+    file = directory.create(temporary)
+    try:
+        file.write(data)
+        file.sync()
+        directory.rename(temporary, name)
+        directory.sync()
+    except BaseException:
+        file.close()
+        raise
+    return file

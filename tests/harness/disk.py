@@ -6,6 +6,9 @@
     disk.kill()       the process is gone, the system is not: everything written is still there, the lock is free
     disk.cut_power()  what was not synced is gone: file contents by `File.sync`, names by `Directory.sync`
     disk.fault = f    f(operation, name) is called before every operation and may raise OSError, or cut the power
+
+A sync that fails takes what was to be synced for clean, as Linux does: it can still be read, a later sync that
+succeeds says nothing about it, and only writing it again will bring it to the disk.
 """
 
 from __future__ import annotations
@@ -33,12 +36,51 @@ CHANGING = ("create", "rename", "remove", "sync_directory", "write", "sync", "tr
 Fault = Callable[[str, str], None]
 
 
-class Content:
-    """The bytes of a file: as written, and as they would survive a power cut."""
+SECTOR_BYTES = 512
 
-    def __init__(self) -> None:
-        self.written = bytearray()
-        self.synced = b""
+
+class Content:
+    """The bytes of a file: as written, as they would survive a power cut, and from where on a sync has work to do."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.written = bytearray(data)
+        self.synced = data
+        self.dirty_from: int | None = None
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Writes over what stands at `offset`, and beyond the end."""
+        self.written[offset : offset + len(data)] = data
+        self._touch(offset)
+
+    def truncate(self, size_bytes: int) -> None:
+        """Cuts the file."""
+        del self.written[size_bytes:]
+        self._touch(size_bytes)
+
+    def sync(self) -> None:
+        """Brings what is dirty to the disk; what an earlier failed sync dropped is a hole of zeros."""
+        if self.dirty_from is not None:
+            self.synced = self.synced[: self.dirty_from].ljust(self.dirty_from, b"\0") + self.written[self.dirty_from :]
+            self.dirty_from = None
+
+    def fail_to_sync(self) -> None:
+        """Takes everything for clean, and nothing is on disk."""
+        self.dirty_from = None
+
+    def lose(self, torn: random.Random | None) -> None:
+        """Drops what was not synced, or with `torn` a random part of what was appended, sector by sector."""
+        kept = bytearray(self.written[len(self.synced) :])
+        del kept[torn.randint(0, len(kept)) if torn else 0 :]
+        for at in range(-(len(self.synced) % SECTOR_BYTES), len(kept), SECTOR_BYTES):
+            if torn and torn.random() < 0.25:
+                sector = slice(max(0, at), at + SECTOR_BYTES)
+                kept[sector] = bytes(len(kept[sector]))
+        self.written = bytearray(self.synced + kept)
+        self.synced = bytes(self.written)
+        self.dirty_from = None
+
+    def _touch(self, offset: int) -> None:
+        self.dirty_from = offset if self.dirty_from is None else min(offset, self.dirty_from)
 
 
 class FakeDisk:
@@ -71,19 +113,19 @@ class FakeDisk:
         """Ends whoever holds the directory; the system keeps what was written."""
         self._revoke()
 
-    def cut_power(self, torn: random.Random | None = None) -> None:
+    def cut_power(self, torn: random.Random | None = None, *, keep_names: bool = False) -> None:
         """Drops what was not synced.
 
         Args:
             torn: when given, each file keeps a random part of its unsynced end, as a disk may.
+            keep_names: creations, renames and removals have reached the disk before the contents did.
         """
         self._revoke()
+        if keep_names:
+            self.durable_names = dict(self.names)
         self.names = dict(self.durable_names)
         for content in self.names.values():
-            unsynced = bytes(content.written[len(content.synced) :])
-            kept = unsynced[: torn.randint(0, len(unsynced))] if torn else b""
-            content.written = bytearray(content.synced + kept)
-            content.synced = bytes(content.written)
+            content.lose(torn)
 
     def copy(self) -> FakeDisk:
         """A disk with the same visible content, all of it durable; nobody holds it."""
@@ -94,9 +136,7 @@ class FakeDisk:
 
     def put(self, name: str, data: bytes) -> None:
         """Places a file, durably, behind the back of whoever runs."""
-        content = Content()
-        content.written, content.synced = bytearray(data), data
-        self.names[name] = self.durable_names[name] = content
+        self.names[name] = self.durable_names[name] = Content(data)
 
     def get(self, name: str) -> bytes:
         """What a reader of the file would see."""
@@ -154,11 +194,11 @@ class FakeDirectory:
         if name in self._disk.names:
             raise FileExistsError(name)
         content = self._disk.names[name] = Content()
-        return FakeFile(self._disk, self, name, content)
+        return FakeFile(self._disk, self, name, content, 0)
 
-    def open(self, name: str) -> FakeFile:
+    def open(self, name: str, offset: int) -> FakeFile:
         self._disk.operate(self, "open", name)
-        return FakeFile(self._disk, self, name, self._disk.names[name])
+        return FakeFile(self._disk, self, name, self._disk.names[name], offset)
 
     def rename(self, old: str, new: str) -> None:
         self._disk.operate(self, "rename", new)
@@ -183,23 +223,31 @@ class FakeDirectory:
 class FakeFile:
     """`wal.files.File` on a fake disk."""
 
-    def __init__(self, disk: FakeDisk, directory: FakeDirectory, name: str, content: Content) -> None:
+    def __init__(self, disk: FakeDisk, directory: FakeDirectory, name: str, content: Content, offset: int) -> None:
         self._disk = disk
         self._directory = directory
         self._name = name
         self._content = content
+        self._offset = offset
 
     def write(self, data: bytes) -> None:
         self._disk.operate(self._directory, "write", self._name)
-        self._content.written += data
+        self._content.write(self._offset, data)
+        self._offset += len(data)
 
     def sync(self) -> None:
-        self._disk.operate(self._directory, "sync", self._name)
-        self._content.synced = bytes(self._content.written)
+        try:
+            self._disk.operate(self._directory, "sync", self._name)
+        except OSError:
+            if self._disk.holder is self._directory:
+                self._content.fail_to_sync()
+            raise
+        self._content.sync()
 
     def truncate(self, size_bytes: int) -> None:
         self._disk.operate(self._directory, "truncate", self._name)
-        del self._content.written[size_bytes:]
+        self._content.truncate(size_bytes)
+        self._offset = size_bytes
 
     def close(self) -> None:
         """Nothing to give back."""

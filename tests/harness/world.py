@@ -7,13 +7,15 @@
         assert await world.do("GET k") == Value(b"v")
 
 With pytest-trio's `autojump_clock` hours of expiry and timeouts pass in milliseconds; commits run inline and take
-`commit_s` of virtual time, so that what happens while a group is being synced can be arranged exactly.
+`commit_s` of virtual time, so that what happens while a group is being synced can be arranged exactly. A crash comes
+in between: what is on its way to the disk is lost, or, with `written`, written but not synced.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -33,10 +35,17 @@ EPOCH_MS = 1_700_000_000_000
 
 
 class Job:
-    """A command on its way: its reply once it is there, and the means to leave before."""
+    """A command on its way: its reply once it is there, and the means to leave before.
+
+    Attributes:
+        submitted: its place in the order of submission, over all jobs of the world; None before.
+        reply: None while there is none, for ever when the client left or the engine went down before.
+        done: set when there is a reply or never will be.
+    """
 
     def __init__(self, command: Command) -> None:
         self.command = command
+        self.submitted: int | None = None
         self.reply: Reply | None = None
         self.done = trio.Event()
         self._scope = trio.CancelScope()
@@ -45,8 +54,9 @@ class Job:
         """The client goes away."""
         self._scope.cancel()
 
-    async def run(self, submit: Callable[[Command], Any]) -> None:
-        """Submits the command; the reply stays None when the client left or the engine went down."""
+    async def run(self, submit: Callable[[Command], Awaitable[Reply]], number: int) -> None:
+        """Submits the command as the world's `number`th."""
+        self.submitted = number
         with self._scope:
             self.reply = await submit(self.command)
         self.done.set()
@@ -91,9 +101,10 @@ class World:
         self.state: State
         self._segment_bytes_max = segment_bytes_max
         self._nursery = nursery
-        self._jobs: set[Job] = set()
+        self._jobs: dict[Job, None] = {}  # a set would lose their order
+        self._submitted = 0
         self._scope = trio.CancelScope()
-        self._ended = trio.Event()
+        self._crashed, self._ended = trio.Event(), trio.Event()
 
     async def start(self) -> None:
         """Replays the disk and starts an engine on it."""
@@ -110,7 +121,7 @@ class World:
             self.state, log, self.limits, fsync=self.fsync, wall_ms=wall_ms, run_commit=self._run_commit
         )
         self.failure = None
-        self._scope, self._ended = trio.CancelScope(), trio.Event()
+        self._scope, self._crashed, self._ended = trio.CancelScope(), trio.Event(), trio.Event()
         await self._nursery.start(self._run_engine)
 
     async def do(self, line: str) -> Reply:
@@ -121,7 +132,7 @@ class World:
         """Submits a command without waiting; it is with the engine after the next `settle`."""
         argv = line.encode().split(b" ") if isinstance(line, str) else line
         job = Job(parse(argv, self.limits))
-        self._jobs.add(job)
+        self._jobs[job] = None
         self._nursery.start_soon(self._run_job, job)
         return job
 
@@ -141,27 +152,31 @@ class World:
         self.engine.close()
         await self._ended.wait()
 
-    async def kill(self) -> None:
-        """SIGKILL: the engine is gone, what it wrote is not."""
-        await self._end()
-        self.disk.kill()
+    async def kill(self, *, written: bool = False) -> None:
+        """SIGKILL: the engine is gone, what it wrote is not.
 
-    async def cut_power(self, torn: random.Random | None = None) -> None:
-        """Power failure: what was not synced is gone; with `torn`, a random part of it stays."""
-        # The disk goes first: nothing that the dying engine does in its cleanup may reach it.
-        self.disk.cut_power(torn)
-        await self._end()
+        Args:
+            written: the group on its way is written; only its sync has not happened.
+        """
+        await self._crash(self.disk.kill, written=written)
+
+    async def cut_power(self, torn: random.Random | None = None, *, written: bool = False) -> None:
+        """Power failure: what was not synced is gone.
+
+        Args:
+            torn: when given, a random part of what was not synced stays.
+            written: the group on its way is written, but not synced.
+        """
+        await self._crash(partial(self.disk.cut_power, torn), written=written)
 
     def dump(self) -> list[tuple[Any, ...]]:
         """The whole state, in a fixed order."""
         return list(self.state.dump())
 
     async def _run_commit(self, function: Callable[[], None]) -> None:
-        if self.commit_s:
-            with trio.CancelScope(shield=True):
-                await trio.sleep(self.commit_s)
-        else:
-            await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        with trio.CancelScope(deadline=trio.current_time() + self.commit_s, shield=True):
+            await self._crashed.wait()
         function()
 
     async def _run_engine(self, task_status: trio.TaskStatus[None]) -> None:
@@ -174,12 +189,29 @@ class World:
             self._ended.set()
 
     async def _run_job(self, job: Job) -> None:
-        await job.run(self.engine.submit)
-        self._jobs.discard(job)
+        self._submitted += 1
+        await job.run(self.engine.submit, self._submitted)
+        del self._jobs[job]
 
-    async def _end(self) -> None:
-        self._scope.cancel()
-        await self._ended.wait()
+    async def _crash(self, fail_disk: Callable[[], None], *, written: bool) -> None:
+        if written:
+            self.disk.fault = _fail_sync
+            await self._end()
+            fail_disk()
+        else:
+            # The disk goes first: nothing that the dying engine does in its cleanup may reach it.
+            fail_disk()
+            await self._end()
         for job in list(self._jobs):
             job.leave()
         await self.settle()
+
+    async def _end(self) -> None:
+        self._crashed.set()
+        self._scope.cancel()
+        await self._ended.wait()
+
+
+def _fail_sync(operation: str, _name: str) -> None:
+    if operation in ("sync", "sync_directory"):
+        raise OSError("the machine crashed before the sync was over")

@@ -1,0 +1,468 @@
+"""The HTTP application: a Quart-Trio app whose handlers submit a command and await its reply.
+
+Theory of operation. Hypercorn starts one task for each request. In it an `Exchange` (Quart's public hook
+`asgi_http_class`) does, in this order:
+
+    head    what may be refused by the head alone is: framing, sizes, Host, Origin, token
+    body    of POST / it is read whole: capped, within the budget of all bodies, before its deadline
+    work    Quart routes to a handler. A second task watches the client, and cancels the handler when the
+            client leaves; that is how a parked pop is withdrawn
+    answer  from here on nothing is cancelled; then Hypercorn closes or recycles the connection
+
+Quart-Trio's own class cancels everything as soon as the client is gone, Hypercorn's close included, so
+that `Connection: close` never closed (DESIGN section 4, fault 1); and it does not know who comes first.
+
+The rules that hold here:
+
+- Between the return of `submit` and the `send` of its answer there is no checkpoint: a reply that was
+  given is a reply that is handed over.
+- `receive` is always being read from, or the body is over: Hypercorn's reader never blocks on our queue.
+- A body is dropped as soon as it is parsed: a parked request holds its command, not its body.
+- Every answer is JSON or empty. A defect is logged with its traceback and answered without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import logging
+import re
+from http import HTTPStatus
+from typing import Any, Protocol
+
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
+from quart import Response, request
+from quart.typing import ResponseTypes
+from quart.utils import encode_headers
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.wrappers import TrioRequest
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from api import dialects
+from api.access import Access
+from api.hypercorn_fixes import HEAD_BYTES_MAX, HEAD_FIELDS_MAX, URI_BYTES_MAX, connections_open
+from engine import commands
+from engine.commands import Command, CommandError
+from engine.limits import KIB, Limits
+from engine.replies import Error, Failure, Reply
+
+log = logging.getLogger("holdfast.http")
+
+_INVALID = "invalid request"
+_JSON = "application/json"
+_SMALL_BODY_BYTES = 64 * KIB
+_ABSOLUTE_FORM = re.compile(r"https?://([^/?#]*)(/.*)?", re.IGNORECASE)
+
+
+class EngineFace(Protocol):
+    """What the application needs of an engine, the one in this process or a cluster."""
+
+    @property
+    def accepting(self) -> bool:
+        """False while shutting down."""
+
+    async def submit(self, command: Command) -> Reply:
+        """Runs a command; cancelling it withdraws the command."""
+
+    def statistics(self) -> Any:
+        """A frozen dataclass of numbers."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """What the application is told when it is made.
+
+    Attributes:
+        limits: of the product.
+        access: who may speak to the server.
+        fsync: name of the fsync policy in force, for `/readyz`.
+        body_timeout_s: from the end of the head to the end of the body.
+        linger_s: how long the rest of a body is thrown away behind an answer that did not wait for it.
+    """
+
+    limits: Limits
+    access: Access
+    fsync: str = "always"
+    body_timeout_s: float = 60.0
+    linger_s: float = 1.0
+
+
+class BodyBudget:
+    """The bytes of request bodies that may be in memory at once, over all connections."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.left = bytes_max
+
+    def take(self, size: int) -> bool:
+        """Takes `size` bytes out of the budget; False when it does not hold so many."""
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Puts bytes back."""
+        self.left += size
+
+
+class HeldBody:
+    """A request body and its share of the budget. Stands where Quart has its own body class."""
+
+    def __init__(self, _expected: int | None = None, _max: int | None = None) -> None:
+        self.data = b""
+        self._budget: BodyBudget | None = None
+        self._held = 0
+
+    def hold(self, budget: BodyBudget, size: int) -> bool:
+        """Takes `size` more bytes out of the budget on behalf of this body."""
+        self._budget = budget
+        taken = budget.take(size)
+        self._held += size if taken else 0
+        return taken
+
+    def release(self) -> None:
+        """Drops the body and gives its share back; harmless when done already."""
+        self.data = b""
+        if self._budget is not None:
+            self._budget.give_back(self._held)
+        self._held = 0
+
+
+class _Request(TrioRequest):
+    body_class = HeldBody  # type: ignore[assignment]  # Quart's own is two events and a buffer, or a channel
+
+
+class HttpApp(QuartTrio):
+    """The application. Made by `create_app`; Hypercorn serves it.
+
+    Attributes:
+        engine: what runs the commands.
+        settings: as given.
+        budget: what is left for bodies.
+        requests_open: requests whose answer is not sent yet.
+    """
+
+    request_class = _Request
+
+    def __init__(self, engine: EngineFace, settings: HttpSettings) -> None:
+        super().__init__("holdfast", static_folder=None)
+        self.asgi_http_class = Exchange  # type: ignore[assignment]  # its app is an HttpApp
+        self.config["PROPAGATE_EXCEPTIONS"] = False
+        self.url_map.merge_slashes = False  # it redirects, with a page of HTML
+        self.engine = engine
+        self.settings = settings
+        self.budget = BodyBudget(settings.limits.bodies_bytes_max)
+        self.requests_open = 0
+        self._parser = trio.CapacityLimiter(1)
+
+    async def answer(self, body: HeldBody) -> dialects.Answer:
+        """Runs the command a body spells.
+
+        Args:
+            body: the request body; released here, as soon as it is parsed.
+
+        Returns:
+            The answer to send.
+        """
+        try:
+            asked = await self._parse(body)
+        except dialects.BadRequest as error:
+            return dialects.failure(error.status, error.error, error.detail)
+        finally:
+            body.release()
+        return dialects.answer(asked, asked.failure or await self._run(asked))
+
+    async def _parse(self, body: HeldBody) -> dialects.Request:
+        limits = self.settings.limits
+        if dialects.is_quick(body.data):
+            return dialects.parse(body.data, limits)
+        return await trio.to_thread.run_sync(dialects.parse, body.data, limits, limiter=self._parser)
+
+    async def _run(self, asked: dialects.Request) -> Reply:
+        try:
+            command = commands.parse(asked.argv, self.settings.limits)
+        except CommandError as error:
+            return Failure(error.error, error.detail)
+        try:
+            return await self.engine.submit(command)
+        except Exception:
+            log.exception("a command failed")
+            return Failure(Error.INTERNAL_ERROR)
+
+
+def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
+    """Makes the application.
+
+    Args:
+        engine: runs the commands.
+        settings: limits, access and deadlines.
+
+    Returns:
+        The app; serve it with Hypercorn on trio.
+    """
+    app = HttpApp(engine, settings)
+    app.logger = log  # instead of one with Quart's own handlers
+
+    async def command() -> Response:
+        return _response(await app.answer(request.body))  # type: ignore[arg-type]  # `_Request.body_class`
+
+    async def livez() -> Response:
+        return _response(dialects.Answer(200, b'{"status": "alive"}'))
+
+    async def readyz() -> Response:
+        if not engine.accepting:
+            return _response(dialects.failure(503, Error.UNAVAILABLE.value, "shutting down"))
+        return _response(dialects.Answer(200, _encode({"status": "ready", "fsync": settings.fsync})))
+
+    async def stats() -> Response:
+        members = dataclasses.asdict(engine.statistics())
+        members |= {"connections": connections_open(), "requests_open": app.requests_open}
+        return _response(dialects.Answer(200, _encode(members)))
+
+    app.add_url_rule("/", view_func=command, methods=["POST"], provide_automatic_options=False)
+    for probe in (livez, readyz, stats):
+        app.add_url_rule(f"/{probe.__name__}", view_func=probe, methods=["GET"], provide_automatic_options=False)
+    app.register_error_handler(HTTPException, _http_error)
+    return app
+
+
+class Exchange(TrioASGIHTTPConnection):
+    """One request and its answer, from the head to the last byte that is sent."""
+
+    app: HttpApp
+
+    def __init__(self, app: HttpApp, scope: HTTPScope) -> None:
+        super().__init__(app, scope)
+        self._gone = False  # the client
+        self._working = trio.CancelScope()
+        self._lingering = trio.CancelScope()
+        self._body = HeldBody()
+        self._thrown = 0
+        self._close = False
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Answers the request; called by Hypercorn."""
+        self.app.requests_open += 1
+        try:
+            refusal = self._judge_head()
+            if refusal is None and self._is_command():
+                refusal = await self._read_body(receive)
+            if not self._gone:
+                await self._serve(refusal, receive, send)
+        finally:
+            self._body.release()
+            self.app.requests_open -= 1
+
+    def _judge_head(self) -> dialects.Answer | None:
+        """Returns the answer to a request that is refused by its head alone."""
+        self._head = head = _Head(self.scope)
+        self._body_over = not head.has_body
+        fault = head.fault()
+        if fault is not None:
+            self._close = True
+            return dialects.failure(*fault)
+        refusal = self.app.settings.access.check(self.scope["path"], self.scope["headers"])
+        if refusal is not None:
+            return dialects.failure(refusal.status, refusal.error, refusal.detail)
+        if head.length is not None and head.length > self.app.settings.limits.body_bytes_max:
+            return self._too_large()
+        return None
+
+    def _is_command(self) -> bool:
+        return self.scope["method"] == "POST" and self.scope["path"] == "/"
+
+    def _too_large(self) -> dialects.Answer:
+        bytes_max = self.app.settings.limits.body_bytes_max
+        return dialects.failure(413, Error.TOO_LARGE.value, f"a body has at most {bytes_max} bytes")
+
+    async def _read_body(self, receive: ASGIReceiveCallable) -> dialects.Answer | None:
+        """Reads the body; returns the answer to a request whose body is refused."""
+        settings, length = self.app.settings, self._head.length
+        if length is not None and not self._body.hold(self.app.budget, length):
+            return _bodies_full()
+        data = io.BytesIO()  # not a list: a body can come in chunks of one byte
+        with trio.move_on_after(settings.body_timeout_s):
+            while not self._body_over:
+                piece = await self._receive(receive)
+                if self._gone:
+                    return None
+                if data.tell() + len(piece) > settings.limits.body_bytes_max:
+                    return self._too_large()
+                if length is None and not self._body.hold(self.app.budget, len(piece)):
+                    return _bodies_full()
+                data.write(piece)
+            self._body.data = data.getvalue()
+            return None
+        return dialects.failure(408, "request timeout", f"a body has {settings.body_timeout_s:g} s to arrive")
+
+    async def _receive(self, receive: ASGIReceiveCallable) -> bytes:
+        message = await receive()
+        if message["type"] == "http.request":
+            self._body_over = not message.get("more_body", False)
+            return message.get("body", b"")
+        self._gone = self._body_over = True
+        return b""
+
+    async def _serve(
+        self, refusal: dialects.Answer | None, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, receive)
+            response: ResponseTypes | None = None
+            if refusal is not None:
+                response = _response(refusal)
+            else:
+                with self._working:
+                    response = await self._work(send)
+            if response is not None:
+                await self._answer(response, send)
+            nursery.cancel_scope.cancel()
+
+    async def _watch(self, receive: ASGIReceiveCallable) -> None:
+        """Ends the work when the client leaves, and throws away what still comes of a body."""
+        while not self._gone:
+            self._thrown += len(await self._receive(receive))
+            if self._lingered():
+                self._lingering.cancel()
+        self._working.cancel()
+
+    def _lingered(self) -> bool:
+        return self._body_over or self._thrown > self.app.settings.limits.body_bytes_max
+
+    async def _work(self, send: ASGISendCallable) -> ResponseTypes:
+        request = self._create_request_from_scope(send)
+        request.body = self._body  # type: ignore[assignment]  # `_Request.body_class`
+        try:
+            return await self.app.handle_request(request)
+        except Exception:
+            log.exception("a request failed")
+            return _response(dialects.failure(500, Error.INTERNAL_ERROR.value))
+
+    async def _answer(self, response: ResponseTypes, send: ASGISendCallable) -> None:
+        """Hands the answer over, without a checkpoint before it if the body is over.
+
+        Closing over bytes that were not read resets the connection, and the client loses the answer. So
+        behind an early answer the body is thrown away for a moment; a small one even before the answer,
+        and the connection can stay open.
+        """
+        if self._head.length is not None and self._head.length <= _SMALL_BODY_BYTES:
+            await self._wait_for_body()
+        data = await response.get_data(as_text=False)  # type: ignore[misc]  # never werkzeug's own here
+        headers = encode_headers(response.headers)
+        early = not self._body_over
+        if early or self._close:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        if early:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            data = b""
+            await self._wait_for_body()
+        await send({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def _wait_for_body(self) -> None:
+        """Waits, not for long, until `_watch` has thrown away what is still coming of the body."""
+        if not self._lingered():
+            with trio.move_on_after(self.app.settings.linger_s) as self._lingering:
+                await trio.sleep_forever()
+
+
+class _Head:
+    """What the head of a request says about itself."""
+
+    def __init__(self, scope: HTTPScope) -> None:
+        self._scope = scope
+        self._hosts: list[bytes] = []
+        self._lengths: list[bytes] = []
+        self._chunked = False
+        self._size = 0
+        self._fields = 0
+        for name, value in scope["headers"]:
+            self._fields += 1
+            self._size += len(name) + len(value) + 4
+            if name == b"host":
+                self._hosts.append(value)
+            elif name == b"content-length":
+                self._lengths.append(value)
+            elif name == b"transfer-encoding":
+                self._chunked = True
+
+    @property
+    def has_body(self) -> bool:
+        return self._chunked or self._lengths not in ([], [b"0"])
+
+    @property
+    def length(self) -> int | None:
+        """The length of the body; None when only its end will tell, or `fault` has something to say."""
+        if self._chunked or len(self._lengths) > 1:
+            return None
+        length = self._lengths[0] if self._lengths else b"0"
+        return int(length) if length.isdigit() else None
+
+    def fault(self) -> tuple[int, str, str] | None:
+        """Returns status, error and detail when the head is not to be trusted or too large.
+
+        The parser has refused most of this already; here it holds for whatever server runs the app.
+        """
+        version = self._scope["http_version"]
+        if version not in ("1.0", "1.1"):
+            return 400, _INVALID, "expected HTTP/1.0 or HTTP/1.1"
+        if len(self._scope["path"]) + len(self._scope["query_string"]) > URI_BYTES_MAX:
+            return 414, "uri too long", f"a URI has at most {URI_BYTES_MAX} bytes"
+        if self._fields > HEAD_FIELDS_MAX or self._size > HEAD_BYTES_MAX:
+            limits = f"{HEAD_FIELDS_MAX} fields and {HEAD_BYTES_MAX} bytes"
+            return 431, "headers too large", f"a head has at most {limits}"
+        if self._chunked and (self._lengths or version == "1.0"):
+            return 400, _INVALID, "Transfer-Encoding goes with HTTP/1.1 and without Content-Length"
+        if self.length is None and not self._chunked:
+            return 400, _INVALID, "expected one Content-Length, a number"
+        if len(self._hosts) > 1 or (not self._hosts and version == "1.1"):
+            return 400, _INVALID, "expected one Host header"
+        return self._target_fault()
+
+    def _target_fault(self) -> tuple[int, str, str] | None:
+        """Checks the request target, and brings its absolute form to a path, which is what is routed."""
+        path = self._scope["path"]
+        if path.startswith("//"):
+            return 404, "not found", ""  # Quart would route it as if it had one slash
+        if path.startswith("/") or (path == "*" and self._scope["method"] == "OPTIONS"):
+            return None
+        match = _ABSOLUTE_FORM.fullmatch(path)
+        if match is None:
+            return 400, _INVALID, "expected a request target that starts with /"
+        if [match[1].lower()] != [host.decode("latin-1").lower() for host in self._hosts]:
+            return 400, _INVALID, "the request target names another host than the Host header"
+        self._scope["path"] = match[2] or "/"
+        return None
+
+
+def _bodies_full() -> dialects.Answer:
+    return dialects.failure(503, Error.UNAVAILABLE.value, "too many request bodies at once")
+
+
+def _response(answer: dialects.Answer) -> Response:
+    response = Response(answer.body, answer.status, content_type=_JSON)
+    if not answer.body:
+        del response.headers["Content-Type"]
+    if answer.status == 503:
+        response.headers["Retry-After"] = "1"
+    elif answer.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+async def _http_error(error: HTTPException) -> Response:
+    """Answers what Quart refuses, such as an unknown path, in JSON."""
+    status = error.code or 500
+    response = _response(dialects.failure(status, HTTPStatus(status).phrase.lower()))
+    if status == 500:
+        response = _response(dialects.failure(500, Error.INTERNAL_ERROR.value))
+    elif isinstance(error, MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
+    return response
+
+
+def _encode(members: dict[str, Any]) -> bytes:
+    return json.dumps(members, allow_nan=False).encode()

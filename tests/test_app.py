@@ -1,0 +1,527 @@
+"""The application without a server: ASGI messages in, ASGI messages out, virtual time.
+
+`FakeEngine` is a fake at the seam `EngineFace`: a few lines that answer at once, park pops, and note down
+what they were asked, so that a test can say what was executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections import defaultdict, deque
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from api.access import Access
+from api.app import HttpApp, HttpSettings, create_app
+from engine.commands import BQPop, Command, Get, Ping, QPush, Set, Ttl
+from engine.limits import Limits
+from engine.replies import Error, Failure, Ok, Reply, Value
+
+SETTINGS = HttpSettings(Limits(), Access())
+HOST = (b"host", b"localhost")
+
+Message = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeStatistics:
+    waiters: int
+    commit_p50_ms: float = 0.25
+
+
+@dataclasses.dataclass
+class _Parked:
+    answered: trio.Event = dataclasses.field(default_factory=trio.Event)
+    reply: Reply = dataclasses.field(default_factory=lambda: Value(None))
+
+
+class FakeEngine:
+    """Answers in memory; `commands` and `withdrawn` say what happened."""
+
+    def __init__(self) -> None:
+        self.accepting = True
+        self.commands: list[Command] = []
+        self.withdrawn: list[bytes] = []
+        self._keys: dict[bytes, bytes] = {}
+        self._queues: dict[bytes, deque[bytes]] = defaultdict(deque)
+        self._parked: dict[bytes, deque[_Parked]] = defaultdict(deque)
+
+    def statistics(self) -> FakeStatistics:
+        return FakeStatistics(sum(map(len, self._parked.values())))
+
+    async def submit(self, command: Command) -> Reply:
+        self.commands.append(command)
+        await trio.lowlevel.checkpoint()
+        match command:
+            case Ping():
+                return Value(b"PONG")
+            case Set(key, value):
+                self._keys[key] = value
+                return Ok()
+            case Get(key) if key in self._keys:
+                return Value(self._keys[key])
+            case Get():
+                return Failure(Error.KEY_NOT_FOUND)
+            case QPush(key, values):
+                return self._push(key, values)
+            case BQPop(key):
+                return await self._pop(key)
+            case Ttl():
+                raise RuntimeError("a defect with a secret in it")
+        return Failure(Error.WRONG_TYPE, "the fake does not know it")
+
+    def shut_down(self) -> None:
+        """Wakes all who wait, as the engine does before the connections are cancelled."""
+        self.accepting = False
+        for parked in [one for queue in self._parked.values() for one in queue]:
+            parked.reply = Failure(Error.UNAVAILABLE, "shutting down")
+            parked.answered.set()
+
+    def _push(self, key: bytes, values: tuple[bytes, ...]) -> Reply:
+        queue, waiting = self._queues[key], self._parked[key]
+        queue.extend(values)
+        length = len(queue)
+        while waiting and queue:
+            parked = waiting.popleft()
+            parked.reply = Value(queue.popleft())
+            parked.answered.set()
+        return Ok(length)
+
+    async def _pop(self, key: bytes) -> Reply:
+        if self._queues[key]:
+            return Value(self._queues[key].popleft())
+        parked = _Parked()
+        self._parked[key].append(parked)
+        try:
+            await parked.answered.wait()
+        except trio.Cancelled:
+            self._parked[key].remove(parked)
+            self.withdrawn.append(key)
+            raise
+        return parked.reply
+
+
+class Client:
+    """One request, driven message by message."""
+
+    def __init__(self, app: HttpApp, method: str, path: str, headers: list[tuple[bytes, bytes]], **scope: Any):
+        self.sent: list[Message] = []
+        self.done = trio.Event()
+        self._app = app
+        self._scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "asgi": {"version": "3.0"},
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": headers,
+            "client": ("127.0.0.1", 4711),
+            "server": ("127.0.0.1", 8080),
+            "extensions": {},
+            **scope,
+        }
+        self._to_app, self._from_client = trio.open_memory_channel[Message](10)
+
+    async def run(self) -> None:
+        await self._app(self._scope, self._from_client.receive, self._send)  # type: ignore[arg-type]  # as Hypercorn does
+        self.done.set()
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+        await trio.lowlevel.checkpoint()
+
+    async def body(self, data: bytes, *, more: bool = False) -> None:
+        await self._to_app.send({"type": "http.request", "body": data, "more_body": more})
+
+    async def leave(self) -> None:
+        await self._to_app.send({"type": "http.disconnect"})
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return {name.lower(): value for name, value in self.sent[0]["headers"]}
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(message["body"] for message in self.sent[1:])
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.data)
+
+
+class House:
+    """An app over a fake engine, and ways to ask it."""
+
+    def __init__(self, nursery: trio.Nursery, settings: HttpSettings = SETTINGS) -> None:
+        self.engine = FakeEngine()
+        self.app = create_app(self.engine, settings)
+        self._nursery = nursery
+
+    def start(self, method: str, path: str, headers: list[tuple[bytes, bytes]] | None = None, **scope: Any) -> Client:
+        client = Client(self.app, method, path, [HOST] if headers is None else headers, **scope)
+        self._nursery.start_soon(client.run)
+        return client
+
+    def post(self, length: int | None, *more: tuple[bytes, bytes], **scope: Any) -> Client:
+        """Starts a POST / whose body is still to come; `length` None is a chunked one."""
+        framing = (b"transfer-encoding", b"chunked") if length is None else (b"content-length", b"%d" % length)
+        return self.start("POST", "/", [HOST, framing, *more], **scope)
+
+    async def ask(self, command: str, *headers: tuple[bytes, bytes]) -> Client:
+        body = json.dumps({"command": command}).encode()
+        client = self.post(len(body), *headers)
+        await client.body(body)
+        await client.done.wait()
+        return client
+
+    async def get(self, path: str, method: str = "GET", **scope: Any) -> Client:
+        client = self.start(method, path, **scope)
+        await client.body(b"")
+        await client.done.wait()
+        return client
+
+
+@pytest.fixture
+def house(nursery: trio.Nursery) -> House:
+    """In real time; a test that passes time asks for `autojump_clock` itself, which is when it has effect."""
+    return House(nursery)
+
+
+async def test_a_command_is_answered_in_json(house: House) -> None:
+    answer = await house.ask("PING")
+    assert (answer.status, answer.data) == (200, b'{"value": "PONG"}')
+    assert answer.headers[b"content-type"] == b"application/json"
+    assert answer.headers[b"content-length"] == b"17"
+    assert b"connection" not in answer.headers
+
+
+async def test_an_empty_answer_says_so_and_has_no_type(house: House) -> None:
+    answer = await house.ask("SET k v")
+    assert (answer.status, answer.data) == (200, b"")
+    assert answer.headers[b"content-length"] == b"0"
+    assert b"content-type" not in answer.headers
+
+
+async def test_the_fields_dialect_is_answered_in_kind(house: House) -> None:
+    body = b'{"command": "GET", "key": "k"}'
+    client = house.post(len(body))
+    await client.body(body)
+    await client.done.wait()
+    assert client.status == 404
+    assert client.json == {"success": False, "message": "key not found", "key": "k"}
+
+
+@pytest.mark.parametrize("content_type", [b"application/x-www-form-urlencoded", b"text/plain", b"x"])
+async def test_a_body_is_parsed_whatever_its_type_says(house: House, content_type: bytes) -> None:
+    assert (await house.ask("PING", (b"content-type", content_type))).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        (b"{", 400, "invalid request"),
+        (b"", 400, "invalid request"),
+        (b"\xff", 400, "invalid request"),
+        (b'{"command": "NOPE"}', 400, "invalid command"),
+        (b'{"command": "SET k"}', 400, "invalid command"),
+        (b'{"command": "GET ' + b"k" * 5000 + b'"}', 413, "too large"),
+    ],
+)
+async def test_what_is_no_command_runs_nothing(house: House, body: bytes, status: int, error: str) -> None:
+    client = house.post(len(body))
+    await client.body(body)
+    await client.done.wait()
+    assert (client.status, client.json["error"]) == (status, error)
+    assert house.engine.commands == []
+
+
+async def test_f8_unknown_paths_and_methods_are_refused_in_json(house: House) -> None:
+    for path in ("/nix", "/livez/", "//livez", "/static/x"):
+        answer = await house.get(path)
+        assert (answer.status, answer.json) == (404, {"error": "not found"})
+    for path, method, allowed in [
+        ("/", "GET", b"POST"),
+        ("/", "OPTIONS", b"POST"),
+        ("/stats", "POST", b"GET, HEAD"),
+    ]:
+        answer = await house.get(path, method)
+        assert (answer.status, answer.json) == (405, {"error": "method not allowed"})
+        assert answer.headers[b"allow"] == allowed
+
+
+async def test_f10_head_is_answered_where_get_is(house: House) -> None:
+    answer = await house.get("/readyz", "HEAD")
+    assert (answer.status, answer.headers[b"content-length"]) == (200, b"38")
+
+
+async def test_readiness_names_the_fsync_policy_and_ends_with_the_shutdown(house: House) -> None:
+    ready = await house.get("/readyz")
+    assert (ready.status, ready.json) == (200, {"status": "ready", "fsync": "always"})
+    house.engine.accepting = False
+    gone = await house.get("/readyz")
+    assert (gone.status, gone.json["error"]) == (503, "unavailable")
+    assert gone.headers[b"retry-after"] == b"1"
+    assert (await house.get("/livez")).status == 200
+
+
+async def test_statistics_are_one_flat_object_of_numbers(house: House) -> None:
+    members = (await house.get("/stats")).json
+    assert members["requests_open"] == 1
+    assert {"waiters", "commit_p50_ms", "connections"} <= members.keys()
+    assert all(isinstance(value, int | float) for value in members.values())
+
+
+async def test_f13_a_defect_is_logged_and_not_shown(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR, "holdfast.http"):
+        answer = await house.ask("TTL k")
+    assert (answer.status, answer.json) == (500, {"error": "internal error"})
+    assert "a defect with a secret in it" in caplog.text
+    assert (await house.ask("PING")).status == 200
+
+
+async def test_f13_a_defect_of_a_handler_is_no_different(
+    house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(house.engine, "statistics", lambda: 1 // 0)
+    with caplog.at_level(logging.ERROR, "holdfast.http"):
+        answer = await house.get("/stats")
+    assert (answer.status, answer.json) == (500, {"error": "internal error"})
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_f9_the_token_the_origin_and_the_host_are_checked(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    house = House(nursery, dataclasses.replace(SETTINGS, access=Access(token="t")))
+    nobody = await house.ask("PING")
+    assert (nobody.status, nobody.json["error"]) == (401, "unauthorized")
+    assert nobody.headers[b"www-authenticate"] == b"Bearer"
+    token = (b"authorization", b"Bearer t")
+    page = await house.ask("PING", token, (b"origin", b"http://evil.example"))
+    assert (page.status, page.json["error"]) == (403, "forbidden")
+    assert (await house.ask("PING", token)).status == 200
+    assert (await house.get("/readyz")).status == 200
+    assert (await house.get("/stats")).status == 401
+    assert house.engine.commands == [Ping()]
+
+
+@pytest.mark.parametrize(
+    ("headers", "scope", "status"),
+    [
+        ([HOST, (b"content-length", b"2"), (b"transfer-encoding", b"chunked")], {}, 400),
+        ([HOST, (b"transfer-encoding", b"chunked")], {"http_version": "1.0"}, 400),
+        ([HOST, (b"content-length", b"2"), (b"content-length", b"2")], {}, 400),
+        ([HOST, (b"content-length", b"-2")], {}, 400),
+        ([HOST, HOST], {}, 400),
+        ([], {}, 400),
+        ([HOST], {"http_version": "2"}, 400),
+        ([HOST], {"path": "livez"}, 400),
+        ([HOST], {"path": ""}, 400),
+        ([HOST], {"path": "http://evil.example/"}, 400),
+        ([HOST] + [(b"a", b"b")] * 100, {}, 431),
+        ([HOST, (b"a", b"b" * 16384)], {}, 431),
+        ([HOST], {"path": "/" + "a" * 8192}, 414),
+        ([HOST], {"query_string": b"a" * 8192}, 414),
+    ],
+)
+async def test_f1_f3_a_head_not_to_be_trusted_runs_nothing_and_closes(
+    house: House, headers: list[tuple[bytes, bytes]], scope: dict[str, Any], status: int
+) -> None:
+    client = house.start("POST", scope.pop("path", "/"), headers, **scope)
+    await client.body(b'{"command": "PING"}')
+    await client.done.wait()
+    assert client.status == status
+    assert client.headers[b"connection"] == b"close"
+    assert set(client.json) == {"error", "detail"}
+    assert house.engine.commands == []
+
+
+async def test_an_absolute_target_is_routed_when_it_names_this_host(house: House) -> None:
+    assert (await house.get("http://localhost/livez")).status == 200
+    assert (await house.get("http://localhost")).status == 405
+
+
+async def test_f6_a_body_over_its_limit_is_refused_before_a_byte_of_it_is_read(
+    house: House, autojump_clock: MockClock
+) -> None:
+    client = house.post(SETTINGS.limits.body_bytes_max + 1)
+    await wait_all_tasks_blocked(0.001)
+    assert (client.status, client.json["error"]) == (413, "too large")
+    assert client.headers[b"connection"] == b"close"
+    assert not client.done.is_set()  # the rest is being thrown away
+    await client.body(b"x" * 65536, more=True)
+    await client.done.wait()
+
+
+async def test_f6_a_chunked_body_is_refused_where_it_passes_the_limit(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    house = House(nursery, dataclasses.replace(SETTINGS, limits=Limits(body_bytes_max=1000)))
+    client = house.post(None)
+    await client.body(b"x" * 1000, more=True)
+    await wait_all_tasks_blocked()
+    assert client.sent == []
+    await client.body(b"x", more=True)
+    await client.body(b"x" * 100)
+    await client.done.wait()
+    assert client.status == 413
+    assert house.app.budget.left == Limits().bodies_bytes_max
+
+
+async def test_f6_all_bodies_share_one_budget(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    house = House(nursery, dataclasses.replace(SETTINGS, limits=Limits(bodies_bytes_max=100)))
+    slow = house.post(90)
+    await slow.body(b"{", more=True)
+    await wait_all_tasks_blocked()
+    refused = await house.ask("PING")
+    assert (refused.status, refused.json["error"]) == (503, "unavailable")
+    assert refused.headers[b"retry-after"] == b"1"
+    await slow.leave()
+    await slow.done.wait()
+    assert house.app.budget.left == 100
+    assert (await house.ask("PING")).status == 200
+
+
+async def test_a_chunked_body_takes_from_the_budget_as_it_comes(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    house = House(nursery, dataclasses.replace(SETTINGS, limits=Limits(bodies_bytes_max=100)))
+    client = house.post(None)
+    await client.body(b"x" * 60, more=True)
+    await wait_all_tasks_blocked()
+    assert house.app.budget.left == 40
+    await client.body(b"x" * 60, more=True)
+    await client.done.wait()
+    assert client.status == 503
+    assert house.app.budget.left == 100
+
+
+async def test_a_parked_request_holds_no_body(house: House) -> None:
+    body = b'{"command": "BQPOP q"}' + b" " * 400
+    client = house.post(len(body))
+    await client.body(body)
+    await wait_all_tasks_blocked()
+    assert house.engine.statistics().waiters == 1
+    assert house.app.budget.left == Limits().bodies_bytes_max
+    await house.ask("QPUSH q v")
+    await client.done.wait()
+    assert client.json == {"value": "v"}
+
+
+async def test_a_long_body_is_parsed_in_a_thread(house: House) -> None:
+    value = "v" * 200_000
+    assert (await house.ask(f"SET k {value}")).status == 200
+    assert (await house.ask("GET k")).json == {"value": value}
+
+
+async def test_f4_a_body_that_does_not_come_is_answered_408(house: House, autojump_clock: MockClock) -> None:
+    client = house.post(10)
+    await client.body(b"{", more=True)
+    began = trio.current_time()
+    await client.done.wait()
+    assert (client.status, client.json["error"]) == (408, "request timeout")
+    assert 60 <= trio.current_time() - began <= 62
+    assert house.app.budget.left == Limits().bodies_bytes_max
+
+
+async def test_a_parked_pop_has_no_deadline(house: House, autojump_clock: MockClock) -> None:
+    body = b'{"command": "BQPOP q"}'
+    client = house.post(len(body))
+    await client.body(body)
+    await trio.sleep(80_000)
+    assert client.sent == []
+    await client.leave()
+    await client.done.wait()
+
+
+async def test_e1_a_client_that_leaves_amid_its_body_ran_nothing(house: House) -> None:
+    client = house.post(30)
+    await client.body(b'{"command": "PI', more=True)
+    await client.leave()
+    await client.done.wait()
+    assert house.engine.commands == []
+    assert client.sent == []
+
+
+async def test_e2_a_client_that_leaves_withdraws_its_pop(house: House) -> None:
+    body = b'{"command": "BQPOP q"}'
+    client = house.post(len(body))
+    await client.body(body)
+    await wait_all_tasks_blocked()
+    await client.leave()
+    await client.done.wait()
+    assert house.engine.withdrawn == [b"q"]
+    assert client.sent == []
+    assert house.app.requests_open == 0
+
+
+async def test_e5_an_answer_that_was_given_is_handed_over_before_anything_else_runs(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    async def submit(_command: Command) -> Reply:
+        with trio.CancelScope(shield=True):
+            await client.leave()
+            await wait_all_tasks_blocked()  # the disconnect is known, the cancellation is pending
+        trio.lowlevel.current_trio_token().run_sync_soon(steps.append, "another task ran")
+        steps.append("submit returned")
+        return Value(b"v")
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            steps.append("handed over")
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(house.engine, "submit", submit)
+    client = house.post(19)
+    monkeypatch.setattr(client, "_send", send)
+    await client.body(b'{"command": "PING"}')
+    await client.done.wait()
+    assert steps[:2] == ["submit returned", "handed over"]
+
+
+async def test_an_early_answer_waits_for_a_small_body_and_keeps_the_connection(house: House) -> None:
+    client = house.start("POST", "/nix", [HOST, (b"content-length", b"4")])
+    await wait_all_tasks_blocked(0.001)
+    assert client.sent == []
+    await client.body(b"1234")
+    await client.done.wait()
+    assert client.status == 404
+    assert b"connection" not in client.headers
+
+
+async def test_an_early_answer_does_not_wait_for_ever(house: House, autojump_clock: MockClock) -> None:
+    client = house.start("POST", "/nix", [HOST, (b"content-length", b"4")])
+    began = trio.current_time()
+    await client.done.wait()
+    assert client.status == 404
+    assert client.headers[b"connection"] == b"close"
+    assert trio.current_time() - began <= 2.1
+
+
+async def test_an_early_answer_throws_away_no_more_than_a_body_may_have(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    settings = dataclasses.replace(SETTINGS, limits=Limits(body_bytes_max=1000), linger_s=1e6)
+    house = House(nursery, settings)
+    client = house.post(None)
+    for _ in range(5):
+        await client.body(b"x" * 900, more=True)
+    began = trio.current_time()
+    await client.done.wait()
+    assert client.status == 413
+    assert trio.current_time() - began < 1

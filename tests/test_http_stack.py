@@ -1,0 +1,491 @@
+"""The HTTP stack over real sockets: Hypercorn as we serve with it, and raw bytes from a client.
+
+One test for each fault of Hypercorn, h11 or Quart-Trio that is mended; take the mending away and it fails.
+Everything runs in this process, on the loopback interface, with the fake engine of `test_app`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from hypercorn.trio import serve
+
+from api import hypercorn_fixes
+from api.app import HttpSettings, create_app
+from api.hypercorn_fixes import connections_open, hypercorn_config, install, tune_listener
+from engine.commands import BQPop, Ping
+from engine.limits import Limits
+from tests.test_app import SETTINGS, FakeEngine
+
+HOST = b"Host: localhost\r\n"
+PING = b'{"command": "PING"}'
+PARK = b'{"command": "BQPOP q"}'
+SOON_S = 2.0
+"""Longest wait for what comes within milliseconds; a machine that is busy needs some."""
+
+
+def post(body: bytes, *, head: bytes = HOST, version: bytes = b"1.1") -> bytes:
+    return b"POST / HTTP/%b\r\n%bContent-Length: %d\r\n\r\n%b" % (version, head, len(body), body)
+
+
+class Server:
+    """A server in the test's nursery."""
+
+    def __init__(self, nursery: trio.Nursery, settings: HttpSettings = SETTINGS, **config: float) -> None:
+        self.engine = FakeEngine()
+        self.stopped = trio.Event()
+        self._clients: list[Client] = []
+        self._stop = trio.Event()
+        listener = socket.create_server(("127.0.0.1", 0))
+        tune_listener(listener)
+        self.address = listener.getsockname()
+        install()
+        app = create_app(self.engine, settings)
+        self._config = hypercorn_config([listener.detach()], **config)
+        self._serve = partial(serve, app, self._config, shutdown_trigger=self._stop.wait)
+        nursery.start_soon(self._run)
+
+    async def _run(self) -> None:
+        await self._serve()
+        self.stopped.set()
+
+    def stop(self) -> None:
+        self.engine.shut_down()
+        self._stop.set()
+
+    async def connect(self) -> Client:
+        client = Client(await trio.open_tcp_stream(*self.address))
+        self._clients.append(client)
+        return client
+
+    def hang_up(self) -> None:
+        for client in self._clients:
+            client.stream.socket.close()
+
+    async def talk(self, data: bytes) -> list[Answer]:
+        """Sends bytes on a connection of its own, and reads to its end."""
+        client = await self.connect()
+        await client.send(data)
+        return await client.read_to_end()
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """A connection that reads answers."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self._buffer = b""
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def answer(self, *, to_head: bool = False) -> Answer:
+        with trio.fail_after(SOON_S):
+            while b"\r\n\r\n" not in self._buffer:
+                await self._more()
+            head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+            line, *fields = head.split(b"\r\n")
+            headers = {name.lower(): value.strip() for name, _, value in (f.partition(b":") for f in fields)}
+            length = 0 if to_head else int(headers.get(b"content-length", b"0"))
+            while len(self._buffer) < length:
+                await self._more()
+            body, self._buffer = self._buffer[:length], self._buffer[length:]
+        return Answer(int(line.split(b" ")[1]), headers, body)
+
+    async def read_to_end(self) -> list[Answer]:
+        answers = []
+        while not await self.ended():
+            answers.append(await self.answer())
+        return answers
+
+    async def ended(self) -> bool:
+        """Waits for bytes or the end; a reset raises."""
+        with trio.fail_after(SOON_S):
+            if self._buffer:
+                return False
+            self._buffer = await self.stream.receive_some()
+        return not self._buffer
+
+    async def _more(self) -> None:
+        data = await self.stream.receive_some()
+        assert data, "the server closed amid an answer"
+        self._buffer += data
+
+    def reset(self) -> None:
+        self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.stream.socket.close()
+
+
+@pytest.fixture
+async def server(nursery: trio.Nursery) -> AsyncIterator[Server]:
+    server = Server(nursery)
+    yield server
+    server.hang_up()
+    nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def serving(settings: HttpSettings = SETTINGS, **config: float) -> AsyncIterator[Server]:
+    async with trio.open_nursery() as nursery:
+        server = Server(nursery, settings, **config)
+        try:
+            yield server
+        finally:
+            server.hang_up()
+            nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(SOON_S):
+        while not condition():  # noqa: ASYNC110  # what is waited for has no event, that is what a fake is for
+            await trio.sleep(0.001)
+
+
+async def park(server: Server, more: bytes = b"") -> Client:
+    client = await server.connect()
+    await client.send(post(PARK) + more)
+    await until(lambda: server.engine.statistics().waiters == 1)
+    return client
+
+
+# Connections: fault 1 of DESIGN section 4, rows F4, F10, F11
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [post(PING, head=HOST + b"Connection: close\r\n"), post(PING, version=b"1.0")],
+    ids=["connection-close", "http-1.0"],
+)
+async def test_a_connection_closes_behind_the_answer_when_the_client_says_so(
+    server: Server, request_bytes: bytes
+) -> None:
+    answers = await server.talk(request_bytes)
+    assert [answer.json for answer in answers] == [{"value": "PONG"}]
+
+
+async def test_what_is_sent_behind_connection_close_is_not_run_and_spoils_nothing(server: Server) -> None:
+    answers = await server.talk(post(PING, head=HOST + b"Connection: close\r\n") + post(PING) + b"\x00rubbish")
+    assert [answer.status for answer in answers] == [200]
+    assert server.engine.commands == [Ping()]
+
+
+async def test_f10_a_connection_serves_more_than_a_thousand_requests(server: Server) -> None:
+    client = await server.connect()
+    for _ in range(1001):
+        await client.send(post(PING))
+        assert (await client.answer()).status == 200
+
+
+async def test_f10_a_hundred_pipelined_requests_in_one_packet_are_answered_in_order(server: Server) -> None:
+    client = await server.connect()
+    sets = b"".join(post(b'{"command": "SET k%d %d"}' % (n, n)) for n in range(50))
+    await client.send(sets + b"".join(post(b'{"command": "GET k%d"}' % n) for n in range(50)))
+    assert [(await client.answer()).body for _ in range(50)] == [b""] * 50
+    assert [(await client.answer()).json for _ in range(50)] == [{"value": str(n)} for n in range(50)]
+
+
+async def test_f10_expect_100_continue_and_head_and_options_work(server: Server) -> None:
+    client = await server.connect()
+    await client.send(post(PING, head=HOST + b"Expect: 100-continue\r\n").removesuffix(PING))
+    assert (await client.answer()).status == 100
+    await client.send(PING)
+    assert (await client.answer()).json == {"value": "PONG"}
+    await client.send(b"HEAD /livez HTTP/1.1\r\n%b\r\n" % HOST)
+    assert (await client.answer(to_head=True)).headers[b"content-length"] == b"19"
+    await client.send(b"OPTIONS / HTTP/1.1\r\n%b\r\n" % HOST)
+    refused = await client.answer()
+    assert (refused.status, refused.headers[b"allow"]) == (405, b"POST")
+
+
+async def test_an_answer_is_one_packet(server: Server) -> None:
+    client = await server.connect()
+    await client.send(post(PING))
+    assert (await client.stream.receive_some()).endswith(b'{"value": "PONG"}')
+    await client.send(post(b'{"command": "SET k v"}'))
+    assert (await client.stream.receive_some()).endswith(b"\r\n\r\n")
+
+
+async def test_a_connection_its_client_closed_is_let_go_at_once(server: Server) -> None:
+    client = await server.connect()
+    await client.send(post(PING))
+    await client.answer()
+    assert connections_open() == 1
+    await client.stream.aclose()
+    await until(lambda: connections_open() == 0)
+
+
+async def test_an_idle_connection_is_closed_after_its_time_and_a_parked_one_is_not() -> None:
+    async with serving(keep_alive_s=0.1) as server:
+        parked = await park(server)
+        idle = await server.connect()
+        assert await idle.ended()
+        await trio.sleep(0.1)
+        assert server.engine.withdrawn == []
+        await server.talk(post(b'{"command": "QPUSH q v"}', version=b"1.0"))
+        assert (await parked.answer()).json == {"value": "v"}
+        assert await parked.ended()
+
+
+@pytest.mark.parametrize("begin", [b"", post(PING)], ids=["first", "second"])
+async def test_f4_a_head_that_comes_slowly_is_answered_408(
+    server: Server, monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    monkeypatch.setattr(hypercorn_fixes, "HEAD_TIMEOUT_S", 0.1)
+    client = await server.connect()
+    await client.send(begin + b"POST / HTTP/1.1\r\n")
+    await trio.sleep(0.06)
+    await client.send(b"Host: localhost\r\n")  # a byte now and then buys no time
+    answers = await client.read_to_end()
+    assert [answer.status for answer in answers] == ([200] if begin else []) + [408]
+    assert answers[-1].json["error"] == "request timeout"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"*1\r\n$4\r\nPING\r\n", bytes(range(256))],
+    ids=["tls", "resp", "random"],
+)
+async def test_f11_what_is_no_http_is_refused_at_once(server: Server, data: bytes) -> None:
+    (answer,) = await server.talk(data)
+    assert (answer.status, answer.json["error"]) == (400, "invalid request")
+
+
+# Parsing: rows F1, F2, F3
+
+
+def _chunked(body: bytes, more: bytes = b"") -> bytes:
+    return b"POST / HTTP/1.1\r\n%b%bTransfer-Encoding: chunked\r\n\r\n%b" % (HOST, more, body)
+
+
+_CHUNKS = b"13\r\n" + PING + b"\r\n0\r\n\r\n"
+_H2_UPGRADE = b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+_WEBSOCKET = (
+    b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+_FIELDS = b"".join(b"a%d: b\r\n" % n for n in range(101))
+
+REFUSED = {
+    "length and coding": (_chunked(_CHUNKS, b"Content-Length: 5\r\n"), 400),
+    "two lengths": (post(PING, head=HOST + b"Content-Length: 5\r\n"), 400),
+    "another coding": (_chunked(_CHUNKS).replace(b"chunked", b"gzip, chunked"), 501),
+    "coding on 1.0": (_chunked(_CHUNKS).replace(b"HTTP/1.1", b"HTTP/1.0"), 400),
+    "folded line": (post(PING, head=HOST + b"X: a\r\n b\r\n"), 400),
+    "first line folded": (post(PING, head=b" X: a\r\n" + HOST), 400),
+    "bare LF": (post(PING, head=HOST + b"X: a\nY: b\r\n"), 400),
+    "bare LF everywhere": (post(PING).replace(b"\r\n", b"\n"), 400),
+    "bare CR": (post(PING, head=HOST + b"X: a\rY: b\r\n"), 400),
+    "space before colon": (post(PING, head=HOST + b"X : a\r\n"), 400),
+    "bad chunk size": (_chunked(b"zz\r\n" + PING), 400),
+    "bad chunk end": (_chunked(b"13\r\n" + PING + b"xx0\r\n\r\n"), 400),
+    "two hosts": (post(PING, head=HOST + HOST), 400),
+    "no host": (post(PING, head=b""), 400),
+    "other host in the target": (post(PING).replace(b" / ", b" http://evil.example/ "), 400),
+    "target without a slash": (post(PING).replace(b" / ", b" ? "), 400),
+    "connect": (post(PING).replace(b"POST / ", b"CONNECT localhost:80 "), 400),
+    "h2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "version 2": (post(PING, version=b"2.0"), 400),
+    "101 fields in one packet": (post(PING, head=HOST + _FIELDS), 431),
+    "5,050 fields in one packet": (post(PING, head=HOST + _FIELDS * 50), 431),
+    "long head in one packet": (post(PING, head=HOST + b"X: " + b"a" * 16384 + b"\r\n"), 431),
+    "endless head": (post(PING, head=HOST + b"X: " + b"a" * 300_000 + b"\r\n"), 431),
+    "long uri": (post(PING).replace(b" / ", b" /" + b"a" * 8192 + b" "), 414),
+    "endless uri": (b"GET /" + b"a" * 300_000, 414),
+}
+
+
+@pytest.mark.parametrize(("data", "status"), REFUSED.values(), ids=REFUSED.keys())
+async def test_f1_f3_f8_a_request_not_to_be_trusted_is_refused_in_json_and_is_the_last(
+    server: Server, data: bytes, status: int
+) -> None:
+    (answer,) = await server.talk(data + post(PING))
+    assert answer.status == status
+    assert answer.headers[b"content-type"] == b"application/json"
+    assert set(answer.json) == {"error", "detail"}
+    assert "bytearray" not in answer.json["detail"]
+    assert server.engine.commands == []
+
+
+async def test_f1_what_looks_like_it_but_is_allowed_is_served(server: Server) -> None:
+    client = await server.connect()
+    for data in (
+        _chunked(_CHUNKS),
+        post(PING).replace(b" / ", b" http://localhost/ "),
+        post(PING, head=HOST + b"".join(b"a%d: b\r\n" % n for n in range(98))),
+        post(PING, head=HOST + b"X: \t a b \t\r\n"),
+    ):
+        await client.send(data)
+        assert (await client.answer()).json == {"value": "PONG"}
+
+
+async def test_f1_a_head_may_come_byte_by_byte(server: Server) -> None:
+    client = await server.connect()
+    for byte in post(PING):
+        await client.send(bytes([byte]))
+    assert (await client.answer()).json == {"value": "PONG"}
+
+
+@pytest.mark.parametrize("upgrade", [_H2_UPGRADE, _WEBSOCKET], ids=["h2c", "websocket"])
+async def test_f2_an_upgrade_is_ignored(server: Server, upgrade: bytes) -> None:
+    client = await server.connect()
+    await client.send(b"GET /livez HTTP/1.1\r\n%b%b\r\n" % (HOST, upgrade))
+    assert (await client.answer()).json == {"status": "alive"}
+    await client.send(post(PING, head=HOST + upgrade))
+    assert (await client.answer()).json == {"value": "PONG"}
+
+
+# Bodies: row F6
+
+
+async def test_f6_a_client_that_sends_a_body_too_large_can_read_the_answer() -> None:
+    settings = dataclasses.replace(SETTINGS, limits=Limits(body_bytes_max=1_000_000))
+    async with serving(settings) as server:
+        client = await server.connect()
+        await client.send(b"POST / HTTP/1.1\r\n%bContent-Length: 1000001\r\n\r\n" % HOST)
+        answer = await client.answer()
+        assert (answer.status, answer.json["error"]) == (413, "too large")
+        assert answer.headers[b"connection"] == b"close"
+        await client.send(b"x" * 1_000_001)
+        assert await client.ended()
+        (chunked,) = await server.talk(_chunked((b"10000\r\n" + b"x" * 65536 + b"\r\n") * 28 + b"0\r\n\r\n"))
+        assert chunked.status == 413
+
+
+async def test_f6_a_body_as_large_as_allowed_is_taken(server: Server) -> None:
+    client = await server.connect()
+    await client.send(post(PING.ljust(16 * 1024 * 1024)))
+    assert (await client.answer()).json == {"value": "PONG"}
+
+
+# Clients that leave: rows E2, E3
+
+
+async def _fin(client: Client) -> None:
+    await client.stream.aclose()
+
+
+async def _half_close(client: Client) -> None:
+    await client.stream.send_eof()
+
+
+async def _reset(client: Client) -> None:
+    client.reset()
+
+
+LEAVES = pytest.mark.parametrize("leave", [_fin, _half_close, _reset])
+
+
+@LEAVES
+async def test_e2_a_parked_pop_is_withdrawn_when_its_client_leaves(
+    server: Server, leave: Callable[[Client], Awaitable[None]]
+) -> None:
+    client = await park(server)
+    began = trio.current_time()
+    await leave(client)
+    await until(lambda: server.engine.withdrawn == [b"q"])
+    assert trio.current_time() - began < 0.1 or sys.gettrace() is not None
+    await until(lambda: connections_open() == 0)
+
+
+@LEAVES
+@pytest.mark.parametrize("pipelined", [1, 600], ids=["few", "more than a read"])
+async def test_e3_a_client_that_leaves_is_seen_behind_pipelined_requests_and_none_of_them_is_run(
+    server: Server, leave: Callable[[Client], Awaitable[None]], pipelined: int
+) -> None:
+    client = await park(server, post(PING) * pipelined)
+    await leave(client)
+    await until(lambda: server.engine.withdrawn == [b"q"])
+    await until(lambda: connections_open() == 0)
+    assert server.engine.commands == [BQPop(b"q")]
+
+
+async def test_what_was_pipelined_behind_a_parked_pop_is_run_when_its_turn_comes(server: Server) -> None:
+    client = await park(server, post(PING))
+    await trio.sleep(0.05)  # long enough for the reader to read ahead
+    await client.send(post(b'{"command": "GET k"}'))
+    await server.talk(post(b'{"command": "QPUSH q v"}', version=b"1.0"))
+    assert [(await client.answer()).status for _ in range(3)] == [200, 200, 404]
+
+
+# Shutdown and slow readers: rows E8, F5, H1
+
+
+async def test_e8_h1_shutdown_answers_the_parked_and_closes_the_idle() -> None:
+    async with serving(graceful_timeout_s=30) as server:
+        idle, begun = await server.connect(), await server.connect()
+        await begun.send(b"POST / HT")
+        parked = await park(server)
+        server.stop()
+        answer = await parked.answer()
+        assert (answer.status, answer.json["error"]) == (503, "unavailable")
+        assert answer.headers[b"retry-after"] == b"1"
+        assert await parked.ended()
+        assert await idle.ended()
+        assert await begun.ended()
+        with trio.fail_after(SOON_S):
+            await server.stopped.wait()
+
+
+async def test_f5_h1_a_client_that_does_not_read_does_not_hold_up_the_shutdown() -> None:
+    async with serving(graceful_timeout_s=0.1) as server:
+        client = await server.connect()
+        await client.send(post(b'{"command": "SET k %b"}' % (b"v" * 1_000_000)))
+        assert (await client.answer()).status == 200
+        await client.send(post(b'{"command": "GET k"}') * 30)
+        await until(lambda: len(server.engine.commands) > 1)
+        await trio.sleep(0.1)  # until the buffers of the kernel are full
+        server.stop()
+        with trio.fail_after(SOON_S):
+            await server.stopped.wait()
+
+
+async def test_e2_f5_connections_inherit_what_the_listener_was_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        tune_listener(listener, user_timeout_s=7)
+        with socket.create_connection(listener.getsockname()):
+            accepted, _ = listener.accept()
+            with accepted:
+                options: list[tuple[int, int]] = [
+                    (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+                    (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+                    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+                    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+                ]
+                assert [accepted.getsockopt(*option) for option in options] == [1, 1, 20, 5, 4, 7000]
+
+
+async def test_h3_a_listener_is_not_inherited_by_child_processes() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    (owned,) = hypercorn_config([listener.detach()]).create_sockets().insecure_sockets
+    with owned:
+        assert not owned.get_inheritable()
+
+
+async def test_the_log_is_ours_and_holds_no_requests(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        await server.talk(post(PING, version=b"1.0"))
+        await server.talk(b"GARBAGE \x1b[31m\r\n\r\n")
+    assert caplog.text == ""

@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from engine import ops
+from engine.commands import Command, parse
+from engine.limits import Limits
+from engine.ops import BadOp, Op
+from engine.replies import Error, Failure, Integer, Ok, Reply, Value
+from engine.state import BIG_QUEUE_LENGTH, State
+
+NOW_MS = 1_000_000
+LIMITS = Limits()
+
+
+def command_of(line: str) -> Command:
+    return parse(line.encode().split(), LIMITS)
+
+
+def do(state: State, line: str, now_ms: int = NOW_MS) -> Reply | None:
+    """Decides and applies."""
+    decision = state.decide(command_of(line), now_ms)
+    for op in decision.ops:
+        state.apply(op)
+    return decision.reply
+
+
+def missing() -> State:
+    return State()
+
+
+def plain() -> State:
+    state = State()
+    do(state, "SET k old")
+    return state
+
+
+def expiring() -> State:
+    """Holds a key that is still there, for 1.5 seconds."""
+    state = State()
+    do(state, "SET k old PX 1500")
+    return state
+
+
+def expired() -> State:
+    """Holds a key whose time is up at this very instant, not swept yet."""
+    state = State()
+    do(state, "SET k old PX 1500", NOW_MS - 1500)
+    return state
+
+
+def queue() -> State:
+    state = State()
+    do(state, "QPUSH k first mid last")
+    return state
+
+
+def emptied() -> State:
+    state = State()
+    do(state, "QPUSH k only")
+    do(state, "QPOP k")
+    return state
+
+
+KINDS = (missing, plain, expiring, expired, queue, emptied)
+
+OK = Ok()
+NONE = Value(None)
+NOT_FOUND = Failure(Error.KEY_NOT_FOUND)
+EXISTS = Failure(Error.KEY_ALREADY_EXISTS)
+GET_QUEUE = Failure(Error.WRONG_TYPE, "the key holds a queue, GET reads plain values")
+EMPTY = Failure(Error.QUEUE_IS_EMPTY)
+NEW = (("value", b"k", b"v", None),)
+SAME = "as it was"
+
+
+def wrong(name: str) -> Failure:
+    return Failure(Error.WRONG_TYPE, f"the key holds a plain value, {name} needs a queue")
+
+
+# command: for each kind of key the reply, and what the state holds afterwards.
+CASES: dict[str, dict[Callable[[], State], tuple[Reply | None, object]]] = {
+    "SET k v": dict.fromkeys(KINDS, (OK, NEW)),
+    "SET k v EX 2": dict.fromkeys(KINDS, (OK, (("value", b"k", b"v", NOW_MS + 2000),))),
+    "SET k v NX": {kind: (OK, NEW) if kind in (missing, expired) else (EXISTS, SAME) for kind in KINDS},
+    "SET k v XX": {kind: (NOT_FOUND, SAME) if kind in (missing, expired) else (OK, NEW) for kind in KINDS},
+    "GET k": {
+        missing: (NOT_FOUND, SAME),
+        plain: (Value(b"old"), SAME),
+        expiring: (Value(b"old"), SAME),
+        expired: (NOT_FOUND, SAME),
+        queue: (GET_QUEUE, SAME),
+        emptied: (GET_QUEUE, SAME),
+    },
+    "DELETE k": {kind: (NOT_FOUND, SAME) if kind in (missing, expired) else (Integer(1), ()) for kind in KINDS},
+    "DELETE k k x k": {kind: (NOT_FOUND, SAME) if kind in (missing, expired) else (Integer(1), ()) for kind in KINDS},
+    "EXISTS k": {kind: (Integer(0 if kind in (missing, expired) else 1), SAME) for kind in KINDS},
+    "EXISTS k x k": {kind: (Integer(0 if kind in (missing, expired) else 2), SAME) for kind in KINDS},
+    "QPUSH k a b": {
+        missing: (Ok(length=2), (("queue", b"k", (b"a", b"b")),)),
+        plain: (wrong("QPUSH"), SAME),
+        expiring: (wrong("QPUSH"), SAME),
+        expired: (Ok(length=2), (("queue", b"k", (b"a", b"b")),)),
+        queue: (Ok(length=5), (("queue", b"k", (b"first", b"mid", b"last", b"a", b"b")),)),
+        emptied: (Ok(length=2), (("queue", b"k", (b"a", b"b")),)),
+    },
+    "QPOP k": {
+        missing: (NONE, SAME),
+        plain: (wrong("QPOP"), SAME),
+        expiring: (wrong("QPOP"), SAME),
+        expired: (NONE, SAME),
+        queue: (Value(b"last"), (("queue", b"k", (b"first", b"mid")),)),
+        emptied: (EMPTY, SAME),
+    },
+    "BQPOP k": {
+        missing: (None, SAME),
+        plain: (wrong("BQPOP"), SAME),
+        expiring: (wrong("BQPOP"), SAME),
+        expired: (None, SAME),
+        queue: (Value(b"first"), (("queue", b"k", (b"mid", b"last")),)),
+        emptied: (None, SAME),
+    },
+    "BQPOP k 0": {
+        missing: (NONE, SAME),
+        plain: (wrong("BQPOP"), SAME),
+        expiring: (wrong("BQPOP"), SAME),
+        expired: (NONE, SAME),
+        queue: (Value(b"first"), (("queue", b"k", (b"mid", b"last")),)),
+        emptied: (NONE, SAME),
+    },
+    "QLEN k": {
+        missing: (Integer(0), SAME),
+        plain: (wrong("QLEN"), SAME),
+        expiring: (wrong("QLEN"), SAME),
+        expired: (Integer(0), SAME),
+        queue: (Integer(3), SAME),
+        emptied: (Integer(0), SAME),
+    },
+    "TTL k": {
+        missing: (Integer(-2), SAME),
+        plain: (Integer(-1), SAME),
+        expiring: (Integer(2), SAME),
+        expired: (Integer(-2), SAME),
+        queue: (Integer(-1), SAME),
+        emptied: (Integer(-1), SAME),
+    },
+    "PING": {kind: (Value(b"PONG"), SAME) for kind in KINDS},
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [(line, kind) for line in CASES for kind in KINDS],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_each_command_meets_each_kind_of_key(line: str, kind: Callable[[], State]) -> None:
+    state = kind()
+    before = tuple(state.dump())
+    reply, after = CASES[line][kind]
+    assert do(state, line) == reply
+    assert tuple(state.dump()) == (before if after is SAME else after)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("line", CASES)
+def test_deciding_changes_nothing_and_applying_asks_nothing(line: str, kind: Callable[[], State]) -> None:
+    state = kind()
+    before = list(state.dump()), state.memory_bytes
+    first = state.decide(command_of(line), NOW_MS)
+    assert state.decide(command_of(line), NOW_MS) == first
+    assert (list(state.dump()), state.memory_bytes) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("line", CASES)
+def test_when_all_is_gone_the_memory_is_zero(line: str, kind: Callable[[], State]) -> None:
+    state = kind()
+    do(state, line)
+    for op in [(ops.REMOVE, entry[1]) for entry in state.dump()]:
+        state.apply(op)
+    assert state.memory_bytes == 0
+    assert state.queue_count == 0
+    assert len(state) == 0
+    assert state.next_deadline_ms is None
+
+
+def test_the_memory_is_zero_after_any_commands_in_any_order() -> None:
+    rng = random.Random(3)
+    state = State()
+    lines = [line.replace("k", f"key{n}") for line in CASES for n in range(3)]
+    for step in range(3_000):
+        do(state, rng.choice(lines), NOW_MS + step * 10)
+        if step % 50 == 0:
+            for key in state.expired(NOW_MS + step * 10, 2):
+                state.apply((ops.EXPIRE, (key,)))
+    assert state.memory_bytes > 0
+    do(state, "DELETE key0 key1 key2", NOW_MS)
+    remaining = tuple(entry[1] for entry in state.dump())
+    if remaining:
+        state.apply((ops.EXPIRE, remaining))
+    assert (state.memory_bytes, state.queue_count, len(state)) == (0, 0, 0)
+
+
+def test_a_set_drops_the_older_expiry() -> None:
+    state = expiring()
+    do(state, "SET k new")
+    assert state.next_deadline_ms is None
+    assert do(state, "TTL k", NOW_MS + 10**9) == Integer(-1)
+
+
+@pytest.mark.parametrize(
+    ("left_ms", "seconds"), [(1, 1), (999, 1), (1000, 1), (1001, 2), (60_000, 60), (0, -2), (-1, -2)]
+)
+def test_the_seconds_left_are_rounded_up(left_ms: int, seconds: int) -> None:
+    state = State()
+    do(state, "SET k v PX 100000")
+    assert do(state, "TTL k", NOW_MS + 100_000 - left_ms) == Integer(seconds)
+
+
+@pytest.mark.parametrize("line", ["GET k", "EXISTS k", "DELETE k", "TTL k", "QPOP k", "QLEN k"])
+def test_a_key_is_there_until_the_instant_before_and_gone_at_the_instant(line: str) -> None:
+    state, empty = State(), State()
+    do(state, "SET k v PX 500")
+    assert state.decide(command_of(line), NOW_MS + 500) == empty.decide(command_of(line), NOW_MS + 500)
+    assert state.decide(command_of(line), NOW_MS + 499) != empty.decide(command_of(line), NOW_MS + 499)
+
+
+def test_expired_keys_come_longest_expired_first_and_no_more_than_asked_for() -> None:
+    """D5"""
+    state = State()
+    for number, ms in enumerate([300, 100, 200, 100]):
+        do(state, f"SET k{number} v PX {ms}")
+    assert state.next_deadline_ms == NOW_MS + 100
+    assert state.expired(NOW_MS + 99, 10) == ()
+    assert state.expired(NOW_MS + 100, 10) == (b"k1", b"k3")
+    assert state.expired(NOW_MS + 500, 3) == (b"k1", b"k3", b"k2")
+
+
+class TestMemoryCap:
+    CAP = 10_000
+
+    def full(self) -> State:
+        """Leaves room for less than one more key."""
+        state = State(self.CAP)
+        do(state, "QPUSH q " + " ".join(["x" * 100] * 20))
+        while do(state, f"SET k{len(state)} {'v' * 100}") == OK:
+            pass
+        return state
+
+    def test_writes_that_grow_are_refused(self) -> None:
+        state = self.full()
+        before = list(state.dump())
+        full = Failure(Error.STORAGE_FULL, "the memory cap of 10000 bytes is reached")
+        assert do(state, "SET new " + "v" * 300) == full
+        assert do(state, "QPUSH q " + "x" * 300) == full
+        assert do(state, "QPUSH new " + "x" * 300) == full
+        assert do(state, "SET k1 " + "v" * 500) == full
+        assert list(state.dump()) == before
+        assert state.memory_bytes <= self.CAP
+
+    def test_writes_that_do_not_grow_go_on(self) -> None:
+        state = self.full()
+        assert do(state, "SET k1 " + "w" * 100) == OK
+        assert do(state, "SET k1 w") == OK
+
+    def test_deletes_and_pops_go_on_and_make_room(self) -> None:
+        """B4"""
+        state = self.full()
+        assert do(state, "QPOP q") == Value(b"x" * 100)
+        assert do(state, "BQPOP q") == Value(b"x" * 100)
+        assert do(state, "DELETE k1 k2 k3") == Integer(3)
+        assert do(state, "SET new " + "v" * 300) == OK
+
+    def test_a_value_that_comes_back_is_never_refused(self) -> None:
+        """E5"""
+        state = self.full()
+        do(state, "QPOP q")
+        do(state, f"SET small {'v' * 10}")
+        state.apply((ops.RETURN_LAST, b"q", b"x" * 100))
+        assert do(state, "QLEN q") == Integer(20)
+
+    def test_a_cap_above_the_need_refuses_nothing(self) -> None:
+        probe = State()
+        do(probe, "SET k v EX 5")
+        assert do(State(probe.memory_bytes), "SET k v EX 5") == OK
+        assert do(State(probe.memory_bytes - 1), "SET k v EX 5") != OK
+
+
+def test_a_big_queue_that_is_removed_is_freed_in_slices() -> None:
+    state = State()
+    for _ in range(3):
+        state.apply((ops.PUSH, b"q", (b"v",) * 10_000))
+    do(state, "DELETE q")
+    assert state.memory_bytes == 0
+    slices = 0
+    while state.has_garbage:
+        state.free_garbage(7_000)
+        slices += 1
+    assert slices == 5
+
+
+def test_a_small_queue_that_is_removed_is_just_gone() -> None:
+    state = State()
+    state.apply((ops.PUSH, b"q", (b"v",) * BIG_QUEUE_LENGTH))
+    do(state, "SET q v")
+    assert not state.has_garbage
+    state.free_garbage(1)
+
+
+def test_a_returned_value_is_where_it_was_taken_from() -> None:
+    """E5"""
+    state = queue()
+    for line, code in (("QPOP k", ops.RETURN_LAST), ("BQPOP k", ops.RETURN_FIRST)):
+        before = list(state.dump()), state.memory_bytes
+        reply = do(state, line)
+        assert isinstance(reply, Value)
+        state.apply((code, b"k", reply.value))
+        assert (list(state.dump()), state.memory_bytes) == before
+
+
+@pytest.mark.parametrize(
+    ("op", "kinds"),
+    [
+        ((ops.REMOVE, b"k"), (missing,)),
+        ((ops.EXPIRE, (b"k",)), (missing,)),
+        ((ops.EXPIRE, (b"k", b"k")), (plain,)),
+        ((ops.PUSH, b"k", (b"v",)), (plain, expiring, expired)),
+        ((ops.POP_FIRST, b"k"), (missing, plain, expiring, expired, emptied)),
+        ((ops.POP_LAST, b"k"), (missing, plain, expiring, expired, emptied)),
+        ((ops.RETURN_FIRST, b"k", b"v"), (missing, plain, expiring, expired)),
+        ((ops.RETURN_LAST, b"k", b"v"), (missing, plain, expiring, expired)),
+    ],
+)
+def test_an_op_that_does_not_fit_the_state_is_bad(op: Op, kinds: tuple[Callable[[], State], ...]) -> None:
+    """A12"""
+    for kind in kinds:
+        with pytest.raises(BadOp):
+            kind().apply(op)
+
+
+def test_the_dump_does_not_depend_on_the_order_of_writing() -> None:
+    """I7"""
+    lines = ["SET b 1", "SET a 2 PX 50", "QPUSH c x y", "SET \xe9 3"]
+    one, other = State(), State()
+    for line in lines:
+        do(one, line)
+    for line in reversed(lines):
+        do(other, line)
+    assert list(one.dump()) == list(other.dump())
+    assert len(one) == 4
+    assert one.queue_count == 1
