@@ -27,7 +27,6 @@ import dataclasses
 import io
 import json
 import logging
-import re
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -43,7 +42,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from api import dialects
 from api.access import Access
-from api.hypercorn_fixes import HEAD_BYTES_MAX, HEAD_FIELDS_MAX, URI_BYTES_MAX, connections_open
+from api.head import Head
+from api.hypercorn_fixes import connections_open
 from engine import commands
 from engine.commands import Command, CommandError
 from engine.limits import KIB, Limits
@@ -51,10 +51,8 @@ from engine.replies import Error, Failure, Reply
 
 log = logging.getLogger("holdfast.http")
 
-_INVALID = "invalid request"
 _JSON = "application/json"
 _SMALL_BODY_BYTES = 64 * KIB
-_ABSOLUTE_FORM = re.compile(r"https?://([^/?#]*)(/.*)?", re.IGNORECASE)
 
 
 class EngineFace(Protocol):
@@ -258,7 +256,7 @@ class Exchange(TrioASGIHTTPConnection):
 
     def _judge_head(self) -> dialects.Answer | None:
         """Returns the answer to a request that is refused by its head alone."""
-        self._head = head = _Head(self.scope)
+        self._head = head = Head(self.scope)
         self._body_over = not head.has_body
         fault = head.fault()
         if fault is not None:
@@ -367,75 +365,6 @@ class Exchange(TrioASGIHTTPConnection):
         if not self._lingered():
             with trio.move_on_after(self.app.settings.linger_s) as self._lingering:
                 await trio.sleep_forever()
-
-
-class _Head:
-    """What the head of a request says about itself."""
-
-    def __init__(self, scope: HTTPScope) -> None:
-        self._scope = scope
-        self._hosts: list[bytes] = []
-        self._lengths: list[bytes] = []
-        self._chunked = False
-        self._size = 0
-        self._fields = 0
-        for name, value in scope["headers"]:
-            self._fields += 1
-            self._size += len(name) + len(value) + 4
-            if name == b"host":
-                self._hosts.append(value)
-            elif name == b"content-length":
-                self._lengths.append(value)
-            elif name == b"transfer-encoding":
-                self._chunked = True
-
-    @property
-    def has_body(self) -> bool:
-        return self._chunked or self._lengths not in ([], [b"0"])
-
-    @property
-    def length(self) -> int | None:
-        """The length of the body; None when only its end will tell, or `fault` has something to say."""
-        if self._chunked or len(self._lengths) > 1:
-            return None
-        length = self._lengths[0] if self._lengths else b"0"
-        return int(length) if length.isdigit() else None
-
-    def fault(self) -> tuple[int, str, str] | None:
-        """Returns status, error and detail when the head is not to be trusted or too large.
-
-        The parser has refused most of this already; here it holds for whatever server runs the app.
-        """
-        version = self._scope["http_version"]
-        if version not in ("1.0", "1.1"):
-            return 400, _INVALID, "expected HTTP/1.0 or HTTP/1.1"
-        if len(self._scope["path"]) + len(self._scope["query_string"]) > URI_BYTES_MAX:
-            return 414, "uri too long", f"a URI has at most {URI_BYTES_MAX} bytes"
-        if self._fields > HEAD_FIELDS_MAX or self._size > HEAD_BYTES_MAX:
-            limits = f"{HEAD_FIELDS_MAX} fields and {HEAD_BYTES_MAX} bytes"
-            return 431, "headers too large", f"a head has at most {limits}"
-        if self._chunked and (self._lengths or version == "1.0"):
-            return 400, _INVALID, "Transfer-Encoding goes with HTTP/1.1 and without Content-Length"
-        if self.length is None and not self._chunked:
-            return 400, _INVALID, "expected one Content-Length, a number"
-        if len(self._hosts) > 1 or (not self._hosts and version == "1.1"):
-            return 400, _INVALID, "expected one Host header"
-        return self._target_fault()
-
-    def _target_fault(self) -> tuple[int, str, str] | None:
-        """Checks the request target, and brings its absolute form to a path, which is what is routed."""
-        path = self._scope["path"]
-        if path.startswith("//"):
-            return 404, "not found", ""  # Quart would route it as if it had one slash
-        if path.startswith("/") or (path == "*" and self._scope["method"] == "OPTIONS"):
-            return None
-        match = _ABSOLUTE_FORM.fullmatch(path)
-        if match is None:
-            return 400, _INVALID, "expected a request target that starts with /"
-        if [match[1].lower()] != [host.decode("latin-1").lower() for host in self._hosts]:
-            return 400, _INVALID, "the request target names another host than the Host header"
-        self._scope["path"] = match[2] or "/"
-        return None
 
 
 def _bodies_full() -> dialects.Answer:

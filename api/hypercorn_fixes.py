@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import socket
 from collections.abc import Sequence
 from types import MethodType
@@ -48,11 +47,9 @@ from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.typing import H11SendableEvent, WorkerContext
 
 from api.dialects import failure
+from api.head import HEAD_BYTES_MAX
+from api.strict_parser import StrictParser
 from engine.limits import KIB, MIB
-
-HEAD_BYTES_MAX = 16 * KIB
-HEAD_FIELDS_MAX = 100
-URI_BYTES_MAX = 8 * KIB
 
 HEAD_TIMEOUT_S = 5.0
 """From the first byte of a head to its last. A head is one packet, or a person at telnet."""
@@ -77,9 +74,6 @@ _KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 20, 5, 4
 _BACKLOG = 4096
 
 _NEVER = 10**12
-
-_BAD_LINE_END = re.compile(rb"(?<!\r)\n|\r[^\n]")
-_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ ([\x21-\x7e]+) HTTP/1\.[01]")
 
 
 def install() -> None:
@@ -141,89 +135,6 @@ def tune_listener(listener: socket.socket, user_timeout_s: float = _USER_TIMEOUT
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_s * 1000))
-
-
-class StrictParser(h11.Connection):
-    """An h11 server connection that is strict about heads and never upgrades.
-
-    Attributes:
-        ended: nothing more is parsed: the client is gone, or was refused.
-        complaint: what was wrong with the request that was refused last.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
-        self.ended = False
-        self.complaint = ""
-
-    @property
-    def deaf(self) -> bool:
-        """Whether bytes that come now belong to no request, such as those behind `Connection: close`."""
-        return self.ended or self.their_state is h11.MUST_CLOSE
-
-    @property
-    def head_begun(self) -> bool:
-        """Whether some bytes of a head are here, and the rest is not."""
-        return self.their_state is h11.IDLE and bool(self.trailing_data[0])
-
-    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """As h11 has it; raises RemoteProtocolError for more than h11 does."""
-        if self.deaf:
-            return h11.NEED_DATA  # h11 has a complaint, Hypercorn answers it, and the request before loses
-        try:
-            if self.their_state is h11.IDLE:
-                check_head(self.trailing_data[0])
-            event = super().next_event()
-        except h11.RemoteProtocolError as error:
-            self.complaint = str(error).partition(": bytearray")[0]
-            raise
-        return _without_upgrade(event) if isinstance(event, h11.Request) else event
-
-
-def check_head(data: bytes) -> None:
-    """Refuses a head h11 would let through, as early as its bytes allow.
-
-    Args:
-        data: what has come of the head; the body may follow.
-
-    Raises:
-        h11.RemoteProtocolError: with the status to answer.
-    """
-    end = data.find(b"\r\n\r\n")
-    head = data if end < 0 else data[:end]
-    if _BAD_LINE_END.search(head):
-        raise h11.RemoteProtocolError("lines of a head end in CR LF, and neither stands alone")
-    line, found, fields = head.partition(b"\r\n")
-    if found or end >= 0:
-        _check_request_line(line)
-    elif len(line) > URI_BYTES_MAX + 64:
-        raise h11.RemoteProtocolError(f"the URI is longer than {URI_BYTES_MAX} bytes", 414)
-    if b"\n " in fields or b"\n\t" in fields or fields.startswith((b" ", b"\t")):
-        raise h11.RemoteProtocolError("header lines may not be folded")
-    if len(head) > HEAD_BYTES_MAX:
-        raise h11.RemoteProtocolError(f"the head is longer than {HEAD_BYTES_MAX} bytes", 431)
-    if head.count(b"\r\n") > HEAD_FIELDS_MAX:
-        raise h11.RemoteProtocolError(f"the head has more than {HEAD_FIELDS_MAX} fields", 431)
-
-
-def _check_request_line(line: bytes) -> None:
-    match = _REQUEST_LINE.fullmatch(line)
-    if match is None:
-        raise h11.RemoteProtocolError("expected a request line of HTTP/1.0 or HTTP/1.1")
-    if len(match[1]) > URI_BYTES_MAX:
-        raise h11.RemoteProtocolError(f"the URI is longer than {URI_BYTES_MAX} bytes", 414)
-
-
-def _without_upgrade(request: h11.Request) -> h11.Request:
-    """Drops `Upgrade`, which a server may ignore: no h2c, and no websocket stream with its own errors."""
-    if not any(name == b"upgrade" for name, _ in request.headers):
-        return request
-    return h11.Request(
-        method=request.method,
-        target=request.target,
-        http_version=request.http_version,
-        headers=[(name, value) for name, value in request.headers if name != b"upgrade"],
-    )
 
 
 class _Turn:

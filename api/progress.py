@@ -21,7 +21,7 @@ class ReplayStopped(Exception):
 
 
 class ReplayProgress(contextlib.ExitStack):
-    """A `wal.log.Progress` that draws; leaving the `with` block finishes the bar.
+    """A `wal.replay.Progress` that draws; leaving the `with` block finishes the bar.
 
     Args:
         stopped: asked now and then; True ends the replay with `ReplayStopped`.

@@ -7,7 +7,8 @@ from engine.limits import Limits
 from engine.state import BIG_QUEUE_LENGTH, State
 from wal.files import Directory
 from wal.frame import Frame
-from wal.log import SEGMENT_BYTES_MAX, Log, Progress
+from wal.log import SEGMENT_BYTES_MAX, Log
+from wal.replay import Progress
 
 
 def recover(

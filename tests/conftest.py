@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 import trio
@@ -11,9 +11,26 @@ from trio.testing import MockClock
 from tests.harness.world import World
 
 
+def run_under_virtual_time(
+    function: Callable[[], Awaitable[None]],
+    *,
+    clock: trio.abc.Clock | None = None,
+    instruments: Sequence[trio.abc.Instrument] = (),
+) -> None:
+    """`trio.run` with a clock that jumps to the next deadline whenever nothing else can happen."""
+    trio.run(function, clock=clock or MockClock(autojump_threshold=0), instruments=instruments)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # pytest-trio uses a clock only when the test itself asks for it, so a fixture cannot bring virtual time along.
+    for item in items:
+        if "world" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.trio(run=run_under_virtual_time))
+
+
 @pytest.fixture
-async def world(autojump_clock: MockClock, nursery: trio.Nursery) -> AsyncIterator[World]:
-    """A running engine on a fresh fake disk, under virtual time."""
+async def world(nursery: trio.Nursery) -> AsyncIterator[World]:
+    """A running engine on a fresh fake disk; a test that asks for it runs under virtual time."""
     world = World(nursery)
     await world.start()
     yield world

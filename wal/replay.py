@@ -1,0 +1,205 @@
+"""Reading the log back: what is there, whether it is what was written, and mending a torn tail.
+
+`check_names`, `replay` and `check_end` only read, and raise `Damage`. `mend` is the first to change the disk: it
+keeps a copy of a torn tail, cuts it off, and makes what is left durable.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from wal.files import Directory, File
+from wal.frame import Frame, Scan, Tail
+from wal.segment import (
+    HEADER_BYTES,
+    MANIFEST_NAME,
+    CleanClose,
+    Damage,
+    Manifest,
+    SegmentHeader,
+    create_file,
+    create_segment,
+    decode_header,
+    segment_name,
+    segment_number,
+)
+
+_TORN_COPY = r"[0-9]{8}\.log\.torn-[0-9]+"
+_KEPT_NAMES = re.compile(rf"LOCK|MANIFEST|{_TORN_COPY}")
+TEMPORARY_NAMES = re.compile(rf"(MANIFEST|[0-9]{{8}}\.log|{_TORN_COPY})\.tmp")
+
+_logger = logging.getLogger("holdfast.wal")
+
+Apply = Callable[[Frame], None]
+"""Takes one replayed commit; raises ValueError when its records make no sense."""
+
+Progress = Callable[[int, int], None]
+"""Told (bytes read, bytes in all) while replaying; may raise to stop the replay."""
+
+
+@dataclass(slots=True)
+class Found:
+    """The log as it was read, before anything on disk is changed."""
+
+    header: SegmentHeader
+    scan: Scan
+    size_bytes: int
+    earlier_bytes: int = 0
+    records: int = 0
+    time_ms: int = 0
+
+    @property
+    def name(self) -> str:
+        """File name of the last segment read."""
+        return self.header.name
+
+
+def check_names(directory: Directory, names: list[str], listed: range) -> None:
+    """Beside the listed segments there may be one without frames, from an interrupted roll; what is not ours stays."""
+    for name in names:
+        number = segment_number(name)
+        if number is None:
+            if not _KEPT_NAMES.fullmatch(name) and not TEMPORARY_NAMES.fullmatch(name):
+                _logger.warning("%s/%s is not a file of Holdfast; left alone", directory.path, name)
+        elif number not in listed and (number != listed.stop or directory.size(name) > HEADER_BYTES):
+            if not listed:
+                raise Damage(directory.path, MANIFEST_NAME, 0, 1, f"the manifest is missing, but there is {name}")
+            raise Damage(directory.path, name, 0, 0, "the manifest does not name this segment")
+
+
+def replay(directory: Directory, names: list[str], manifest: Manifest, apply: Apply, progress: Progress) -> Found:
+    """Reads and applies every segment; all but the last must be whole."""
+    present = set(names)
+    sizes = [directory.size(name) for name in map(segment_name, manifest.numbers) if name in present]
+    total_bytes = sum(sizes)
+    found: Found | None = None
+    for number, segment_id in manifest.segments:
+        if found is not None and found.scan.tail is not Tail.END:
+            raise _damage(directory, found, found.scan.reason or "the segment does not end with a frame")
+        expected = _expected_header(manifest, number, segment_id, found)
+        if expected.name not in present:
+            raise Damage(directory.path, expected.name, 0, expected.first_lsn, "the segment is missing")
+        last = number == manifest.numbers[-1] and manifest.clean_close is None
+        found = _follow(found, _read_segment(directory, expected, found, may_be_torn=last))
+        for frame in found.scan:
+            try:
+                apply(frame)
+            except ValueError as error:
+                reason = f"the commit of records {frame.first_lsn} to {frame.last_lsn} cannot be applied: {error}"
+                raise _damage(directory, found, reason) from error
+            found.records += len(frame.records)
+            found.time_ms = frame.time_ms
+            progress(found.earlier_bytes + frame.offset, total_bytes)
+    assert found is not None, "a manifest names at least one segment"
+    return found
+
+
+def _expected_header(manifest: Manifest, number: int, segment_id: bytes, before: Found | None) -> SegmentHeader:
+    """The one header that fits here: all of it follows from the manifest and the segment before."""
+    header = SegmentHeader(number, manifest.store_id, segment_id, first_lsn=1)
+    if before is None:
+        return header
+    return replace(
+        header,
+        first_lsn=before.scan.next_lsn,
+        previous_id=before.header.segment_id,
+        previous_bytes=before.size_bytes,
+    )
+
+
+def _read_segment(directory: Directory, expected: SegmentHeader, before: Found | None, *, may_be_torn: bool) -> Found:
+    """Reads a segment and checks that it is the one that belongs here; its frames are still to be scanned."""
+    data = directory.read(expected.name)
+    scan = Scan(data, HEADER_BYTES, expected.identity, expected.first_lsn)
+    if may_be_torn and len(data) < HEADER_BYTES and expected.encode().startswith(data):
+        scan.offset = 0
+    else:
+        header = decode_header(data, directory.path, expected.name, expected.first_lsn)
+        if header != expected:
+            raise _misfit(directory, header, expected, before)
+    return Found(expected, scan, len(data))
+
+
+def _misfit(directory: Directory, header: SegmentHeader, expected: SegmentHeader, before: Found | None) -> Damage:
+    """What is wrong when a segment's header is sound but not the one expected."""
+    if header.store_id != expected.store_id:
+        reason = "the segment belongs to another data directory"
+    elif header.number != expected.number:
+        reason = f"the segment is a copy of {header.name}"
+    elif header.segment_id != expected.segment_id or before is None or header.previous_id != expected.previous_id:
+        reason = "the segment is not the one that the manifest names"
+    else:
+        had = f"had {header.previous_bytes} bytes and ended with record {header.first_lsn - 1}"
+        return _damage(directory, before, f"the segment ends here, but {header.name} says that it {had}")
+    return Damage(directory.path, expected.name, 0, expected.first_lsn, reason)
+
+
+def _follow(before: Found | None, found: Found) -> Found:
+    """Carries the sums of the segments before over to the next."""
+    if before is not None:
+        found.earlier_bytes = before.earlier_bytes + before.size_bytes
+        found.records = before.records
+        found.time_ms = before.time_ms
+    return found
+
+
+def check_end(directory: Directory, close: CleanClose | None, found: Found) -> None:
+    """Raises Damage unless the log ends with a whole or a torn frame, and after a clean close exactly as noted."""
+    if found.scan.tail is Tail.CORRUPT:
+        raise _damage(directory, found, found.scan.reason)
+    ends = (found.scan.next_lsn - 1, found.scan.offset, found.size_bytes)
+    if close is not None and ends != (close.last_lsn, close.last_segment_bytes, close.last_segment_bytes):
+        reason = found.scan.reason or "the segment ends elsewhere"
+        noted = f"it was closed cleanly with record {close.last_lsn} at {close.last_segment_bytes} bytes"
+        raise _damage(directory, found, f"{reason}; {noted}")
+
+
+def _damage(directory: Directory, found: Found, reason: str) -> Damage:
+    return Damage(directory.path, found.name, found.scan.offset, found.scan.next_lsn, reason)
+
+
+def mend(directory: Directory, names: list[str], found: Found, time_ms: int, *, clean: bool) -> File:
+    """Opens the last segment for appending, a torn tail cut off after a copy was kept, and all of it durable."""
+    scan = found.scan
+    if scan.tail is Tail.TORN:
+        copy = _keep_copy(directory, names, found, time_ms)
+        _logger.warning(
+            "%s/%s: torn tail of %d bytes cut at offset %d, last record %d, copy in %s (%s)",
+            directory.path,
+            found.name,
+            len(scan.rest),
+            scan.offset,
+            scan.next_lsn - 1,
+            copy,
+            scan.reason,
+        )
+    if scan.offset < HEADER_BYTES:
+        return create_segment(directory, found.header)
+    file = directory.open(found.name, scan.offset if clean else scan.durable_offset)
+    try:
+        if not clean:  # what is read may be in memory only, and the sync that failed to write it will not be repeated
+            file.write(scan.unproven)
+        if found.size_bytes > scan.offset:
+            file.truncate(scan.offset)
+        file.sync()
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _keep_copy(directory: Directory, names: list[str], found: Found, time_ms: int) -> str:
+    """Copies a torn tail, durably, and returns the copy's name; a start that was interrupted has done so already."""
+    rest = found.scan.rest
+    copies = [name for name in names if name.startswith(f"{found.name}.torn-") and _KEPT_NAMES.fullmatch(name)]
+    for name in copies:
+        if directory.size(name) == len(rest) and directory.read(name) == rest:
+            directory.sync()
+            return name
+    while (copy := f"{found.name}.torn-{time_ms}") in copies:
+        time_ms += 1
+    create_file(directory, copy, rest).close()
+    return copy
