@@ -166,29 +166,37 @@ class HttpApp(QuartTrio):
             The answer to send.
         """
         try:
-            asked = await self._parse(body)
+            asked, command = await self._understand(body.data)
         except dialects.BadRequest as error:
             return dialects.failure(error.status, error.error, error.detail)
         finally:
             body.release()
-        return dialects.answer(asked, asked.failure or await self._run(asked))
+        reply = command if isinstance(command, Failure) else await self._run(command)
+        return dialects.answer(asked, reply)
 
-    async def _parse(self, body: HeldBody) -> dialects.Request:
+    async def _understand(self, data: bytes) -> tuple[dialects.Request, Command | Failure]:
         limits = self.settings.limits
-        if dialects.is_quick(body.data):
-            return dialects.parse(body.data, limits)
-        return await trio.to_thread.run_sync(dialects.parse, body.data, limits, limiter=self._parser)
+        if dialects.is_quick(data):
+            return _understand(data, limits)
+        return await trio.to_thread.run_sync(_understand, data, limits, limiter=self._parser)
 
-    async def _run(self, asked: dialects.Request) -> Reply:
-        try:
-            command = commands.parse(asked.argv, self.settings.limits)
-        except CommandError as error:
-            return Failure(error.error, error.detail)
+    async def _run(self, command: Command) -> Reply:
         try:
             return await self.engine.submit(command)
         except Exception:
             log.exception("a command failed")
             return Failure(Error.INTERNAL_ERROR)
+
+
+def _understand(data: bytes, limits: Limits) -> tuple[dialects.Request, Command | Failure]:
+    """Turns a body into a command, or into the reply that says why it is none; BadRequest when it is no request."""
+    asked = dialects.parse(data, limits)
+    if asked.failure is not None:
+        return asked, asked.failure
+    try:
+        return asked, commands.parse(asked.argv, limits)
+    except CommandError as error:
+        return asked, Failure(error.error, error.detail)
 
 
 def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
