@@ -61,6 +61,9 @@ SWEEP_INTERVAL_MS = 100
 FREE_VALUES_MAX = 20_000
 """Values of removed queues freed in one go: some 1 ms of work."""
 
+FREE_INTERVAL_S = 0.001
+"""Pause between two such goes: an actor that never sleeps would keep the interpreter from the commit thread."""
+
 GROUP_BYTES_MAX = 32 * 1024 * 1024
 """Records that may wait for the disk. When it falls behind so far, writes are refused instead of filling memory."""
 
@@ -135,6 +138,7 @@ class _Group:
     records_bytes: int = 0
     time_ms: int = 0
     answers: list[_Call] = field(default_factory=list)
+    swept: bool = False
 
     def add(self, records: list[bytes], records_bytes: int) -> None:
         """Takes the records of one command, which stay in one frame."""
@@ -375,11 +379,11 @@ class Engine:
     def _next_deadline(self) -> float:
         """The trio time at which there is something to do without a command."""
         if self._state.has_garbage:
-            return trio.current_time()
+            return trio.current_time() + FREE_INTERVAL_S
         deadlines_ms = []
         if self._waiters.next_deadline_ms is not None:
             deadlines_ms.append(self._waiters.next_deadline_ms)
-        if self._state.next_deadline_ms is not None:
+        if self._state.next_deadline_ms is not None and not self._open.swept:
             deadlines_ms.append(max(self._state.next_deadline_ms, self._next_sweep_ms))
         return self._clock.when(min(deadlines_ms)) if deadlines_ms else math.inf
 
@@ -388,10 +392,12 @@ class Engine:
         decision = self._state.decide(call.command, now_ms)
         if decision.reply is None:
             self._park(call, now_ms)
-        elif decision.ops and self._open.records_bytes >= GROUP_BYTES_MAX:
-            self._answer_now(call, Failure(Error.UNAVAILABLE, "the disk is behind, try again"))
         elif isinstance(call.command, Ping):
             self._answer_now(call, decision.reply)  # it rests on nothing, so it need not wait for the disk
+        elif not decision.ops:
+            self._hold(call, decision.reply)
+        elif self._open.records_bytes >= GROUP_BYTES_MAX:
+            self._answer_now(call, Failure(Error.UNAVAILABLE, "the disk is behind, try again"))
         else:
             self._carry_out(call, decision.ops, decision.reply)
 
@@ -401,7 +407,7 @@ class Engine:
             detail = f"the command's records would have more than {COMMAND_BYTES_MAX} bytes"
             self._answer_now(call, Failure(Error.TOO_LARGE, detail))
             return
-        if effects and effects[0][0] in _UNDO:
+        if effects[0][0] in _UNDO:
             call.taken = self._taking(effects[0], reply)
         self._log_and_apply(effects, records)
         self._hold(call, reply)
@@ -425,8 +431,7 @@ class Engine:
             records = [ops.pack(op) for op in effects]
         for op in effects:
             self._state.apply(op)
-        if records:
-            self._open.add(records, sum(map(len, records)))
+        self._open.add(records, sum(map(len, records)))
 
     def _taking(self, pop: Op, reply: Reply) -> _Taken:
         """Notes what a pop is about to take, should it have to go back."""
@@ -463,14 +468,18 @@ class Engine:
             self._hold(waiter.owner, Value(None))
 
     def _sweep(self, now_ms: int) -> None:
-        """Removes a slice of the expired keys, unless the disk is behind."""
-        if now_ms < self._next_sweep_ms:
+        """Removes a slice of the expired keys.
+
+        One slice a group: with more the actor would never sleep, and not only would the group grow, the commit thread
+        would not get the interpreter either (a SET among a million keys that expired together took 4 s).
+        """
+        if now_ms < self._next_sweep_ms or self._open.swept:
             return
-        behind = self._open.records_bytes >= GROUP_BYTES_MAX
-        keys = () if behind else self._state.expired(now_ms, SWEEP_KEYS_MAX)
+        keys = self._state.expired(now_ms, SWEEP_KEYS_MAX)
         if keys:
             self._log_and_apply(((ops.EXPIRE, keys),))
             self._expired_keys += len(keys)
+            self._open.swept = True
         if len(keys) < SWEEP_KEYS_MAX:
             self._next_sweep_ms = now_ms + SWEEP_INTERVAL_MS
 
@@ -536,6 +545,8 @@ class Engine:
             with trio.move_on_at(self._sync_deadline()):
                 await self._work.wait()
             group, self._open = self._open, _Group()
+            if group.swept:
+                self._nap.cancel()  # room for the next slice
             if not self._actor_done:
                 self._work = trio.Event()
             elif not group.answers and not group.frames:

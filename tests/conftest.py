@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 import trio
+from trio._core import _run
 from trio.testing import MockClock
 
 from tests.harness.world import World
@@ -17,14 +18,18 @@ def run_under_virtual_time(
     clock: trio.abc.Clock | None = None,
     instruments: Sequence[trio.abc.Instrument] = (),
 ) -> None:
-    """`trio.run` with a clock that jumps to the next deadline whenever nothing else can happen."""
+    """`trio.run` with a clock that jumps to the next deadline whenever nothing else can happen.
+
+    Tasks that are ready in the same tick run in an order that trio draws by lot; the seed makes it the same every time.
+    """
+    _run._r.seed(0)  # pytest-trio has made everything else deterministic
     trio.run(function, clock=clock or MockClock(autojump_threshold=0), instruments=instruments)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # pytest-trio uses a clock only when the test itself asks for it, so a fixture cannot bring virtual time along.
     for item in items:
-        if "world" in getattr(item, "fixturenames", ()):
+        if {"world", "autojump_clock"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.trio(run=run_under_virtual_time))
 
 
