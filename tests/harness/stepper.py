@@ -68,13 +68,8 @@ class Stepper:
 
     def close(self) -> None:
         """Cancels what is left in the nursery and ends the run; raises what its tasks raised."""
-
-        def end() -> None:
-            self._clock.autojump_threshold = 0  # a commit on its way is not cancelled, it takes its time
-            self.nursery.cancel_scope.cancel()
-
         with contextlib.suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(end)
+            self._token.run_sync_soon(self.nursery.cancel_scope.cancel)
         self._thread.join()
         self._result.unwrap()
 
@@ -86,4 +81,7 @@ class Stepper:
         async with trio.open_nursery() as self.nursery:
             self._token = trio.lowlevel.current_trio_token()
             self._ready.set()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:  # closed, or a task failed: a commit on its way is not cancelled, it takes its time
+                self._clock.autojump_threshold = 0
