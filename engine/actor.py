@@ -355,8 +355,8 @@ class Engine:
             self._hand_over(now_ms)
 
     def _is_finished(self) -> bool:
-        """Whether nobody can come any more, nobody is left, and what the last one left behind has been put back."""
-        return self._closing and not self._callers and not self._abandoned
+        """Whether nobody can come any more and nobody is left: not even one whose popped value may have to go back."""
+        return self._closing and not self._callers
 
     async def _receive(self) -> list[_Call]:
         """Waits for commands, a deadline or a nudge; returns the commands."""

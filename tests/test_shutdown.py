@@ -179,3 +179,21 @@ async def test_a_cancellation_while_the_log_is_being_closed_waits_for_its_end(wo
     await world._ended.wait()
     assert trio.current_time() == 1.0
     assert is_clean(world)
+
+
+@pytest.mark.parametrize("ticks", range(12))
+async def test_a_cancellation_in_any_tick_of_the_closing_frees_the_directory(world: World, ticks: int) -> None:
+    """H1"""
+    job = world.spawn("SET k v")
+    await trio.lowlevel.checkpoint()
+    world.engine.close()
+    for _ in range(ticks):
+        await trio.lowlevel.checkpoint()
+    world._scope.cancel()
+    await world._ended.wait()
+    assert world.disk.holder is None
+    world.disk.cut_power()
+    await world.start()
+    if job.reply == Ok():
+        assert await world.do("GET k") == Value(b"v")
+    job.leave()
