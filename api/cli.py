@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from api.server import ServerSettings, serve
-from engine.actor import FsyncPolicy
+from engine.committer import FsyncPolicy
 from engine.limits import MIB, Limits
 
 JSON_DEPTH_MAX_MAX = 500

@@ -37,7 +37,8 @@ from api.access import Access
 from api.app import HttpSettings, create_app
 from api.hypercorn_fixes import hypercorn_config, install, tune_listener
 from api.progress import ReplayProgress, ReplayStopped
-from engine.actor import Engine, FsyncPolicy
+from engine.actor import Engine
+from engine.committer import FsyncPolicy
 from engine.limits import Limits
 from engine.recovery import recover
 from engine.state import State

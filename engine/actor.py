@@ -22,9 +22,6 @@ Commands that write stay done. That holds while closing too: the actor stays unt
 
 After each op that makes a queue grow, its waiters are served, oldest first; their pops join the same group as the push.
 
-Engine time: the wall clock, read once, plus monotonic progress, and never behind the last time in the log. A clock that
-jumps while the engine runs moves no deadline.
-
 An exception in the actor or the committer leaves `run` and must end the process: nothing is answered after it.
 """
 
@@ -33,15 +30,17 @@ from __future__ import annotations
 import enum
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import trio
 
 from engine import ops
+from engine.clock import Clock
 from engine.commands import BQPop, Command, Ping
+from engine.committer import Committer, FsyncPolicy, Group, RunCommit, in_thread
 from engine.limits import Limits
 from engine.ops import Op
 from engine.replies import Error, Failure, Reply, Value
@@ -69,29 +68,6 @@ GROUP_BYTES_MAX = 32 * 1024 * 1024
 
 COMMAND_BYTES_MAX = 256 * 1024 * 1024
 """Records of one command: they must fit one frame, for a command applies whole or not at all."""
-
-FRAME_BYTES_MAX = 64 * 1024 * 1024
-"""A group goes on in another frame rather than grow one beyond this. Values that come back, and pops of those who wait,
-cannot be refused, so a group may grow far beyond its own limit."""
-
-COMMIT_SAMPLES = 1024
-"""Commits that the percentiles of `statistics` look back on."""
-
-RunCommit = Callable[[Callable[[], None]], Awaitable[None]]
-"""Runs a function that blocks on the disk; the default uses a thread, tests run it inline."""
-
-
-class FsyncPolicy(enum.Enum):
-    """When a commit is synced; what an answer promises follows from it."""
-
-    ALWAYS = "always"
-    INTERVAL = "interval"
-    NEVER = "never"
-
-
-FSYNC_INTERVAL_S = 1.0
-"""With `interval`, the longest time between a write and its sync."""
-
 
 _UNDO = {ops.POP_FIRST: ops.RETURN_FIRST, ops.POP_LAST: ops.RETURN_LAST}
 """Which op puts back what a pop took."""
@@ -129,27 +105,6 @@ class _Call:
     taken: _Taken | None = None
 
 
-@dataclass(slots=True)
-class _Group:
-    """What is committed together: records, in frames of whole commands, and the answers that rest on them."""
-
-    frames: list[list[bytes]] = field(default_factory=list)
-    frame_bytes: int = 0
-    records_bytes: int = 0
-    time_ms: int = 0
-    answers: list[_Call] = field(default_factory=list)
-    swept: bool = False
-
-    def add(self, records: list[bytes], records_bytes: int) -> None:
-        """Takes the records of one command, which stay in one frame."""
-        if not self.frames or self.frame_bytes + records_bytes > FRAME_BYTES_MAX:
-            self.frames.append([])
-            self.frame_bytes = 0
-        self.frames[-1] += records
-        self.frame_bytes += records_bytes
-        self.records_bytes += records_bytes
-
-
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """A snapshot of the engine's numbers; milliseconds and bytes as the names say, counts since the start."""
@@ -169,37 +124,6 @@ class Statistics:
     expired_keys: int
     returned_values: int
     uptime_s: float
-
-
-class Clock:
-    """Engine time: where the wall clock stood at the start, plus monotonic progress.
-
-    Args:
-        start_ms: the wall clock, milliseconds since 1970, or the last time in the log if that is later.
-    """
-
-    def __init__(self, start_ms: int) -> None:
-        self._start_ms = start_ms
-        self._start_s = trio.current_time()
-
-    def now_ms(self) -> int:
-        """Engine time in milliseconds since 1970."""
-        # The small addition undoes the rounding of `when`: at that very time, now_ms is what was asked for.
-        return self._start_ms + int((trio.current_time() - self._start_s) * 1000 + 0.001)
-
-    def when(self, at_ms: int) -> float:
-        """The trio time, in seconds, at which engine time is `at_ms`."""
-        return self._start_s + (at_ms - self._start_ms) / 1000
-
-
-def in_thread() -> RunCommit:
-    """Returns a `RunCommit` that uses a worker thread; cancellation waits for its end, so no commit is abandoned."""
-    limiter = trio.CapacityLimiter(1)  # of the commits' own: a crowd of other threads never makes one wait
-
-    async def run_commit(function: Callable[[], None]) -> None:
-        await trio.to_thread.run_sync(function, limiter=limiter)
-
-    return run_commit
 
 
 class Engine:
@@ -237,16 +161,12 @@ class Engine:
         self._abandoned: deque[_Call] = deque()
         self._nap = trio.CancelScope()
         self._next_sweep_ms = 0
-        self._open = _Group()
-        self._work = trio.Event()
-        self._committing = False
+        self._committer: Committer[_Call] = Committer(
+            log, fsync, self._run_commit, release=self._release, taken=self._group_taken
+        )
         self._callers = 0
         self._closing = False
-        self._actor_done = False
-        self._unsynced_since_s: float | None = None
-        self._commit_times_s: deque[float] = deque(maxlen=COMMIT_SAMPLES)
-        self._commands = self._commits = self._records = self._pops = 0
-        self._expired_keys = self._returned_values = 0
+        self._commands = self._pops = self._expired_keys = self._returned_values = 0
 
     # For callers
 
@@ -286,7 +206,7 @@ class Engine:
 
     def statistics(self) -> Statistics:
         """Returns the engine's numbers at this moment."""
-        times_s = sorted(self._commit_times_s) or [0.0]
+        committer = self._committer
         return Statistics(
             keys=len(self._state) - self._state.queue_count,
             queues=self._state.queue_count,
@@ -296,10 +216,10 @@ class Engine:
             log_bytes=self._log.size_bytes,
             lsn=self._log.last_lsn,
             commands=self._commands,
-            commits=self._commits,
-            records_per_commit=round(self._records / max(1, self._commits), 3),
-            commit_p50_ms=round(times_s[len(times_s) // 2] * 1000, 3),
-            commit_p99_ms=round(times_s[len(times_s) * 99 // 100] * 1000, 3),
+            commits=committer.commits,
+            records_per_commit=round(committer.records / max(1, committer.commits), 3),
+            commit_p50_ms=committer.percentile_ms(50),
+            commit_p99_ms=committer.percentile_ms(99),
             expired_keys=self._expired_keys,
             returned_values=self._returned_values,
             uptime_s=round(trio.current_time() - self._started_s, 3),
@@ -315,11 +235,10 @@ class Engine:
         """
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._run_committer)
+                nursery.start_soon(self._committer.run)
                 task_status.started()
                 await self._run_actor()
-                self._actor_done = True
-                self._work.set()
+                self._committer.finish()
         except BaseException:
             self._log.abandon()
             raise
@@ -352,7 +271,7 @@ class Engine:
             self._time_out_waiters(now_ms)
             self._sweep(now_ms)
             self._state.free_garbage(FREE_VALUES_MAX)
-            self._hand_over(now_ms)
+            self._committer.hand_over(now_ms)
 
     def _is_finished(self) -> bool:
         """Whether nobody can come any more and nobody is left: not even one whose popped value may have to go back."""
@@ -383,7 +302,7 @@ class Engine:
         deadlines_ms = []
         if self._waiters.next_deadline_ms is not None:
             deadlines_ms.append(self._waiters.next_deadline_ms)
-        if self._state.next_deadline_ms is not None and not self._open.swept:
+        if self._state.next_deadline_ms is not None and not self._committer.open.swept:
             deadlines_ms.append(max(self._state.next_deadline_ms, self._next_sweep_ms))
         return self._clock.when(min(deadlines_ms)) if deadlines_ms else math.inf
 
@@ -396,7 +315,7 @@ class Engine:
             self._answer_now(call, decision.reply)  # it rests on nothing, so it need not wait for the disk
         elif not decision.ops:
             self._hold(call, decision.reply)
-        elif self._open.records_bytes >= GROUP_BYTES_MAX:
+        elif self._committer.open.records_bytes >= GROUP_BYTES_MAX:
             self._answer_now(call, Failure(Error.UNAVAILABLE, "the disk is behind, try again"))
         else:
             self._carry_out(call, decision.ops, decision.reply)
@@ -431,7 +350,7 @@ class Engine:
             records = [ops.pack(op) for op in effects]
         for op in effects:
             self._state.apply(op)
-        self._open.add(records, sum(map(len, records)))
+        self._committer.open.add(records, sum(map(len, records)))
 
     def _taking(self, pop: Op, reply: Reply) -> _Taken:
         """Notes what a pop is about to take, should it have to go back."""
@@ -473,13 +392,13 @@ class Engine:
         One slice a group: with more the actor would never sleep, and not only would the group grow, the commit thread
         would not get the interpreter either (a SET among a million keys that expired together took 4 s).
         """
-        if now_ms < self._next_sweep_ms or self._open.swept:
+        if now_ms < self._next_sweep_ms or self._committer.open.swept:
             return
         keys = self._state.expired(now_ms, SWEEP_KEYS_MAX)
         if keys:
             self._log_and_apply(((ops.EXPIRE, keys),))
             self._expired_keys += len(keys)
-            self._open.swept = True
+            self._committer.open.swept = True
         if len(keys) < SWEEP_KEYS_MAX:
             self._next_sweep_ms = now_ms + SWEEP_INTERVAL_MS
 
@@ -496,13 +415,17 @@ class Engine:
                 grown[key] = None
         self._serve_waiters(grown)  # not before all are back: the oldest waiter gets the first value
 
+    def _group_taken(self, group: Group[_Call]) -> None:
+        if group.swept:
+            self._nap.cancel()  # there is room for the next slice
+
     # Answers
 
     def _hold(self, call: _Call, reply: Reply) -> None:
         """Lets the answer go with the open group."""
         call.reply = reply
         call.stage = _Stage.HELD
-        self._open.answers.append(call)
+        self._committer.open.answers.append(call)
 
     def _answer_now(self, call: _Call, reply: Reply) -> None:
         """Answers at once; only for replies that rest on nothing."""
@@ -527,63 +450,3 @@ class Engine:
             self._nap.cancel()
         call.stage = _Stage.WITHDRAWN
         return trio.lowlevel.Abort.SUCCEEDED
-
-    # The committer
-
-    def _hand_over(self, now_ms: int) -> None:
-        """Gives the open group to the committer, or lets its answers go when they rest on nothing unsynced."""
-        self._open.time_ms = now_ms
-        if self._open.frames or self._committing:
-            self._work.set()
-        else:
-            answers, self._open.answers = self._open.answers, []
-            for call in answers:
-                self._release(call)
-
-    async def _run_committer(self) -> None:
-        while True:
-            with trio.move_on_at(self._sync_deadline()):
-                await self._work.wait()
-            group, self._open = self._open, _Group()
-            if group.swept:
-                self._nap.cancel()  # room for the next slice
-            if not self._actor_done:
-                self._work = trio.Event()
-            elif not group.answers and not group.frames:
-                return
-            if group.frames:
-                await self._commit(group)
-            for call in group.answers:
-                self._release(call)
-            if self._sync_deadline() <= trio.current_time():
-                await self._sync()
-
-    def _sync_deadline(self) -> float:
-        """With `interval`, the time by which what was written must be synced."""
-        if self.fsync is FsyncPolicy.INTERVAL and self._unsynced_since_s is not None:
-            return self._unsynced_since_s + FSYNC_INTERVAL_S
-        return math.inf
-
-    async def _commit(self, group: _Group) -> None:
-        """Writes a group, and with `always` syncs it; the answers may go when this returns."""
-        started_s = trio.current_time()
-        self._committing = True  # and for ever, should it fail: whatever is applied from then on stays unanswered
-        await self._run_commit(partial(self._write, group))
-        self._committing = False
-        if self._unsynced_since_s is None:
-            self._unsynced_since_s = started_s
-        self._commits += 1
-        self._records += sum(map(len, group.frames))
-        self._commit_times_s.append(trio.current_time() - started_s)
-
-    async def _sync(self) -> None:
-        """Syncs what was written; no answer waits for it but those of writes that come meanwhile."""
-        await self._run_commit(self._log.commit)
-        self._unsynced_since_s = None
-
-    def _write(self, group: _Group) -> None:
-        """Runs in the commit thread."""
-        for records in group.frames:
-            self._log.append(records, group.time_ms)
-        if self.fsync is FsyncPolicy.ALWAYS:
-            self._log.commit()

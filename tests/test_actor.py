@@ -11,9 +11,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from engine import actor
-from engine.actor import Engine, FsyncPolicy
+from engine import actor, committer
+from engine.actor import Engine
+from engine.clock import Clock
 from engine.commands import Get, Ping, QPop, QPush, Set
+from engine.committer import FsyncPolicy
 from engine.limits import MIB, Limits
 from engine.recovery import recover
 from engine.replies import Error, Failure, Integer, Ok, Reply, Value
@@ -208,7 +210,7 @@ async def test_a_command_is_refused_whole_when_its_records_would_not_fit_a_frame
 async def test_a_group_beyond_the_size_of_a_frame_goes_on_in_another(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(actor, "FRAME_BYTES_MAX", 500)
+    monkeypatch.setattr(committer, "FRAME_BYTES_MAX", 500)
     jobs = [world.spawn(f"SET k{number} {'x' * 90}") for number in range(50)]
     jobs.append(world.spawn(f"SET large {'x' * 2_000}"))
     await world.settle()
@@ -477,7 +479,7 @@ async def test_with_never_only_the_close_syncs(autojump_clock: MockClock, nurser
 @pytest.mark.parametrize("started_s", [0.0, 1.1, 12_345.678, 999_999.123_456])
 async def test_engine_time_reaches_a_deadline_exactly_when_it_says(autojump_clock: MockClock, started_s: float) -> None:
     await trio.sleep(started_s)
-    clock = actor.Clock(EPOCH_MS)
+    clock = Clock(EPOCH_MS)
     for after_ms in (1, 2, 3, 7, 999, 1_001, 86_400_000, 10**12):
         await trio.sleep_until(clock.when(EPOCH_MS + after_ms))
         assert clock.now_ms() == EPOCH_MS + after_ms

@@ -278,13 +278,13 @@ async def test_an_answered_client_that_is_cancelled_before_it_runs_gives_the_val
     await world.do("QPUSH q a b")
     world.commit_s = 1.0
     (job,) = await popping(world, "BQPOP q")
-    release = world.engine._release
+    release = world.engine._committer._release
 
     def release_and_leave(call: Any) -> None:
         release(call)
         job.leave()
 
-    monkeypatch.setattr(world.engine, "_release", release_and_leave)
+    monkeypatch.setattr(world.engine._committer, "_release", release_and_leave)
     await trio.sleep(1.0)
     await world.settle()
     assert job.reply is None

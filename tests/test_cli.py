@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from api import cli, progress
 from api.progress import ReplayProgress, ReplayStopped
 from api.server import ExitCode, ServerSettings
-from engine.actor import FsyncPolicy
+from engine.committer import FsyncPolicy
 from engine.limits import Limits
 
 

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from engine.actor import FsyncPolicy
+from engine.committer import FsyncPolicy
 from engine.limits import Limits
 from engine.recovery import recover
 from engine.replies import Failure, Integer, Ok, Reply, Value

@@ -21,8 +21,9 @@ from typing import Any
 import trio
 import trio.testing
 
-from engine.actor import Engine, FsyncPolicy
+from engine.actor import Engine
 from engine.commands import Command, parse
+from engine.committer import FsyncPolicy
 from engine.limits import Limits
 from engine.recovery import recover
 from engine.replies import Reply
