@@ -483,3 +483,17 @@ async def test_engine_time_reaches_a_deadline_exactly_when_it_says(autojump_cloc
     for after_ms in (1, 2, 3, 7, 999, 1_001, 86_400_000, 10**12):
         await trio.sleep_until(clock.when(EPOCH_MS + after_ms))
         assert clock.now_ms() == EPOCH_MS + after_ms
+
+
+async def test_whoever_waits_when_the_engine_fails_gets_no_answer_and_later_ones_are_turned_away(world: World) -> None:
+    """B1"""
+
+    def fault(operation: str, _name: str) -> None:
+        if operation == "sync":
+            raise OSError(5, "Input/output error")
+
+    world.disk.fault = fault
+    with pytest.raises(AssertionError, match="was not answered"):
+        await world.do("SET k v")
+    assert world.failure is not None
+    assert await world.do("SET k v") == Failure(UNAVAILABLE, "shutting down")

@@ -186,6 +186,8 @@ class World:
                 await self.engine.run(task_status)
         except* LogFailed as failure:
             self.failure = failure
+            for job in list(self._jobs):
+                job.leave()  # as when the process ends: nobody is answered any more
         finally:
             self._ended.set()
 
