@@ -168,7 +168,7 @@ class HttpApp(QuartTrio):
         try:
             asked, command = await self._understand(body.data)
         except dialects.BadRequest as error:
-            return dialects.failure(error.status, error.error, error.detail)
+            return dialects.refuse(error)
         finally:
             body.release()
         reply = command if isinstance(command, Failure) else await self._run(command)

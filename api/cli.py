@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import click
 
 from api.server import ServerSettings, serve
 from engine.committer import FsyncPolicy
-from engine.limits import MIB, Limits
+from engine.limits import KIB, MIB, Limits
 
 JSON_DEPTH_MAX_MAX = 500
 """Deeper nesting than this is no setting: Python's own stack is near."""
@@ -64,6 +65,13 @@ _LIMIT_OPTIONS: tuple[tuple[str, str, Any, str, str], ...] = (
 )
 
 
+def _written(kind: object, default: int | None) -> int | str | None:
+    """A default as a person would write it: sizes with their unit."""
+    if default is None or kind is not size:
+        return default
+    return f"{default // MIB}MiB" if default % MIB == 0 else f"{default // KIB}KiB"
+
+
 def _limit_options(function: Callable[..., None]) -> Callable[..., None]:
     defaults = Limits()
     for name, field, kind, metavar, text in reversed(_LIMIT_OPTIONS):
@@ -73,16 +81,17 @@ def _limit_options(function: Callable[..., None]) -> Callable[..., None]:
             field,
             type=kind,
             metavar=metavar,
-            default=default,
-            show_default=default is not None,
+            default=_written(kind, default),
+            show_default=True,
             envvar=f"HOLDFAST_MAX_{name.upper()}",
+            show_envvar=True,
             help=text,
         )
         function = option(function)
     return function
 
 
-@click.group(context_settings={"max_content_width": 100})
+@click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="holdfast")
 def main() -> None:
     """Holdfast: a durable key-value store with queues, spoken to over HTTP with JSON."""
@@ -94,6 +103,7 @@ def main() -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("data"),
     envvar="HOLDFAST_DATA",
+    show_envvar=True,
     help="Data directory; made when it does not exist.",
 )
 @click.option(
@@ -102,6 +112,7 @@ def main() -> None:
     default="127.0.0.1:8080",
     metavar="HOST:PORT",
     envvar="HOLDFAST_BIND",
+    show_envvar=True,
     help="Address to listen on; port 0 takes a free one.",
 )
 @click.option(
@@ -109,13 +120,17 @@ def main() -> None:
     type=click.Choice([policy.value for policy in FsyncPolicy]),
     default=FsyncPolicy.ALWAYS.value,
     envvar="HOLDFAST_FSYNC",
+    show_envvar=True,
     help="always: an answer means on disk. interval: at most 1 s of loss. never: the system decides.",
 )
-@click.option("--token", envvar="HOLDFAST_TOKEN", help="Clients must send it: Authorization: Bearer TOKEN.")
+@click.option(
+    "--token", envvar="HOLDFAST_TOKEN", show_envvar=True, help="Clients must send it: Authorization: Bearer TOKEN."
+)
 @click.option(
     "--insecure",
     is_flag=True,
     envvar="HOLDFAST_INSECURE",
+    show_envvar=True,
     help="Listen beyond loopback without a token.",
 )
 @click.option(
@@ -124,6 +139,7 @@ def main() -> None:
     multiple=True,
     metavar="NAME",
     envvar="HOLDFAST_ALLOW_HOST",
+    show_envvar=True,
     help="A name clients may use in the Host header besides the bound one; may be repeated; * takes any.",
 )
 @_limit_options
@@ -141,7 +157,7 @@ def serve_command(
     Exit codes: 0 stopped, 1 cannot start, 2 bad options, 3 the log is damaged, 4 another server holds the data
     directory, 5 a write or sync of the log failed.
     """
-    if token == "":
+    if token == "" or os.environ.get("HOLDFAST_TOKEN") == "":
         raise click.BadParameter("an empty token protects nothing", param_hint="--token")
     if (limits["body_bytes_max"] or 0) > BODY_BYTES_MAX_MAX:
         raise click.BadParameter("at most 128 MiB", param_hint="--max-body")

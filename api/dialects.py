@@ -125,6 +125,14 @@ def parse(body: bytes, limits: Limits) -> Request:
         raise BadRequest("the array form is not supported yet")
     if not isinstance(members, dict):
         raise BadRequest(f"expected an object with a member 'command', not {_type_name(members)}")
+    try:
+        return _request(members, limits)
+    except BadRequest as bad:
+        bad.in_fields = any(name in members for name, _ in _KINDS) or b"options" in members
+        raise
+
+
+def _request(members: dict[bytes, Json], limits: Limits) -> Request:
     for name in members:
         if name not in _MEMBERS:
             known = ", ".join(member.decode() for member in _MEMBERS)
@@ -153,6 +161,20 @@ def answer(request: Request, reply: Reply) -> Answer:
     if isinstance(reply, Ok):
         return Answer(200, b"")
     return Answer(200, _encode(_value_members(reply)))
+
+
+def refuse(bad: BadRequest) -> Answer:
+    """Answers a body that is no request, in the form of the dialect it looks like.
+
+    Args:
+        bad: as raised by `parse`.
+
+    Returns:
+        Status and body.
+    """
+    if bad.in_fields:
+        return Answer(bad.status, _encode({"success": False, "message": f"{bad.error}: {bad.detail}"}))
+    return failure(bad.status, bad.error, bad.detail)
 
 
 def failure(status: int, error: str, detail: str = "") -> Answer:

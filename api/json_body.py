@@ -60,6 +60,7 @@ class BadRequest(Exception):
         status: 400 or 413.
         error: `invalid request` or `too large`, fixed texts that clients match on.
         detail: what was wrong and what was expected, for a person.
+        in_fields: it has members of the fields dialect, and is answered in its form.
     """
 
     def __init__(self, detail: str, status: int = 400) -> None:
@@ -67,6 +68,7 @@ class BadRequest(Exception):
         self.status = status
         self.error = Error.TOO_LARGE.value if status == 413 else "invalid request"
         self.detail = detail
+        self.in_fields = False
 
 
 class Number(bytes):
@@ -154,6 +156,7 @@ class _Reader:
         self.depth = 0
         self.depth_max = limits.json_depth_max
         self.items = 0
+        self.words_max = limits.tokens_max
         self.items_max = limits.tokens_max + _ITEMS_SLACK
         self.number_bytes_max = max(limits.value_bytes_max, limits.key_bytes_max)
 
@@ -187,7 +190,7 @@ class _Reader:
     def _count_item(self) -> None:
         self.items += 1
         if self.items > self.items_max:
-            raise BadRequest(f"more than {self.items_max} JSON items", 413)
+            raise BadRequest(f"the body has more items than a command may have words, {self.words_max}", 413)
 
     def _nested(self, read: Callable[[], Json]) -> Json:
         self.depth += 1

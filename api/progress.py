@@ -1,8 +1,10 @@
-"""The progress bar of a long replay: on stderr, when that is a terminal, and not before a second has passed."""
+"""What is seen of a long replay, after its first second: a bar when stderr is a terminal, else one line in the log."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +16,8 @@ QUIET_S = 1.0
 """A replay shorter than this shows nothing."""
 
 REDRAW_S = 0.1
+
+_logger = logging.getLogger("holdfast.server")
 
 
 class ReplayStopped(Exception):
@@ -46,7 +50,11 @@ class ReplayProgress(contextlib.ExitStack):
         """
         if self._stopped():
             raise ReplayStopped
-        if not self._drawing or time.monotonic() < self._next_s:
+        if time.monotonic() < self._next_s:
+            return
+        if not self._drawing:
+            _logger.info("replaying %.0f MB", total_bytes / 1e6)
+            self._next_s = math.inf
             return
         if self._advance is None:
             bar = click.progressbar(length=total_bytes, label="replaying", file=sys.stderr)

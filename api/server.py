@@ -15,10 +15,12 @@ A failed log ends the process the same way, with exit code 5, within `FAIL_WITHI
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import gc
 import importlib.metadata
 import ipaddress
+import json
 import logging
 import os
 import resource
@@ -118,9 +120,12 @@ def serve(settings: ServerSettings) -> ExitCode:
         code = _report(errors, ExitCode.DAMAGE)
     except* LockedError as errors:
         code = _report(errors, ExitCode.LOCKED)
-    except* LogFailed as errors:
-        code = _report(errors, ExitCode.LOG_FAILED)
-    except* (StartError, DirectoryError, OSError) as errors:
+    except* LogFailed:
+        code = ExitCode.LOG_FAILED  # reported when it happened, before anything could hold the exit up
+    except* (StartError, DirectoryError) as errors:
+        code = _report(errors, ExitCode.FAILURE)
+    except* OSError as errors:
+        _logger.critical("cannot serve from %s", settings.data.absolute())
         code = _report(errors, ExitCode.FAILURE)
     except* Exception:
         _logger.critical("stopped by a defect", exc_info=True)
@@ -167,10 +172,9 @@ async def _serve(settings: ServerSettings) -> None:
             await http_done.wait()
         engine.close()
         await stop.engine_ended.wait()
-        _logger.info("everything is on disk")
         await http_done.wait()
         nursery.cancel_scope.cancel()
-    _logger.info("stopped")
+    _logger.info("stopped, everything is on disk")
 
 
 class _Stop:
@@ -197,7 +201,7 @@ class _Stop:
         async for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGUSR1:
-                _logger.info("%s: %s", name, "replaying" if self.engine is None else self.engine.statistics())
+                _logger.info("%s: %s", name, self._describe())
             elif number == signal.SIGHUP:
                 _logger.info("%s: nothing to reload, going on", name)
             elif self.wished:
@@ -206,6 +210,9 @@ class _Stop:
             else:
                 _logger.info("%s: shutting down", name)
                 self.wish()
+
+    def _describe(self) -> str:
+        return "replaying" if self.engine is None else json.dumps(dataclasses.asdict(self.engine.statistics()))
 
     def wish(self) -> None:
         """Starts the shutdown and the timer."""
@@ -272,7 +279,7 @@ def _announce(
 ) -> None:
     records = log.recovery.records
     _logger.info(
-        "holdfast %s listening on %s, data in %s, replayed %s records in %.3f s (%s/s), fsync %s",
+        "holdfast %s listening on %s, data in %s, replayed %s records in %.3f s (%s/s), fsync %s, %s",
         importlib.metadata.version("holdfast"),
         " and ".join(f"http://{_authority(listener)}" for listener in listeners),
         directory.path,
@@ -280,6 +287,7 @@ def _announce(
         replay_s,
         f"{records / max(replay_s, 1e-6):,.0f}",
         settings.fsync.value,
+        "no token" if settings.token is None else "token required",
     )
 
 
@@ -298,7 +306,7 @@ def _listen(settings: ServerSettings) -> list[socket.socket]:
     except OSError as error:
         for listener in listeners:
             listener.close()
-        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror} (--bind)") from None
     return listeners
 
 
@@ -328,7 +336,7 @@ def _check_exposure(settings: ServerSettings, addresses: list[str]) -> None:
             f"{settings.host} is not a loopback address: set --token so that only clients who know it get in,"
             " or --insecure to let everybody in"
         )
-    _logger.warning("INSECURE: everybody who can reach %s may read and write all data", ", ".join(exposed))
+    _logger.warning("INSECURE: no token: everybody who can reach this machine may read and write all data")
 
 
 def _authority(listener: socket.socket) -> str:

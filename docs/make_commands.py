@@ -42,7 +42,7 @@ _WHEN = {
     Error.STORAGE_FULL: "the write would grow memory beyond `--max-memory`",
     Error.UNAVAILABLE: "too many clients are waiting already, or the server is shutting down",
 }
-_NOT_FOUND = {"SET": "`XX`, and the key does not exist"}
+_NOT_FOUND = {"SET": "`XX`, and the key does not exist", "DELETE": "none of the keys exists"}
 
 
 def render() -> str:

@@ -220,7 +220,7 @@ def _ttl_ms(name: str, argument: bytes, factor: int, unit: str) -> int:
         ttl_ms = int(argument) * factor
         if 0 < ttl_ms <= TTL_MS_MAX:
             return ttl_ms
-    raise CommandError(f"{name} takes a whole number of {unit} above 0, not {show(argument)}")
+    raise CommandError(f"{name} takes a whole number of {unit} from 1 to {TTL_MS_MAX // factor}, not {show(argument)}")
 
 
 def _timeout_ms(name: str, argument: bytes) -> int:
@@ -228,7 +228,7 @@ def _timeout_ms(name: str, argument: bytes) -> int:
         timeout_s = Decimal(argument.decode())  # a float would make 16.1 s one millisecond longer
         if timeout_s <= TIMEOUT_S_MAX:
             return math.ceil(timeout_s * 1000)
-    raise CommandError(f"{name} takes seconds as a decimal, 0 or more, not {show(argument)}")
+    raise CommandError(f"{name} takes seconds as a decimal from 0 to {TIMEOUT_S_MAX}, not {show(argument)}")
 
 
 def _condition(name: str, _argument: bytes) -> Condition:
@@ -247,8 +247,12 @@ TABLE: tuple[Spec, ...] = (
         fields_answer="`key`",
         parameters=(Parameter(Kind.KEY, "key"), Parameter(Kind.VALUE, "value")),
         options=(
-            Option("EX", "ttl_ms", _seconds, "s", help="expires in so many seconds; `EX60` in one word too"),
-            Option("PX", "ttl_ms", _milliseconds, "ms", help="expires in so many milliseconds"),
+            Option(
+                "EX", "ttl_ms", _seconds, "s", help="expires in so many seconds, at most 10^12; `EX60` in one word too"
+            ),
+            Option(
+                "PX", "ttl_ms", _milliseconds, "ms", help="expires in so many milliseconds; `PX500` in one word too"
+            ),
             Option("NX", "condition", _condition, help="only if the key does not exist"),
             Option("XX", "condition", _condition, help="only if the key exists"),
         ),
@@ -293,7 +297,8 @@ TABLE: tuple[Spec, ...] = (
     Spec(
         name="QPOP",
         command=QPop,
-        summary="Takes the last value of a queue (last in, first out); null when there is no such queue.",
+        summary="Takes the last value of a queue (last in, first out); null when there is no such queue. An emptied"
+        " queue still exists, until DELETE or SET.",
         line_answer='200 `{"value": "v"}`',
         fields_answer="`key`, `value`",
         parameters=_ONE_KEY,
@@ -314,7 +319,7 @@ TABLE: tuple[Spec, ...] = (
                 _timeout_ms,
                 "timeout",
                 bare=True,
-                help="seconds, a decimal; 0 answers at once; left out, waits as long as the client stays",
+                help="seconds, a decimal up to 10^9; 0 answers at once; left out, waits as long as the client stays",
             ),
         ),
         errors=(Error.WRONG_TYPE, Error.UNAVAILABLE),
@@ -440,4 +445,5 @@ def _option(spec: Spec, words: Sequence[bytes], at: int) -> tuple[Option, bytes,
     for option in spec.options:
         if option.bare:
             return option, words[at], 1
-    raise CommandError(f"{spec.name} does not take {show(words[at])}, expected {spec.usage}")
+    hint = "; a value with spaces stands in quotes" if spec.options and not words[at].isdigit() else ""
+    raise CommandError(f"{spec.name} does not take {show(words[at])}, expected {spec.usage}{hint}")

@@ -244,7 +244,7 @@ SET = "SET key value [EX s | PX ms] [NX | XX]"
         ),
         (
             {"command": "SET", "key": "k", "value": "v", "options": {"ex": True}},
-            "EX takes a whole number of seconds above 0, not 'true'",
+            "EX takes a whole number of seconds from 1 to 1000000000000, not 'true'",
         ),
         (
             {"command": "SET", "key": "k", "value": "v", "options": {"ex": 1, "EX": 2}},
@@ -252,7 +252,7 @@ SET = "SET key value [EX s | PX ms] [NX | XX]"
         ),
         (
             {"command": "SET", "key": "k", "value": "v", "options": ["EX 60"]},
-            f"SET does not take 'EX 60', expected {SET}",
+            f"SET does not take 'EX 60', expected {SET}; a value with spaces stands in quotes",
         ),
         (
             {"command": "SET", "key": "k", "value": "v", "options": "EX '60"},
@@ -460,3 +460,26 @@ def in_bytes(given: object) -> list[bytes]:
     if isinstance(given, bytes):
         return [given]
     return [(given if isinstance(given, str) else json.dumps(given)).encode()]
+
+
+@pytest.mark.parametrize(
+    ("body", "answered"),
+    [
+        (b'{"command":"GET","key":null}', {"success": False}),
+        (b'{"command":"GET","key":"k","extra":1}', {"success": False}),
+        (b'{"command":1,"options":{}}', {"success": False}),
+        (b'{"command":1}', {"error": "invalid request"}),
+        (b'{"command":"GET k","extra":1}', {"error": "invalid request"}),
+        (b"[1]", {"error": "invalid request"}),
+    ],
+)
+def test_a_body_that_is_no_request_is_answered_in_the_form_of_the_dialect_it_looks_like(
+    body: bytes, answered: dict[str, object]
+) -> None:
+    with pytest.raises(dialects.BadRequest) as bad:
+        dialects.parse(body, Limits())
+    answer = dialects.refuse(bad.value)
+    members = json.loads(answer.body)
+    assert answer.status == 400
+    assert answered.items() <= members.items()
+    assert members.get("message", "invalid request: ").startswith("invalid request: ")

@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,9 +23,17 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-def wait_for_waiters(server: Server, count: int) -> None:
-    while server.get("/stats")[1]["waiters"] != count:
-        pass
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for what another process does; it has no event for us."""
+    deadline_s = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not happen"
+        time.sleep(0.005)
+
+
+def stat_of(server: Server, name: str) -> int:
+    number: int = server.get("/stats")[1][name]
+    return number
 
 
 def test_what_was_answered_is_there_after_sigkill(server: Server) -> None:
@@ -114,7 +123,7 @@ def test_sigterm_answers_parked_clients_503_and_exits_0(server: Server) -> None:
     """E8, H1."""
     with ThreadPoolExecutor(8) as pool:
         parked = [pool.submit(server.post, {"command": "BQPOP jobs"}) for _ in range(8)]
-        wait_for_waiters(server, 8)
+        until(lambda: stat_of(server, "waiters") == 8)
         server.stop()
         for future in parked:
             assert future.result() == (503, {"error": "unavailable", "detail": "shutting down"})
@@ -130,8 +139,7 @@ def test_a_client_that_does_not_read_cannot_hold_up_the_exit(server: Server) -> 
     with socket.create_connection((server.host, server.port)) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.sendall(request * 20)
-        while server.get("/stats")[1]["commands"] < 2:
-            pass
+        until(lambda: stat_of(server, "commands") >= 2)
         server.stop()
 
 
@@ -140,11 +148,9 @@ def test_a_second_signal_exits_now(server: Server) -> None:
     head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
     with socket.create_connection((server.host, server.port)) as client:
         client.sendall(head + body)  # in flight: it holds the shutdown up for the grace time
-        while server.get("/stats")[1]["requests_open"] < 2:
-            pass
+        until(lambda: stat_of(server, "requests_open") >= 2)
         server.signal(signal.SIGTERM)
-        while "SIGTERM: shutting down" not in server.log:
-            pass
+        until(lambda: "SIGTERM: shutting down" in server.log)
         server.signal(signal.SIGTERM)
         assert server.wait() == 128 + signal.SIGTERM
     server.start()
@@ -154,8 +160,7 @@ def test_a_second_signal_exits_now(server: Server) -> None:
 def test_sighup_and_sigusr1_do_not_end_the_server(server: Server) -> None:
     server.signal(signal.SIGHUP)
     server.signal(signal.SIGUSR1)
-    while "SIGUSR1: Statistics(" not in server.log:
-        pass
+    until(lambda: 'SIGUSR1: {"keys": 0,' in server.log)
     assert server.post({"command": "PING"}) == (200, {"value": "PONG"})
 
 
