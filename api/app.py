@@ -54,6 +54,9 @@ log = logging.getLogger("holdfast.http")
 _JSON = "application/json"
 _SMALL_BODY_BYTES = 64 * KIB
 
+_FREE_BODY_BYTES = 16 * KIB
+"""Bodies up to this length need no share of the budget: clients that fill it slowly cannot shut commands out."""
+
 
 class EngineFace(Protocol):
     """What the application needs of an engine, the one in this process or a cluster."""
@@ -115,10 +118,10 @@ class HeldBody:
         self._held = 0
 
     def hold(self, budget: BodyBudget, size: int) -> bool:
-        """Takes `size` more bytes out of the budget on behalf of this body."""
+        """Makes the share of this body `size` bytes in all; False when the budget does not hold so many."""
         self._budget = budget
-        taken = budget.take(size)
-        self._held += size if taken else 0
+        taken = budget.take(size - self._held)
+        self._held = size if taken else self._held
         return taken
 
     def release(self) -> None:
@@ -286,9 +289,7 @@ class Exchange(TrioASGIHTTPConnection):
 
     async def _read_body(self, receive: ASGIReceiveCallable) -> dialects.Answer | None:
         """Reads the body; returns the answer to a request whose body is refused."""
-        settings, length = self.app.settings, self._head.length
-        if length is not None and not self._body.hold(self.app.budget, length):
-            return _bodies_full()
+        settings = self.app.settings
         data = io.BytesIO()  # not a list: a body can come in chunks of one byte
         with trio.move_on_after(settings.body_timeout_s):
             while not self._body_over:
@@ -297,9 +298,9 @@ class Exchange(TrioASGIHTTPConnection):
                     return None
                 if data.tell() + len(piece) > settings.limits.body_bytes_max:
                     return self._too_large()
-                if length is None and not self._body.hold(self.app.budget, len(piece)):
-                    return _bodies_full()
                 data.write(piece)
+                if data.tell() > _FREE_BODY_BYTES and not self._body.hold(self.app.budget, data.tell()):
+                    return _bodies_full()
             self._body.data = data.getvalue()
             return None
         return dialects.failure(408, "request timeout", f"a body has {settings.body_timeout_s:g} s to arrive")

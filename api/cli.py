@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from api.server import ServerSettings, serve
+from api.server import ServerSettings, run
 from engine.committer import FsyncPolicy
 from engine.limits import KIB, MIB, Limits
 
@@ -164,4 +164,4 @@ def serve_command(
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     host, port = bind
     checked = dataclasses.replace(Limits(), **limits)  # type: ignore[arg-type]  # the table names the fields
-    sys.exit(serve(ServerSettings(data, host, port, FsyncPolicy(fsync), token, insecure, allowed_hosts, checked)))
+    run(ServerSettings(data, host, port, FsyncPolicy(fsync), token, insecure, allowed_hosts, checked))

@@ -31,6 +31,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import hypercorn.trio
 import trio
@@ -62,6 +63,9 @@ FAIL_WITHIN_S = 1
 """From a failed write or sync to the end of the process."""
 
 BACKLOG = 4096
+
+SELDOM_S = 30.0
+"""Between two lines about the same lasting trouble."""
 
 _logger = logging.getLogger("holdfast.server")
 
@@ -133,6 +137,14 @@ def serve(settings: ServerSettings) -> ExitCode:
     return code
 
 
+def run(settings: ServerSettings) -> NoReturn:
+    """Runs a server, and ends the process with its exit code.
+
+    Without the interpreter's own tear-down: freeing a store of millions of keys one by one takes seconds.
+    """
+    _exit(serve(settings))
+
+
 def _report(errors: BaseExceptionGroup[BaseException], code: ExitCode) -> ExitCode:
     for error in _leaves(errors):
         _logger.critical("%s", error)
@@ -154,12 +166,14 @@ async def _serve(settings: ServerSettings) -> None:
             listener.close()
         raise
     _raise_descriptor_limit()
+    logging.getLogger("trio.serve_listeners").addFilter(_SeldomFilter())
     async with trio.open_nursery() as nursery:
         stop = _Stop()
         await nursery.start(stop.watch_signals)
         started_s = time.monotonic()
         state, log = await _replay(settings, directory, stop)
         replay_s = time.monotonic() - started_s
+        gc.freeze()  # what was replayed is no garbage: the collector need not look at it again and again
         engine = Engine(state, log, settings.limits, fsync=settings.fsync, wall_ms=time.time_ns() // 1_000_000)
         stop.engine = engine
         await nursery.start(_run_engine, engine, stop)
@@ -234,7 +248,28 @@ class _Stop:
         signal.setitimer(signal.ITIMER_REAL, within_s)
 
 
-def _exit(code: int) -> None:
+class _SeldomFilter(logging.Filter):
+    """Lets a repeated complaint through once in `SELDOM_S`, and on one line.
+
+    trio says ten times a second, each time with a traceback, that it cannot accept for want of descriptors.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_s = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Says whether a record is written."""
+        if time.monotonic() < self._next_s:
+            return False
+        self._next_s = time.monotonic() + SELDOM_S
+        if record.exc_info and record.exc_info[1] is not None:
+            record.msg, record.args = "cannot accept connections: %s", (record.exc_info[1],)
+            record.exc_info = None
+        return True
+
+
+def _exit(code: int) -> NoReturn:
     logging.shutdown()
     os._exit(code)
 

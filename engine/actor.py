@@ -34,6 +34,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import trio
 
@@ -54,8 +55,14 @@ BATCH_MAX = 256
 SWEEP_KEYS_MAX = 256
 """Expired keys removed in one go: some 1 ms of work. A million that expire at once go in slices between commands."""
 
+SWEEP_BYTES_MAX = 1024 * 1024
+"""Length of the keys removed in one go, about: a slice is one record, and keys can be long."""
+
 SWEEP_INTERVAL_MS = 100
-"""Pause between sweeps that found fewer keys than a slice: keys that expire one by one do not wake the actor each."""
+"""Pause after a sweep that found fewer keys than a slice: keys that expire one by one do not wake the actor each."""
+
+TIMEOUTS_MAX = 256
+"""Waiters that are told in one go that their time is up."""
 
 FREE_VALUES_MAX = 20_000
 """Values of removed queues freed in one go: some 1 ms of work."""
@@ -383,7 +390,7 @@ class Engine:
                 self._answer_now(waiter.owner, Failure(Error.UNAVAILABLE, "shutting down"))
 
     def _time_out_waiters(self, now_ms: int) -> None:
-        for waiter in self._waiters.due(now_ms):
+        for waiter in islice(self._waiters.due(now_ms), TIMEOUTS_MAX):
             self._hold(waiter.owner, Value(None))
 
     def _sweep(self, now_ms: int) -> None:
@@ -394,7 +401,7 @@ class Engine:
         """
         if now_ms < self._next_sweep_ms or self._committer.open.swept:
             return
-        keys = self._state.expired(now_ms, SWEEP_KEYS_MAX)
+        keys = self._state.expired(now_ms, SWEEP_KEYS_MAX, SWEEP_BYTES_MAX)
         if keys:
             self._log_and_apply(((ops.EXPIRE, keys),))
             self._expired_keys += len(keys)

@@ -10,6 +10,7 @@ A group becomes one frame of the log, or several when it is very large; the reco
 from __future__ import annotations
 
 import enum
+import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -23,9 +24,17 @@ from wal.log import Log
 
 C = TypeVar("C")
 
+_logger = logging.getLogger("holdfast.engine")
+
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 """A group goes on in another frame rather than grow one beyond this. Values that come back, and pops of those who wait,
 cannot be refused, so a group may grow far beyond its own limit."""
+
+RELEASE_MAX = 256
+"""Answers released in one go."""
+
+SLOW_COMMIT_S = 1.0
+"""A commit that takes longer is worth a warning: everybody waits for it."""
 
 COMMIT_SAMPLES = 1024
 """Commits that the percentiles of `statistics` look back on."""
@@ -157,10 +166,17 @@ class Committer(Generic[C]):
             self._taken(group)
             if group.frames:
                 await self._commit(group)
-            for answer in group.answers:
-                self._release(answer)
+            await self._release_all(group.answers)
             if self._sync_deadline() <= trio.current_time():
                 await self._sync()
+
+    async def _release_all(self, answers: list[C]) -> None:
+        """Lets answers go, some at a time: each wakes a task, and others shall have their turn in between."""
+        for start in range(0, len(answers), RELEASE_MAX):
+            if start:
+                await trio.lowlevel.checkpoint()
+            for answer in answers[start : start + RELEASE_MAX]:
+                self._release(answer)
 
     def _sync_deadline(self) -> float:
         """With `interval`, the time by which what was written must be synced."""
@@ -179,6 +195,8 @@ class Committer(Generic[C]):
         self.commits += 1
         self.records += sum(map(len, group.frames))
         self._times_s.append(trio.current_time() - started_s)
+        if self._times_s[-1] > SLOW_COMMIT_S:
+            _logger.warning("a commit took %.1f s: the disk is slow, and every answer waits for it", self._times_s[-1])
 
     async def _sync(self) -> None:
         """Syncs what was written; no answer waits for it but those of writes that come meanwhile."""

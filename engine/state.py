@@ -59,8 +59,9 @@ QUEUE_OVERHEAD_BYTES = 850
 ITEM_OVERHEAD_BYTES = 48
 DEADLINE_OVERHEAD_BYTES = 200
 
-BIG_QUEUE_LENGTH = 10_000
-"""A removed queue longer than this is freed in slices: a million values at once are a stall of 30 ms."""
+BIG_QUEUE_LENGTH = 100
+"""A removed queue longer than this is freed in slices: a million values at once are a stall of 30 ms, and so are
+a thousand queues of a thousand."""
 
 
 class Decision(NamedTuple):
@@ -102,13 +103,14 @@ class State:
         """When the next key expires, or None."""
         return self._by_deadline[0][0] if self._by_deadline else None
 
-    def expired(self, now_ms: int, count_max: int) -> tuple[bytes, ...]:
-        """Keys whose time is up, the longest expired first, at most `count_max`."""
-        due = []
+    def expired(self, now_ms: int, count_max: int, bytes_max: int) -> tuple[bytes, ...]:
+        """Keys whose time is up, the longest expired first: `count_max` at most, of some `bytes_max` bytes together."""
+        due: list[bytes] = []
         for deadline_ms, key in islice(self._by_deadline, count_max):
-            if deadline_ms > now_ms:
+            if deadline_ms > now_ms or bytes_max <= 0:
                 break
             due.append(key)
+            bytes_max -= len(key)
         return tuple(due)
 
     def dump(self) -> Iterator[tuple[Any, ...]]:
@@ -324,10 +326,12 @@ class State:
 
     def free_garbage(self, count_max: int) -> None:
         """Frees at most `count_max` values of removed queues."""
-        if self._removed_queues:
+        while self._removed_queues and count_max > 0:
             queue = self._removed_queues[-1]
-            for _ in range(min(count_max, len(queue))):
+            count = min(count_max, len(queue))
+            for _ in range(count):
                 queue.pop()
+            count_max -= count
             if not queue:
                 self._removed_queues.pop()
 

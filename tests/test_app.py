@@ -16,6 +16,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from api import app as app_module
 from api.access import Access
 from api.app import HttpApp, HttpSettings, create_app
 from engine.commands import BQPop, Command, Get, Ping, QPush, Set, Ttl
@@ -381,10 +382,13 @@ async def test_f6_a_chunked_body_is_refused_where_it_passes_the_limit(
     assert house.app.budget.left == Limits().bodies_bytes_max
 
 
-async def test_f6_all_bodies_share_one_budget(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_f6_all_bodies_share_one_budget(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "_FREE_BODY_BYTES", 0)
     house = House(nursery, dataclasses.replace(SETTINGS, limits=Limits(bodies_bytes_max=100)))
-    slow = house.post(90)
-    await slow.body(b"{", more=True)
+    slow = house.post(95)
+    await slow.body(b" " * 90, more=True)
     await wait_all_tasks_blocked()
     refused = await house.ask("PING")
     assert (refused.status, refused.json["error"]) == (503, "unavailable")
@@ -395,9 +399,22 @@ async def test_f6_all_bodies_share_one_budget(nursery: trio.Nursery, autojump_cl
     assert (await house.ask("PING")).status == 200
 
 
-async def test_a_chunked_body_takes_from_the_budget_as_it_comes(
+async def test_f6_bodies_that_were_announced_and_do_not_come_shut_nobody_out(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
+    house = House(nursery, dataclasses.replace(SETTINGS, limits=Limits(bodies_bytes_max=100)))
+    silent = [house.post(90) for _ in range(16)]
+    await wait_all_tasks_blocked()
+    assert (await house.ask("PING")).status == 200
+    for client in silent:
+        await client.leave()
+        await client.done.wait()
+
+
+async def test_a_chunked_body_takes_from_the_budget_as_it_comes(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "_FREE_BODY_BYTES", 0)
     house = House(nursery, dataclasses.replace(SETTINGS, limits=Limits(bodies_bytes_max=100)))
     client = house.post(None)
     await client.body(b"x" * 60, more=True)

@@ -474,7 +474,7 @@ async def test_e2_f5_connections_inherit_what_the_listener_was_told() -> None:
                     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
                     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
                 ]
-                assert [accepted.getsockopt(*option) for option in options] == [1, 1, 20, 5, 4, 7000]
+                assert [accepted.getsockopt(*option) for option in options] == [1, 1, 40, 7, 4, 7000]
 
 
 async def test_h3_a_listener_is_not_inherited_by_child_processes() -> None:

@@ -194,7 +194,7 @@ def test_the_memory_is_zero_after_any_commands_in_any_order() -> None:
     for step in range(3_000):
         do(state, rng.choice(lines), NOW_MS + step * 10)
         if step % 50 == 0:
-            for key in state.expired(NOW_MS + step * 10, 2):
+            for key in state.expired(NOW_MS + step * 10, 2, 100):
                 state.apply((ops.EXPIRE, (key,)))
     assert state.memory_bytes > 0
     do(state, "DELETE key0 key1 key2", NOW_MS)
@@ -234,9 +234,9 @@ def test_expired_keys_come_longest_expired_first_and_no_more_than_asked_for() ->
     for number, ms in enumerate([300, 100, 200, 100]):
         do(state, f"SET k{number} v PX {ms}")
     assert state.next_deadline_ms == NOW_MS + 100
-    assert state.expired(NOW_MS + 99, 10) == ()
-    assert state.expired(NOW_MS + 100, 10) == (b"k1", b"k3")
-    assert state.expired(NOW_MS + 500, 3) == (b"k1", b"k3", b"k2")
+    assert state.expired(NOW_MS + 99, 10, 100) == ()
+    assert state.expired(NOW_MS + 100, 10, 100) == (b"k1", b"k3")
+    assert state.expired(NOW_MS + 500, 3, 100) == (b"k1", b"k3", b"k2")
 
 
 class TestMemoryCap:

@@ -187,7 +187,9 @@ class DiskDirectory:
                 raise
             raise DirectoryError(f"{self.path}/{LOCK_NAME} is a symbolic link") from None
         try:
+            # The directory as well: whoever removes the file, thinking it stale, must not let a second server in.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
             os.close(descriptor)

@@ -18,6 +18,8 @@ Not safe for use by several threads at once; the engine calls it from one at a t
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,6 +43,9 @@ from wal.segment import (
 
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
 """A segment rolls before a frame that would take it beyond this."""
+
+
+_logger = logging.getLogger("holdfast.wal")
 
 
 class LogFailed(Exception):
@@ -150,7 +155,7 @@ class Log:
         with self._failing():
             data = encode(self._header.identity, first_lsn, time_ms, self.durable_lsn, records)
             if self._segment_bytes > HEADER_BYTES and self._segment_bytes + len(data) > self._segment_bytes_max:
-                self._roll()
+                self._try_to_roll()
                 data = encode(self._header.identity, first_lsn, time_ms, self.durable_lsn, records)
             self._file.write(data)
         self._segment_bytes += len(data)
@@ -221,6 +226,15 @@ class Log:
         log.recovery = Recovery(found.records, found.time_ms, torn_bytes)
         return log
 
+    def _try_to_roll(self) -> None:
+        """Rolls, or goes on in the old segment for as long as the process is out of file descriptors."""
+        try:
+            self._roll()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            _logger.warning("%s: no descriptor for a new segment, going on in %s", error, self._header.name)
+
     def _roll(self) -> None:
         """Seals the segment and goes on in a new one; what was sealed is durable."""
         self._file.sync()
@@ -234,12 +248,16 @@ class Log:
             previous_bytes=self._segment_bytes,
         )
         file = create_segment(self._directory, header)
+        manifest = self._manifest.with_segment(header)
+        try:
+            write_manifest(self._directory, manifest)
+        except BaseException:
+            file.close()  # not named, so not part of the log: the next roll, or the next start, makes it afresh
+            raise
         self._file.close()
-        self._file, self._header = file, header
+        self._file, self._header, self._manifest = file, header, manifest
         self._sealed_bytes += self._segment_bytes
         self._segment_bytes = HEADER_BYTES
-        self._manifest = self._manifest.with_segment(header)
-        write_manifest(self._directory, self._manifest)
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
