@@ -96,6 +96,13 @@ def test_a_second_holder_is_refused_and_told_who_the_first_is(directory: DiskDir
     directory.names()  # the first goes on
 
 
+def test_a_second_holder_is_refused_also_when_somebody_removed_the_lock_file(directory: DiskDirectory) -> None:
+    """B15"""
+    (Path(directory.path) / LOCK_NAME).unlink()
+    with pytest.raises(LockedError):
+        DiskDirectory(Path(directory.path))
+
+
 def test_another_process_is_refused_too(directory: DiskDirectory) -> None:
     """B15"""
     program = (

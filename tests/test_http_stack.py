@@ -477,6 +477,19 @@ async def test_e2_f5_connections_inherit_what_the_listener_was_told() -> None:
                 assert [accepted.getsockopt(*option) for option in options] == [1, 1, 40, 7, 4, 7000]
 
 
+async def test_e2_the_probes_of_a_crowd_are_spread() -> None:
+    """Those of 10,000 that parked together came in one burst, and 4,388 clients were taken for gone."""
+    drawn = set()
+    with trio.socket.socket() as connection:
+        for _ in range(200):
+            hypercorn_fixes._spread_probes(connection)
+            drawn.add(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE))
+            assert 3 <= connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) <= 7
+    assert min(drawn) >= 15
+    assert max(drawn) <= 40
+    assert len(drawn) > 10
+
+
 async def test_h3_a_listener_is_not_inherited_by_child_processes() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     (owned,) = hypercorn_config([listener.detach()]).create_sockets().insecure_sockets

@@ -135,6 +135,33 @@ def test_a_frame_larger_than_a_segment_gets_one_of_its_own() -> None:
     assert values(disk) == ["small", "x" * 1000, "small again"]
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("creation", [1, 2], ids=["segment", "manifest"])
+def test_without_descriptors_the_log_goes_on_in_the_old_segment_and_rolls_later(code: int, creation: int) -> None:
+    """B6"""
+    disk = FakeDisk()
+    log = Reader(disk, segment_bytes_max=100).log
+    append(log, "a" * 20)
+    creations = 0
+
+    def fault(operation: str, _name: str) -> None:
+        nonlocal creations
+        creations += operation == "create"
+        if operation == "create" and creations == creation:
+            raise OSError(code, "too many open files")
+
+    disk.fault = fault
+    append(log, "b" * 20)
+    log.commit()
+    kept = disk.copy()
+    assert values(kept) == ["a" * 20, "b" * 20]
+    append(log, "c" * 20)
+    log.commit()
+    disk.kill()
+    assert len(disk.segments()) == 2
+    assert values(disk) == ["a" * 20, "b" * 20, "c" * 20]
+
+
 def test_a_roll_makes_what_came_before_durable() -> None:
     disk = FakeDisk()
     log = Reader(disk, segment_bytes_max=100).log

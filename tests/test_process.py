@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import socket
 import stat
@@ -155,6 +157,22 @@ def test_a_second_signal_exits_now(server: Server) -> None:
         assert server.wait() == 128 + signal.SIGTERM
     server.start()
     assert "WARNING" not in server.log
+
+
+def test_out_of_descriptors_the_server_goes_on(server: Server) -> None:
+    """B6: idle connections take every descriptor, and the log has to roll meanwhile."""
+    server.post({"command": "PING"})  # from here on on a connection that is there
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (80, 80))
+    with contextlib.ExitStack() as clients:
+        for _ in range(100):
+            clients.enter_context(socket.create_connection((server.host, server.port)))
+        for number in range(70):
+            assert server.post({"command": "SET", "key": f"k{number}", "value": "x" * 1_000_000})[0] == 200
+        until(lambda: "cannot accept connections: " in server.log)
+    assert server.log.count("cannot accept connections: ") == 1
+    server.kill()
+    server.start()
+    assert stat_of(server, "keys") == 70
 
 
 def test_sighup_and_sigusr1_do_not_end_the_server(server: Server) -> None:

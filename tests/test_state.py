@@ -237,6 +237,7 @@ def test_expired_keys_come_longest_expired_first_and_no_more_than_asked_for() ->
     assert state.expired(NOW_MS + 99, 10, 100) == ()
     assert state.expired(NOW_MS + 100, 10, 100) == (b"k1", b"k3")
     assert state.expired(NOW_MS + 500, 3, 100) == (b"k1", b"k3", b"k2")
+    assert state.expired(NOW_MS + 500, 3, 3) == (b"k1", b"k3"), "long keys make short slices"
 
 
 class TestMemoryCap:

@@ -88,6 +88,7 @@ class Log:
         self._segment_bytes_max = segment_bytes_max
         self._sealed_bytes = 0
         self._failed = False
+        self._overfull = False
         self.last_lsn = header.first_lsn - 1
         self.durable_lsn = self.last_lsn
         self.recovery = Recovery(0, 0, 0)
@@ -233,7 +234,11 @@ class Log:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            _logger.warning("%s: no descriptor for a new segment, going on in %s", error, self._header.name)
+            if not self._overfull:
+                _logger.warning("%s: no descriptor for a new segment, going on in %s", error, self._header.name)
+            self._overfull = True
+        else:
+            self._overfull = False
 
     def _roll(self) -> None:
         """Seals the segment and goes on in a new one; what was sealed is durable."""
