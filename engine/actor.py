@@ -46,6 +46,7 @@ from engine.limits import Limits
 from engine.ops import Op
 from engine.replies import Error, Failure, Reply, Value
 from engine.state import Queue, State
+from engine.statistics import Statistics
 from engine.waiters import Waiter, Waiters
 from wal.log import Log
 
@@ -110,27 +111,6 @@ class _Call:
     reply: Reply | None = None
     waiter: Waiter[_Call] | None = None
     taken: _Taken | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """A snapshot of the engine's numbers; milliseconds and bytes as the names say, counts since the start."""
-
-    keys: int
-    queues: int
-    waiters: int
-    mailbox: int
-    memory_bytes: int
-    log_bytes: int
-    lsn: int
-    commands: int
-    commits: int
-    records_per_commit: float
-    commit_p50_ms: float
-    commit_p99_ms: float
-    expired_keys: int
-    returned_values: int
-    uptime_s: float
 
 
 class Engine:

@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import stat
+import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -131,6 +132,32 @@ def test_sigterm_answers_parked_clients_503_and_exits_0(server: Server) -> None:
             assert future.result() == (503, {"error": "unavailable", "detail": "shutting down"})
     server.start()
     assert server.get("/stats")[1]["lsn"] == 0
+
+
+def test_a_pop_whose_answer_was_handed_over_is_gone_with_the_client_and_delivered_to_nobody_else(
+    server: Server,
+) -> None:
+    """E6: the answer is in the socket's buffer when the client resets; at most once means that it is lost."""
+    server.post({"command": "QPUSH jobs a b"})
+    body = b'{"command": "BQPOP jobs"}'
+    with socket.create_connection((server.host, server.port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        client.recv(1, socket.MSG_PEEK)  # it is here, and is not read
+    assert server.post({"command": "BQPOP jobs"}) == (200, {"value": "b"})
+    assert server.post({"command": "QLEN jobs"}) == (200, {"value": 0})
+    server.kill()
+    server.start()
+    assert server.post({"command": "QLEN jobs"}) == (200, {"value": 0})
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_request_leaves_no_waiter(server: Server) -> None:
+    """E1"""
+    with socket.create_connection((server.host, server.port)) as client:
+        client.sendall(b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 25\r\n\r\n{"command": "BQPOP')
+        until(lambda: stat_of(server, "requests_open") == 2)
+    until(lambda: stat_of(server, "requests_open") == 1)
+    assert stat_of(server, "commands") == 0
 
 
 def test_a_client_that_does_not_read_cannot_hold_up_the_exit(server: Server) -> None:
