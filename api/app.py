@@ -10,7 +10,7 @@ Theory of operation. Hypercorn starts one task for each request. In it an `Excha
     answer  from here on nothing is cancelled; then Hypercorn closes or recycles the connection
 
 Quart-Trio's own class cancels everything as soon as the client is gone, Hypercorn's close included, so
-that `Connection: close` never closed (DESIGN section 4, fault 1); and it does not know who comes first.
+that `Connection: close` never closed (docs/architecture.md, The HTTP stack); and it does not know who comes first.
 
 The rules that hold here:
 
@@ -49,7 +49,7 @@ from engine.commands import Command, CommandError
 from engine.limits import KIB, Limits
 from engine.replies import Error, Failure, Reply
 
-log = logging.getLogger("holdfast.http")
+_logger = logging.getLogger("holdfast.http")
 
 _JSON = "application/json"
 _SMALL_BODY_BYTES = 64 * KIB
@@ -187,7 +187,7 @@ class HttpApp(QuartTrio):
         try:
             return await self.engine.submit(command)
         except Exception:
-            log.exception("a command failed")
+            _logger.exception("a command failed")
             return Failure(Error.INTERNAL_ERROR)
 
 
@@ -213,7 +213,7 @@ def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
         The app; serve it with Hypercorn on trio.
     """
     app = HttpApp(engine, settings)
-    app.logger = log  # instead of one with Quart's own handlers
+    app.logger = _logger  # instead of one with Quart's own handlers
 
     async def command() -> Response:
         return _response(await app.answer(request.body))  # type: ignore[arg-type]  # `_Request.body_class`
@@ -259,6 +259,8 @@ class Exchange(TrioASGIHTTPConnection):
             refusal = self._judge_head()
             if refusal is None and self._is_command():
                 refusal = await self._read_body(receive)
+                if refusal is not None:
+                    self._body.release()  # now, not when the client has its answer: others may need the budget
             if not self._gone:
                 await self._serve(refusal, receive, send)
         finally:
@@ -345,7 +347,7 @@ class Exchange(TrioASGIHTTPConnection):
         try:
             return await self.app.handle_request(request)
         except Exception:
-            log.exception("a request failed")
+            _logger.exception("a request failed")
             return _response(dialects.failure(500, Error.INTERNAL_ERROR.value))
 
     async def _answer(self, response: ResponseTypes, send: ASGISendCallable) -> None:

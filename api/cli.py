@@ -157,7 +157,7 @@ def serve_command(
     Exit codes: 0 stopped, 1 cannot start, 2 bad options, 3 the log is damaged, 4 another server holds the data
     directory, 5 a write or sync of the log failed.
     """
-    if token == "" or os.environ.get("HOLDFAST_TOKEN") == "":
+    if token == "" or (token is None and os.environ.get("HOLDFAST_TOKEN") == ""):
         raise click.BadParameter("an empty token protects nothing", param_hint="--token")
     if (limits["body_bytes_max"] or 0) > BODY_BYTES_MAX_MAX:
         raise click.BadParameter("at most 128 MiB", param_hint="--max-body")

@@ -8,7 +8,8 @@ A dialect only spells it:
 
 The rules that hold here:
 
-- A body that is no request at all raises `BadRequest` and is answered in the line form. A request with a
+- A body that is no request at all raises `BadRequest`; `refuse` answers it, in the line form unless it has members
+  of the fields dialect. A request with a
   mistake in it is still a `Request`: it carries the `failure`, and is answered in its own dialect.
 - A member of the fields dialect can only become what it is called. Which members a command takes, and
   which of them may be lists, is read from the rows of the grammar table; the words of `options` never

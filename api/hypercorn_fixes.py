@@ -2,7 +2,7 @@
 
 Theory of operation. One connection is one `Connection` (Hypercorn's TCPServer): a reader task that feeds
 an `H11` protocol, which feeds a `StrictParser` (h11). A request starts an application task; its answer
-goes back through the protocol. What is mended, by row of FAILURES:
+goes back through the protocol. What is mended; the codes group faults as in docs/testing.md:
 
 - F1, F2, F3, F11: h11 takes bare LF, folded header lines, HTTP/2's preface, any number of fields when they
   come in one packet, and Hypercorn upgrades to h2c. `StrictParser` looks at each head before h11 does.
@@ -75,7 +75,7 @@ _KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = (15, 40), (3, 7), 
 """Shortest and longest, drawn for each connection: the probes of thousands that came together would all be sent in
 one tick of the kernel's, overflow the loopback's queue, and the clients be taken for gone (4,388 of 10,000 were)."""
 
-_BACKLOG = 4096
+BACKLOG = 4096
 
 _NEVER = 10**12
 
@@ -110,7 +110,7 @@ def hypercorn_config(
     """
     config = _Config()
     config.bind = [f"fd://{fd}" for fd in fds]
-    config.backlog = _BACKLOG
+    config.backlog = BACKLOG
     config.include_server_header = False
     config.keep_alive_timeout = keep_alive_s
     config.keep_alive_max_requests = _NEVER

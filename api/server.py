@@ -5,16 +5,17 @@
 The port is taken before the data is touched, so a second start on the same port changes nothing. Clients that connect
 while the log is being replayed wait; they are answered when it is.
 
-Shutting down (SIGTERM, SIGINT): no new connections; parked waiters are answered `unavailable`; what is in flight gets
-`GRACE_S` to finish; the engine commits what is left and closes the log cleanly. A timer of the system's, armed at the
-first signal, ends the process at `EXIT_WITHIN_S` whatever holds it up, and a second signal ends it at once: both are
-safe, because whatever was answered is on disk.
+Shutting down (SIGTERM, SIGINT): no new connections; parked waiters are answered `unavailable`; the engine does what it
+was given and closes the log cleanly; the answers have `GRACE_S` to reach their clients. A timer of the system's, armed
+at the first signal, ends the process at `EXIT_WITHIN_S` whatever holds it up, and a second signal ends it at once: both
+are safe, because whatever was answered is on disk.
 
 A failed log ends the process the same way, with exit code 5, within `FAIL_WITHIN_S`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import gc
@@ -38,7 +39,7 @@ import trio
 
 from api.access import Access
 from api.app import HttpSettings, create_app
-from api.hypercorn_fixes import hypercorn_config, install, tune_listener
+from api.hypercorn_fixes import BACKLOG, hypercorn_config, install, tune_listener
 from api.progress import ReplayProgress, ReplayStopped
 from engine.actor import Engine
 from engine.committer import FsyncPolicy
@@ -50,19 +51,13 @@ from wal.log import Log, LogFailed
 from wal.segment import Damage, NewerFormat
 
 GRACE_S = 3.0
-"""How long requests in flight may take to finish once the shutdown began."""
-
-ENGINE_GRACE_S = 2.5
-"""How long the engine takes commands of those requests. Less than `GRACE_S`: when that is over, ten thousand
-connections may be cancelled at once, and the log shall be closed before."""
+"""How long answers may take to reach their clients once the shutdown began."""
 
 EXIT_WITHIN_S = 5
 """From the first signal to the end of the process, whatever clients or disks do."""
 
 FAIL_WITHIN_S = 1
 """From a failed write or sync to the end of the process."""
-
-BACKLOG = 4096
 
 SELDOM_S = 30.0
 """Between two lines about the same lasting trouble."""
@@ -181,9 +176,6 @@ async def _serve(settings: ServerSettings) -> None:
         http_done = trio.Event()
         nursery.start_soon(_run_http, settings, engine, listeners, stop, http_done)
         await stop.wait()
-        engine.shut_down()
-        with trio.move_on_after(ENGINE_GRACE_S):
-            await http_done.wait()
         engine.close()
         await stop.engine_ended.wait()
         await http_done.wait()
@@ -222,8 +214,8 @@ class _Stop:
                 _logger.warning("%s again: exiting now", name)
                 _exit(128 + number)
             else:
-                _logger.info("%s: shutting down", name)
                 self.wish()
+                _logger.info("%s: shutting down", name)
 
     def _describe(self) -> str:
         return "replaying" if self.engine is None else json.dumps(dataclasses.asdict(self.engine.statistics()))
@@ -237,13 +229,23 @@ class _Stop:
         self.arm(EXIT_WITHIN_S, ExitCode.FAILURE)
 
     def arm(self, within_s: float, code: ExitCode) -> None:
-        """Ends the process after so many seconds, with 0 if everything is on disk by then, with `code` if not."""
+        """Ends the process after so many seconds, with 0 if everything is on disk by then, with `code` if not.
+
+        A timer that would end it earlier stays as it is.
+        """
 
         def end(_number: int, _frame: FrameType | None) -> None:
             closed = (self.engine is None or self.engine_ended.is_set()) and code is not ExitCode.LOG_FAILED
-            _logger.warning("something held the exit up for %s s; ending now", within_s)
-            _exit(ExitCode.OK if closed else code)
+            with contextlib.suppress(
+                OSError
+            ):  # not by the log: nobody may be reading it, and that may be what holds us
+                os.set_blocking(2, False)
+                os.write(2, b"something held the exit up for %d s; ending now\n" % within_s)
+            os._exit(ExitCode.OK if closed else code)
 
+        left_s = signal.getitimer(signal.ITIMER_REAL)[0]
+        if 0 < left_s < within_s:
+            return
         signal.signal(signal.SIGALRM, end)
         signal.setitimer(signal.ITIMER_REAL, within_s)
 
@@ -278,8 +280,11 @@ async def _run_engine(engine: Engine, stop: _Stop, task_status: trio.TaskStatus[
     try:
         await engine.run(task_status)
     except* LogFailed as errors:
-        _report(errors, ExitCode.LOG_FAILED)
         stop.arm(FAIL_WITHIN_S, ExitCode.LOG_FAILED)
+        _report(errors, ExitCode.LOG_FAILED)
+        raise
+    except* Exception:
+        stop.arm(FAIL_WITHIN_S, ExitCode.FAILURE)
         raise
     stop.engine_ended.set()
 

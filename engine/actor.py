@@ -135,7 +135,6 @@ class Engine:
         wall_ms: int,
         run_commit: RunCommit | None = None,
     ) -> None:
-        self.fsync = fsync
         self.accepting = True
         self._state = state
         self._log = log
@@ -289,7 +288,7 @@ class Engine:
         deadlines_ms = []
         if self._waiters.next_deadline_ms is not None:
             deadlines_ms.append(self._waiters.next_deadline_ms)
-        if self._state.next_deadline_ms is not None and not self._committer.open.swept:
+        if self._state.next_deadline_ms is not None and self._may_sweep():
             deadlines_ms.append(max(self._state.next_deadline_ms, self._next_sweep_ms))
         return self._clock.when(min(deadlines_ms)) if deadlines_ms else math.inf
 
@@ -376,18 +375,24 @@ class Engine:
     def _sweep(self, now_ms: int) -> None:
         """Removes a slice of the expired keys.
 
-        One slice a group: with more the actor would never sleep, and not only would the group grow, the commit thread
-        would not get the interpreter either (a SET among a million keys that expired together took 4 s).
+        One slice a group, more only beside as many commands: else the actor would never sleep, and not only would the
+        group grow, the commit thread would not get the interpreter (a SET among a million such keys took 4 s).
         """
-        if now_ms < self._next_sweep_ms or self._committer.open.swept:
+        if now_ms < self._next_sweep_ms or not self._may_sweep():
             return
         keys = self._state.expired(now_ms, SWEEP_KEYS_MAX, SWEEP_BYTES_MAX)
         if keys:
             self._log_and_apply(((ops.EXPIRE, keys),))
             self._expired_keys += len(keys)
-            self._committer.open.swept = True
-        if len(keys) < SWEEP_KEYS_MAX:
+            self._committer.open.swept_keys += len(keys)
+        next_ms = self._state.next_deadline_ms
+        if next_ms is None or next_ms > now_ms:
             self._next_sweep_ms = now_ms + SWEEP_INTERVAL_MS
+
+    def _may_sweep(self) -> bool:
+        """Whether the open group takes another slice: no more than one, or as many keys as it has commands."""
+        group = self._committer.open
+        return group.swept_keys < max(SWEEP_KEYS_MAX, len(group.answers)) and group.records_bytes < GROUP_BYTES_MAX
 
     def _return_values(self) -> None:
         """Puts back what was popped for callers who left, the last pop first, so that the old order is restored."""
@@ -403,7 +408,7 @@ class Engine:
         self._serve_waiters(grown)  # not before all are back: the oldest waiter gets the first value
 
     def _group_taken(self, group: Group[_Call]) -> None:
-        if group.swept:
+        if group.swept_keys:
             self._nap.cancel()  # there is room for the next slice
 
     # Answers

@@ -26,7 +26,7 @@ C = TypeVar("C")
 
 _logger = logging.getLogger("holdfast.engine")
 
-FRAME_BYTES_MAX = 64 * 1024 * 1024
+FRAME_BYTES_GOAL = 64 * 1024 * 1024
 """A group goes on in another frame rather than grow one beyond this. Values that come back, and pops of those who wait,
 cannot be refused, so a group may grow far beyond its own limit."""
 
@@ -75,7 +75,7 @@ class Group(Generic[C]):
         records_bytes: length of all records.
         time_ms: engine time.
         answers: those to be released when the records are on disk.
-        swept: it holds a slice of expired keys already.
+        swept_keys: number of expired keys it removes.
     """
 
     frames: list[list[bytes]] = field(default_factory=list)
@@ -83,11 +83,11 @@ class Group(Generic[C]):
     records_bytes: int = 0
     time_ms: int = 0
     answers: list[C] = field(default_factory=list)
-    swept: bool = False
+    swept_keys: int = 0
 
     def add(self, records: list[bytes], records_bytes: int) -> None:
         """Takes the records of one command, which stay in one frame."""
-        if not self.frames or self.frame_bytes + records_bytes > FRAME_BYTES_MAX:
+        if not self.frames or self.frame_bytes + records_bytes > FRAME_BYTES_GOAL:
             self.frames.append([])
             self.frame_bytes = 0
         self.frames[-1] += records
@@ -167,6 +167,7 @@ class Committer(Generic[C]):
             if group.frames:
                 await self._commit(group)
             await self._release_all(group.answers)
+            self._committing = False
             if self._sync_deadline() <= trio.current_time():
                 await self._sync()
 
@@ -189,7 +190,6 @@ class Committer(Generic[C]):
         started_s = trio.current_time()
         self._committing = True  # and for ever, should it fail: whatever is applied from then on stays unanswered
         await self._run_commit(partial(self._write, group))
-        self._committing = False
         if self._unsynced_since_s is None:
             self._unsynced_since_s = started_s
         self.commits += 1

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from engine import ops
 from engine.limits import Limits
-from engine.state import BIG_QUEUE_LENGTH, State
+from engine.state import State
 from wal.files import Directory
 from wal.frame import Frame
 from wal.log import SEGMENT_BYTES_MAX, Log
 from wal.replay import Progress
+
+FREE_VALUES = 1_000_000
+"""Values of removed queues freed at once; nobody waits for anything else here."""
 
 
 def recover(
@@ -22,7 +25,7 @@ def recover(
     """Replays a data directory. Blocks for as long as that takes, so servers run it in a thread.
 
     Args:
-        directory: locked by the caller; the log owns it from here on, and closes it.
+        directory: locked by the caller; the log that is returned owns it. When this raises, the caller closes it.
         limits: the memory cap is the state's.
         wall_ms: the wall clock, milliseconds since 1970.
         segment_bytes_max: size at which segments of the log roll.
@@ -40,7 +43,7 @@ def recover(
         for record in frame.records:
             state.apply(ops.check(record))
         while state.has_garbage:
-            state.free_garbage(BIG_QUEUE_LENGTH)
+            state.free_garbage(FREE_VALUES)
 
     log = Log.recover(directory, apply, time_ms=wall_ms, segment_bytes_max=segment_bytes_max, progress=progress)
     return state, log

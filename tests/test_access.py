@@ -1,4 +1,4 @@
-"""Who is let in: pure tables, one row per case. Row F9 of FAILURES."""
+"""Who is let in: pure tables, one row per case. F9."""
 
 from __future__ import annotations
 

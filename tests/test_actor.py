@@ -210,7 +210,7 @@ async def test_a_command_is_refused_whole_when_its_records_would_not_fit_a_frame
 async def test_a_group_beyond_the_size_of_a_frame_goes_on_in_another(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committer, "FRAME_BYTES_MAX", 500)
+    monkeypatch.setattr(committer, "FRAME_BYTES_GOAL", 500)
     jobs = [world.spawn(f"SET k{number} {'x' * 90}") for number in range(50)]
     jobs.append(world.spawn(f"SET large {'x' * 2_000}"))
     await world.settle()

@@ -399,6 +399,20 @@ async def test_f6_all_bodies_share_one_budget(
     assert (await house.ask("PING")).status == 200
 
 
+async def test_f6_a_body_that_is_refused_gives_its_share_back_before_its_client_has_the_answer(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "_FREE_BODY_BYTES", 0)
+    house = House(nursery, dataclasses.replace(SETTINGS, limits=Limits(bodies_bytes_max=192)))
+    clients = [house.post(64) for _ in range(4)]
+    for _ in range(7):
+        for client in clients:
+            await client.body(b" " * 8, more=True)
+            await wait_all_tasks_blocked()
+    refused = [client for client in clients if client.sent]
+    assert [client.status for client in refused] == [503]
+
+
 async def test_f6_bodies_that_were_announced_and_do_not_come_shut_nobody_out(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

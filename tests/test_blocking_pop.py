@@ -1,4 +1,4 @@
-"""BQPOP: who waits, who is served, and what becomes of a value whose client has left (FAILURES E)."""
+"""BQPOP: who waits, who is served, and what becomes of a value whose client has left (E)."""
 
 from __future__ import annotations
 

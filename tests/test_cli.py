@@ -94,6 +94,12 @@ def test_a_bad_option_exits_2_and_serves_nothing(served: list[ServerSettings], a
     assert served == []
 
 
+def test_an_empty_token_variable_is_refused_unless_a_token_is_given(served: list[ServerSettings]) -> None:
+    assert run(HOLDFAST_TOKEN="")[0] == 2
+    assert run("--token", "secret", HOLDFAST_TOKEN="")[0] == 0
+    assert [settings.token for settings in served] == ["secret"]
+
+
 def test_a_short_replay_shows_nothing_and_a_stopped_one_ends(capsys: pytest.CaptureFixture[str]) -> None:
     stopped = False
     with ReplayProgress(lambda: stopped) as bar:

@@ -7,6 +7,7 @@ import trio
 
 from engine import ops
 from engine.actor import SWEEP_KEYS_MAX
+from engine.limits import Limits
 from engine.recovery import recover
 from engine.replies import Error, Failure, Integer, Ok, Value
 from engine.state import State
@@ -229,3 +230,21 @@ async def test_a_deadline_is_absolute_and_goes_on_while_the_engine_is_down(world
     await trio.sleep(45)
     await world.start()
     assert await world.do("TTL k") == Integer(15)
+
+
+async def test_expired_keys_do_not_pile_up_behind_groups_of_many_commands(world: World) -> None:
+    world.commit_s = 0.1
+    for round_ in range(10):
+        jobs = [world.spawn(f"SET k{round_}-{number} v PX 50") for number in range(1_000)]
+        for job in jobs:
+            await job.wait()
+    await trio.sleep(1)
+    assert world.engine.statistics().keys == 0
+
+
+async def test_long_keys_that_expire_together_are_swept_without_pauses(world: World) -> None:
+    world.limits = Limits(key_bytes_max=1 << 20)
+    for number in range(40):
+        await world.do("SET " + str(number) * 500_000 + " v PX 1000")
+    await trio.sleep(1.2)
+    assert world.engine.statistics().keys == 0

@@ -169,7 +169,7 @@ async def park(server: Server, more: bytes = b"") -> Client:
     return client
 
 
-# Connections: fault 1 of DESIGN section 4, rows F4, F10, F11
+# Connections: F4, F10, F11
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.process import Server
+from tests.harness.process import ROOT, Server
 from wal.segment import HEADER_BYTES
 
 
@@ -170,6 +172,23 @@ def test_a_client_that_does_not_read_cannot_hold_up_the_exit(server: Server) -> 
         client.sendall(request * 20)
         until(lambda: stat_of(server, "commands") >= 2)
         server.stop()
+
+
+def test_a_log_that_nobody_reads_cannot_hold_up_the_exit(tmp_path: Path) -> None:
+    """H1"""
+    ours, theirs = os.pipe()
+    command = [sys.executable, "-m", "api", "serve", "--data", str(tmp_path / "data"), "--bind", "127.0.0.1:0"]
+    with subprocess.Popen(command, stderr=theirs, cwd=ROOT) as process:
+        assert b"listening on" in os.read(ours, 4096)
+        os.set_blocking(theirs, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(theirs, b"x" * 4096)
+        os.set_blocking(theirs, True)  # it is the server's as well
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_a_second_signal_exits_now(server: Server) -> None:

@@ -180,6 +180,14 @@ class DiskDirectory:
         return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._descriptor)
 
     def _lock(self) -> int:
+        """Locks the directory, and the file in it that names the holder.
+
+        The directory first: whoever removes the file, thinking it stale, must not let a second server in.
+        """
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(self.path, self._holder()) from None
         try:
             descriptor = self._open(LOCK_NAME, os.O_RDWR | os.O_CREAT)
         except OSError as error:
@@ -187,18 +195,25 @@ class DiskDirectory:
                 raise
             raise DirectoryError(f"{self.path}/{LOCK_NAME} is a symbolic link") from None
         try:
-            # The directory as well: whoever removes the file, thinking it stale, must not let a second server in.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+        except OSError as error:
             os.close(descriptor)
-            raise LockedError(self.path, holder or "another process") from None
+            if isinstance(error, BlockingIOError):
+                raise LockedError(self.path, self._holder()) from None
+            raise
         with contextlib.suppress(OSError):  # only a courtesy to whoever comes second; a full disk must not stop us
             os.fchmod(descriptor, 0o600)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
         return descriptor
+
+    def _holder(self) -> str:
+        """What the holder of the lock wrote about itself."""
+        with contextlib.suppress(OSError):
+            descriptor = self._open(LOCK_NAME, os.O_RDONLY)
+            with open(descriptor, "rb") as file:
+                return file.read(200).decode("utf-8", "replace").strip() or "another process"
+        return "another process"
 
 
 def _make_directory(path: Path) -> None:

@@ -88,7 +88,7 @@ class Log:
         self._segment_bytes_max = segment_bytes_max
         self._sealed_bytes = 0
         self._failed = False
-        self._overfull = False
+        self._roll_at_bytes = segment_bytes_max
         self.last_lsn = header.first_lsn - 1
         self.durable_lsn = self.last_lsn
         self.recovery = Recovery(0, 0, 0)
@@ -155,7 +155,7 @@ class Log:
         first_lsn = self.last_lsn + 1
         with self._failing():
             data = encode(self._header.identity, first_lsn, time_ms, self.durable_lsn, records)
-            if self._segment_bytes > HEADER_BYTES and self._segment_bytes + len(data) > self._segment_bytes_max:
+            if self._segment_bytes > HEADER_BYTES and self._segment_bytes + len(data) > self._roll_at_bytes:
                 self._try_to_roll()
                 data = encode(self._header.identity, first_lsn, time_ms, self.durable_lsn, records)
             self._file.write(data)
@@ -234,11 +234,11 @@ class Log:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            if not self._overfull:
+            if self._roll_at_bytes == self._segment_bytes_max:
                 _logger.warning("%s: no descriptor for a new segment, going on in %s", error, self._header.name)
-            self._overfull = True
+            self._roll_at_bytes = self._segment_bytes + self._segment_bytes_max // 16  # a try costs a sync
         else:
-            self._overfull = False
+            self._roll_at_bytes = self._segment_bytes_max
 
     def _roll(self) -> None:
         """Seals the segment and goes on in a new one; what was sealed is durable."""
