@@ -1,4 +1,4 @@
-"""`python -m api serve`: the console script, without an installation."""
+"""`python -m api serve`: the console script under another name; Holdfast must be installed all the same."""
 
 from api.cli import main
 
