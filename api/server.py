@@ -236,9 +236,8 @@ class _Stop:
 
         def end(_number: int, _frame: FrameType | None) -> None:
             closed = (self.engine is None or self.engine_ended.is_set()) and code is not ExitCode.LOG_FAILED
-            with contextlib.suppress(
-                OSError
-            ):  # not by the log: nobody may be reading it, and that may be what holds us
+            # Not by the log: that nobody reads it may be what holds us up.
+            with contextlib.suppress(OSError):
                 os.set_blocking(2, False)
                 os.write(2, b"something held the exit up for %d s; ending now\n" % within_s)
             os._exit(ExitCode.OK if closed else code)

@@ -266,23 +266,21 @@ class Engine:
     async def _receive(self) -> list[_Call]:
         """Waits for commands, a deadline or a nudge; returns the commands."""
         calls: list[_Call] = []
-        if self._is_due():
+        deadline = self._next_deadline()
+        if deadline <= trio.current_time():  # a nap would only hold it up, and hide the mailbox
             await trio.lowlevel.checkpoint()
         else:
-            with trio.CancelScope(deadline=self._next_deadline()) as self._nap:
+            with trio.CancelScope(deadline=deadline) as self._nap:
                 calls.append(await self._mailbox.receive())
         with suppress(trio.WouldBlock):
             while len(calls) < BATCH_MAX:
                 calls.append(self._mailbox.receive_nowait())
         return calls
 
-    def _is_due(self) -> bool:
-        """Whether there is something to do at once: a nap would only hold it up, and hide the mailbox."""
-        nudged = bool(self._abandoned) or (bool(self._waiters) and not self.accepting)
-        return nudged or self._next_deadline() <= trio.current_time()
-
     def _next_deadline(self) -> float:
         """The trio time at which there is something to do without a command."""
+        if self._abandoned or (self._waiters and not self.accepting):
+            return -math.inf
         if self._state.has_garbage:
             return trio.current_time() + FREE_INTERVAL_S
         deadlines_ms = []
@@ -307,14 +305,14 @@ class Engine:
             self._carry_out(call, decision.ops, decision.reply)
 
     def _carry_out(self, call: _Call, effects: tuple[Op, ...], reply: Reply) -> None:
-        records = [ops.pack(op) for op in effects]
-        if sum(map(len, records)) > COMMAND_BYTES_MAX:
+        records, records_bytes = _pack(effects)
+        if records_bytes > COMMAND_BYTES_MAX:
             detail = f"the command's records would have more than {COMMAND_BYTES_MAX} bytes"
             self._answer_now(call, Failure(Error.TOO_LARGE, detail))
             return
         if effects[0][0] in _UNDO:
             call.taken = self._taking(effects[0], reply)
-        self._log_and_apply(effects, records)
+        self._apply(effects, records, records_bytes)
         self._hold(call, reply)
         self._serve_waiters([op[1] for op in effects if op[0] in _GROWING])
 
@@ -330,13 +328,15 @@ class Engine:
             call.waiter = self._waiters.park(command.key, deadline_ms, call)
             call.stage = _Stage.PARKED
 
-    def _log_and_apply(self, effects: tuple[Op, ...], records: list[bytes] | None = None) -> None:
-        """Packs first: what cannot be packed must not have been applied."""
-        if records is None:
-            records = [ops.pack(op) for op in effects]
+    def _log_and_apply(self, op: Op) -> None:
+        """Does what no command asked for by itself, and what cannot be refused."""
+        self._apply((op,), *_pack((op,)))
+
+    def _apply(self, effects: tuple[Op, ...], records: list[bytes], records_bytes: int) -> None:
+        """Takes records that are packed already: what cannot be packed must not have been applied."""
         for op in effects:
             self._state.apply(op)
-        self._committer.open.add(records, sum(map(len, records)))
+        self._committer.open.add(records, records_bytes)
 
     def _taking(self, pop: Op, reply: Reply) -> _Taken:
         """Notes what a pop is about to take, should it have to go back."""
@@ -359,7 +359,7 @@ class Engine:
             call = self._waiters.claim(key).owner
             pop, reply = (ops.POP_FIRST, key), Value(queue[0])
             call.taken = self._taking(pop, reply)
-            self._log_and_apply((pop,))
+            self._log_and_apply(pop)
             self._hold(call, reply)
 
     def _turn_waiters_away(self) -> None:
@@ -382,7 +382,7 @@ class Engine:
             return
         keys = self._state.expired(now_ms, SWEEP_KEYS_MAX, SWEEP_BYTES_MAX)
         if keys:
-            self._log_and_apply(((ops.EXPIRE, keys),))
+            self._log_and_apply((ops.EXPIRE, keys))
             self._expired_keys += len(keys)
             self._committer.open.swept_keys += len(keys)
         next_ms = self._state.next_deadline_ms
@@ -402,7 +402,7 @@ class Engine:
         for taken in gone:
             key = taken.undo[1]
             if self._state.queue(key) is taken.queue:  # else it was deleted meanwhile, this value with it
-                self._log_and_apply((taken.undo,))
+                self._log_and_apply(taken.undo)
                 self._returned_values += 1
                 grown[key] = None
         self._serve_waiters(grown)  # not before all are back: the oldest waiter gets the first value
@@ -442,3 +442,9 @@ class Engine:
             self._nap.cancel()
         call.stage = _Stage.WITHDRAWN
         return trio.lowlevel.Abort.SUCCEEDED
+
+
+def _pack(effects: tuple[Op, ...]) -> tuple[list[bytes], int]:
+    """The records of a command, and their length together."""
+    records = [ops.pack(op) for op in effects]
+    return records, sum(map(len, records))
