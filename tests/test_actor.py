@@ -19,7 +19,7 @@ from engine.committer import FsyncPolicy
 from engine.limits import MIB, Limits
 from engine.recovery import recover
 from engine.replies import Error, Failure, Integer, Ok, Reply, Value
-from tests.harness.disk import FakeDisk
+from tests.harness.disk import FakeDisk, failing
 from tests.harness.world import EPOCH_MS, Job, World
 from wal.log import LogFailed
 
@@ -260,12 +260,8 @@ async def test_after_a_failed_write_or_sync_nothing_is_answered_that_rests_on_it
 async def test_the_next_start_after_a_failed_sync_finds_all_or_nothing_of_the_group(world: World) -> None:
     """B1, I2"""
 
-    def fail(operation: str, _name: str) -> None:
-        if operation == "sync":
-            raise OSError(errno.EIO, "injected")
-
     await world.do("SET a old")
-    world.disk.fault = fail
+    world.disk.fault = failing("sync")
     jobs = [world.spawn("SET a new"), world.spawn("DELETE a b"), world.spawn("QPUSH q x y z")]
     await world.settle()
     await world.cut_power()
@@ -449,13 +445,8 @@ async def test_with_interval_a_failed_sync_ends_the_engine_without_traffic(
 ) -> None:
     """B1"""
     async with world_with(FsyncPolicy.INTERVAL, nursery) as world:
-
-        def fail(operation: str, _name: str) -> None:
-            if operation == "sync":
-                raise OSError(errno.EIO, "injected")
-
         await world.do("SET k v")
-        world.disk.fault = fail
+        world.disk.fault = failing("sync")
         await trio.sleep(2)
         assert world.failure is not None
 
@@ -488,11 +479,7 @@ async def test_engine_time_reaches_a_deadline_exactly_when_it_says(autojump_cloc
 async def test_whoever_waits_when_the_engine_fails_gets_no_answer_and_later_ones_are_turned_away(world: World) -> None:
     """B1"""
 
-    def fault(operation: str, _name: str) -> None:
-        if operation == "sync":
-            raise OSError(5, "Input/output error")
-
-    world.disk.fault = fault
+    world.disk.fault = failing("sync")
     with pytest.raises(AssertionError, match="was not answered"):
         await world.do("SET k v")
     assert world.failure is not None

@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from tests.harness.disk import CHANGING, FakeDisk
+from tests.harness.disk import CHANGING, FakeDisk, failing
 from wal.files import LockedError
 from wal.frame import Frame
 from wal.log import Log, LogFailed, Recovery
@@ -275,12 +275,8 @@ def test_frames_that_a_failed_sync_left_in_memory_are_written_again_by_the_next_
     append(log, "a")
     log.commit()
 
-    def fail(operation: str, _name: str) -> None:
-        if operation == "sync":
-            raise OSError(errno.EIO, "broken")
-
     append(log, "b")
-    disk.fault = fail
+    disk.fault = failing("sync")
     with pytest.raises(LogFailed):
         log.commit()
     disk.kill()
@@ -309,11 +305,7 @@ def test_a_log_that_failed_gets_no_footer() -> None:
     log = Reader(disk).log
     before = disk.get(MANIFEST_NAME)
 
-    def fail(operation: str, _name: str) -> None:
-        if operation == "sync":
-            raise OSError(errno.EIO, "broken")
-
-    disk.fault = fail
+    disk.fault = failing("sync")
     with pytest.raises(LogFailed):
         log.close()
     disk.fault = None

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import errno
-
 import pytest
 import trio
 
 from engine.replies import Error, Failure, Integer, Ok, Value
+from tests.harness.disk import failing
 from tests.harness.world import World
 from wal.log import LogFailed
 from wal.segment import read_manifest
@@ -155,12 +154,8 @@ async def test_closing_twice_or_after_shutting_down_is_the_same_as_once(world: W
 async def test_a_sync_that_fails_while_closing_is_reported_and_leaves_no_footer(world: World) -> None:
     """B1, H1"""
 
-    def fail(operation: str, _name: str) -> None:
-        if operation == "sync":
-            raise OSError(errno.EIO, "injected")
-
     await world.do("SET k v")
-    world.disk.fault = fail
+    world.disk.fault = failing("sync")
     await world.stop()
     failure = world.failure
     assert isinstance(failure, ExceptionGroup)

@@ -13,6 +13,7 @@ succeeds says nothing about it, and only writing it again will bring it to the d
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
 
@@ -34,6 +35,16 @@ OPERATIONS = (
 CHANGING = ("create", "rename", "remove", "sync_directory", "write", "sync", "truncate")
 
 Fault = Callable[[str, str], None]
+
+
+def failing(*operations: str) -> Fault:
+    """A fault: these operations raise EIO, every time."""
+
+    def fault(operation: str, _name: str) -> None:
+        if operation in operations:
+            raise OSError(errno.EIO, "injected")
+
+    return fault
 
 
 SECTOR_BYTES = 512

@@ -28,7 +28,7 @@ from engine.limits import Limits
 from engine.recovery import recover
 from engine.replies import Reply
 from engine.state import State
-from tests.harness.disk import FakeDisk
+from tests.harness.disk import FakeDisk, failing
 from wal.log import SEGMENT_BYTES_MAX, LogFailed
 
 EPOCH_MS = 1_700_000_000_000
@@ -198,7 +198,7 @@ class World:
 
     async def _crash(self, fail_disk: Callable[[], None], *, written: bool) -> None:
         if written:
-            self.disk.fault = _fail_sync
+            self.disk.fault = failing("sync", "sync_directory")
             await self._end()
             fail_disk()
         else:
@@ -213,8 +213,3 @@ class World:
         self._crashed.set()
         self._scope.cancel()
         await self._ended.wait()
-
-
-def _fail_sync(operation: str, _name: str) -> None:
-    if operation in ("sync", "sync_directory"):
-        raise OSError("the machine crashed before the sync was over")
