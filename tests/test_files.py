@@ -371,3 +371,64 @@ def test_a_torn_tail_on_a_real_disk_heals(tmp_path: Path) -> None:
     log = recover(path)
     assert log.recovery.torn_bytes == 0
     log.close()
+
+
+def test_a_range_of_a_file_is_read(directory: DiskDirectory) -> None:
+    file = directory.create("a")
+    file.write(b"0123456789")
+    file.close()
+    assert directory.read("a", 3) == b"3456789"
+    assert directory.read("a", 3, 4) == b"3456"
+    assert directory.read("a", 8, 4) == b"89"
+    assert directory.read("a", 20, 4) == b""
+
+
+def test_allocated_room_reads_as_zeros_and_writing_goes_on_before_it(directory: DiskDirectory) -> None:
+    file = directory.create("a")
+    file.write(b"head")
+    file.allocate(10_000)
+    assert directory.size("a") == 10_000
+    file.write(b"tail")
+    file.allocate(5)  # never makes a file shorter
+    assert directory.read("a") == b"headtail".ljust(10_000, b"\0")
+    file.close()
+
+
+def test_a_file_that_was_removed_replaced_or_renamed_is_noticed(directory: DiskDirectory) -> None:
+    """B10"""
+    file = directory.create("a")
+    assert directory.leads_to("a", file)
+    directory.rename("a", "b")
+    assert not directory.leads_to("a", file)
+    assert directory.leads_to("b", file)
+    directory.create("a").close()
+    directory.rename("a", "b")
+    assert not directory.leads_to("b", file)
+    directory.remove("b")
+    assert not directory.leads_to("b", file)
+    file.close()
+
+
+def test_a_directory_that_was_moved_away_is_noticed(directory: DiskDirectory) -> None:
+    """B10"""
+    assert directory.is_in_place()
+    path = Path(directory.path)
+    path.rename(path.with_name("elsewhere"))
+    assert not directory.is_in_place()
+    path.mkdir()
+    assert not directory.is_in_place()
+
+
+def test_a_disk_tells_its_size_and_what_is_left(directory: DiskDirectory) -> None:
+    assert 0 < directory.free_bytes() < directory.capacity_bytes()
+
+
+def test_a_directory_is_opened_beside_its_holder_without_a_lock_and_never_made(directory: DiskDirectory) -> None:
+    beside = DiskDirectory(Path(directory.path), beside=True)
+    directory.create("a").close()
+    assert "a" in beside.names()
+    beside.close()
+    with pytest.raises(LockedError):
+        DiskDirectory(Path(directory.path))
+    with pytest.raises(FileNotFoundError):
+        DiskDirectory(Path(directory.path) / "missing", beside=True)

@@ -48,6 +48,13 @@ class File(Protocol):
     def truncate(self, size_bytes: int) -> None:
         """Cuts the file to `size_bytes`; writing goes on there."""
 
+    def allocate(self, size_bytes: int) -> None:
+        """Takes the disk's room for a length of `size_bytes`, and makes the file that long; what is new reads as zeros.
+
+        Raises:
+            OSError: ENOSPC, EDQUOT, or the file system cannot; the length may have grown all the same.
+        """
+
     def close(self) -> None:
         """Closes the file without a sync."""
 
@@ -65,8 +72,11 @@ class Directory(Protocol):
     def size(self, name: str) -> int:
         """Length of a file, in bytes."""
 
-    def read(self, name: str) -> bytes:
-        """The whole content of a file."""
+    def leads_to(self, name: str, file: File) -> bool:
+        """Whether a file opened here still stands under this name."""
+
+    def read(self, name: str, offset: int = 0, count: int | None = None) -> bytes:
+        """The content of a file from `offset` on, `count` bytes at most; None is all of it."""
 
     def create(self, name: str) -> File:
         """Makes a new, empty file; raises FileExistsError when there is one."""
@@ -85,6 +95,15 @@ class Directory(Protocol):
 
     def random_bytes(self, count: int) -> bytes:
         """Unpredictable bytes for identities."""
+
+    def free_bytes(self) -> int:
+        """Room left on the disk for us."""
+
+    def capacity_bytes(self) -> int:
+        """Size of the whole disk."""
+
+    def is_in_place(self) -> bool:
+        """Whether the directory's path still leads to it."""
 
     def close(self) -> None:
         """Gives up the lock."""
@@ -108,6 +127,17 @@ class DiskFile:
         os.ftruncate(self._descriptor, size_bytes)
         os.lseek(self._descriptor, size_bytes, os.SEEK_SET)
 
+    def allocate(self, size_bytes: int) -> None:
+        os.posix_fallocate(self._descriptor, 0, size_bytes)
+
+    def stands_at(self, name: str, directory: int) -> bool:
+        """Whether `name` in the directory with that descriptor leads to this very file."""
+        try:
+            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(found, os.fstat(self._descriptor))
+
     def close(self) -> None:
         # The number may soon belong to another file: whoever writes on must get an error, not that file.
         descriptor, self._descriptor = self._descriptor, -1
@@ -115,20 +145,28 @@ class DiskFile:
 
 
 class DiskDirectory:
-    """A `Directory` on disk; opening it takes the lock."""
+    """A `Directory` on disk; opening it takes the lock.
 
-    def __init__(self, path: Path) -> None:
-        """Makes the directory if need be and locks it.
+    Args:
+        path: where it is.
+        beside: open an existing directory without the lock, beside a server that may run on it: for whoever reads, and
+            for the process that writes a snapshot under a name of its own.
 
-        Raises:
-            DirectoryError: it is no directory, belongs to another user, or others may write to it.
-            LockedError: another server holds it.
-            OSError: the system refused something else.
-        """
+    Raises:
+        DirectoryError: it is no directory, belongs to another user, or others may write to it.
+        LockedError: another server holds it.
+        OSError: the system refused something else.
+    """
+
+    def __init__(self, path: Path, *, beside: bool = False) -> None:
         self._path = path.absolute()
+        self._lock_descriptor: int | None = None
+        if not beside:
+            _make_directory_or_refuse(self._path)
         self._descriptor = _open_directory(self._path)
         try:
-            self._lock_descriptor = self._lock()
+            if not beside:
+                self._lock_descriptor = self._lock()
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -144,10 +182,14 @@ class DiskDirectory:
     def size(self, name: str) -> int:
         return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_size
 
-    def read(self, name: str) -> bytes:
+    def leads_to(self, name: str, file: File) -> bool:
+        return isinstance(file, DiskFile) and file.stands_at(name, self._descriptor)
+
+    def read(self, name: str, offset: int = 0, count: int | None = None) -> bytes:
         descriptor = self._open(name, os.O_RDONLY)
         with open(descriptor, "rb") as file:
-            return file.read()
+            file.seek(offset)
+            return file.read() if count is None else file.read(count)
 
     def create(self, name: str) -> File:
         descriptor = self._open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -171,8 +213,23 @@ class DiskDirectory:
     def random_bytes(self, count: int) -> bytes:
         return os.urandom(count)
 
+    def free_bytes(self) -> int:
+        disk = os.fstatvfs(self._descriptor)
+        return disk.f_bavail * disk.f_frsize
+
+    def capacity_bytes(self) -> int:
+        disk = os.fstatvfs(self._descriptor)
+        return disk.f_blocks * disk.f_frsize
+
+    def is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
+
     def close(self) -> None:
-        os.close(self._lock_descriptor)
+        if self._lock_descriptor is not None:
+            os.close(self._lock_descriptor)
         os.close(self._descriptor)
 
     def _open(self, name: str, flags: int) -> int:
@@ -239,9 +296,15 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _open_directory(path: Path) -> int:
+def _make_directory_or_refuse(path: Path) -> None:
     try:
         _make_directory(path)
+    except NotADirectoryError:
+        raise DirectoryError(f"{path} is not a directory") from None
+
+
+def _open_directory(path: Path) -> int:
+    try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except NotADirectoryError:
         raise DirectoryError(f"{path} is not a directory") from None
