@@ -8,6 +8,7 @@ price is one hash and one index more for each access, some 60 ns.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -17,27 +18,31 @@ SHARDS = 1021
 
 
 class Keyspace(Generic[V]):
-    """A map from byte strings to `V`, with the part of dict's interface that the state machine uses."""
+    """A map from byte strings to `V`, with the part of dict's interface that the state machine uses.
 
-    __slots__ = ("_shards",)
+    Attributes:
+        shards: that of a key is `shards[hash(key) % SHARDS]`; for replay, which cannot afford a call for each key.
+    """
+
+    __slots__ = ("shards",)
 
     def __init__(self) -> None:
-        self._shards: list[dict[bytes, V]] = [{} for _ in range(SHARDS)]
-
-    def __len__(self) -> int:
-        return sum(map(len, self._shards))
+        self.shards: list[dict[bytes, V]] = [{} for _ in range(SHARDS)]
 
     def __iter__(self) -> Iterator[bytes]:
-        for shard in self._shards:
-            yield from shard
+        return chain.from_iterable(self.shards)
+
+    def items(self) -> Iterator[tuple[bytes, V]]:
+        """Every key, with what is stored under it."""
+        return chain.from_iterable(shard.items() for shard in self.shards)
 
     def get(self, key: bytes) -> V | None:
         """Returns what is stored under a key, or None."""
-        return self._shards[hash(key) % SHARDS].get(key)
+        return self.shards[hash(key) % SHARDS].get(key)
 
     def __setitem__(self, key: bytes, value: V) -> None:
-        self._shards[hash(key) % SHARDS][key] = value
+        self.shards[hash(key) % SHARDS][key] = value
 
     def pop(self, key: bytes) -> V | None:
         """Removes a key and returns what was stored under it, or None."""
-        return self._shards[hash(key) % SHARDS].pop(key, None)
+        return self.shards[hash(key) % SHARDS].pop(key, None)

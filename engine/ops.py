@@ -5,7 +5,7 @@ op is one msgpack array, its code first; in memory it is the same tuple, which i
 
     (1, key, value, deadline_ms | nil)   PUT           set a plain value
     (2, key)                             REMOVE        a key or queue goes
-    (3, key, [value, ...])               PUSH          append to a queue, made if need be
+    (3, key, [value, ...])               PUSH          append to a queue, made if need be; in a snapshot perhaps nothing
     (4, key)                             POP_FIRST     take the first value
     (5, key)                             POP_LAST      take the last value
     (6, key, value)                      RETURN_FIRST  put a popped value back to the front
@@ -36,7 +36,13 @@ _packer = msgpack.Packer(use_bin_type=True)
 
 
 class BadOp(ValueError):
-    """A record that no version of Holdfast writes."""
+    """A record that no version of Holdfast writes.
+
+    Attributes:
+        index: of the record, among those that were applied together.
+    """
+
+    index = 0
 
 
 def pack(op: Op) -> bytes:
@@ -54,7 +60,11 @@ def _is_deadline(value: object) -> bool:
 
 
 def _is_list(value: object) -> bool:
-    return type(value) is tuple and bool(value) and all(type(item) is bytes for item in value)
+    return type(value) is tuple and all(type(item) is bytes for item in value)
+
+
+def _is_filled_list(value: object) -> bool:
+    return _is_list(value) and bool(value)
 
 
 _SHAPES = {
@@ -65,7 +75,7 @@ _SHAPES = {
     POP_LAST: (_is_bytes,),
     RETURN_FIRST: (_is_bytes, _is_bytes),
     RETURN_LAST: (_is_bytes, _is_bytes),
-    EXPIRE: (_is_list,),
+    EXPIRE: (_is_filled_list,),
 }
 
 

@@ -16,10 +16,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any, NamedTuple
-
-from sortedcontainers import SortedList
 
 from engine import ops
 from engine.commands import (
@@ -36,6 +33,7 @@ from engine.commands import (
     Set,
     Ttl,
 )
+from engine.deadlines import Deadlines
 from engine.keyspace import Keyspace
 from engine.ops import BadOp, Op
 from engine.replies import Error, Failure, Integer, Ok, Reply, Value
@@ -59,6 +57,16 @@ QUEUE_OVERHEAD_BYTES = 850
 ITEM_OVERHEAD_BYTES = 48
 DEADLINE_OVERHEAD_BYTES = 200
 
+# Bytes in a record beyond the key's and value's own length: msgpack's headers, and a deadline instead of nil.
+VALUE_RECORD_BYTES = 7
+QUEUE_RECORD_BYTES = 6
+ITEM_RECORD_BYTES = 2
+DEADLINE_RECORD_BYTES = 8
+
+PUSH_VALUES_MAX = 1_000
+PUSH_BYTES_MAX = 1024 * 1024
+"""A longer queue is several ops of a snapshot: a frame holds at least one op whole."""
+
 BIG_QUEUE_LENGTH = 100
 """A removed queue longer than this is freed in slices: a million values at once are a stall of 30 ms, and so are
 a thousand queues of a thousand."""
@@ -80,18 +88,39 @@ class State:
 
     def __init__(self, memory_bytes_max: int | None = None) -> None:
         self._entries: Keyspace[Entry] = Keyspace()
-        self._deadlines: Keyspace[int] = Keyspace()
-        self._by_deadline: SortedList[tuple[int, bytes]] = SortedList()
+        self._deadlines = Deadlines()
         self._removed_queues: list[Queue] = []
         self._memory_bytes_max = memory_bytes_max
-        self.memory_bytes = 0
+        self._data_bytes = 0  # of all keys and values
+        self._value_count = 0
+        self._item_count = 0
         self.queue_count = 0
 
     # Reading
 
     def __len__(self) -> int:
         """Number of keys and queues, expired ones included until they are swept."""
-        return len(self._entries)
+        return self._value_count + self.queue_count
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated memory of keys and values, in bytes."""
+        return self._estimate(VALUE_OVERHEAD_BYTES, QUEUE_OVERHEAD_BYTES, ITEM_OVERHEAD_BYTES, DEADLINE_OVERHEAD_BYTES)
+
+    @property
+    def live_bytes(self) -> int:
+        """Estimated length of a snapshot, in bytes."""
+        return self._estimate(VALUE_RECORD_BYTES, QUEUE_RECORD_BYTES, ITEM_RECORD_BYTES, DEADLINE_RECORD_BYTES)
+
+    def _estimate(self, value_bytes: int, queue_bytes: int, item_bytes: int, deadline_bytes: int) -> int:
+        """Length of all keys and values, and so much more for each plain value, queue, value in a queue, deadline."""
+        return (
+            self._data_bytes
+            + self._value_count * value_bytes
+            + self.queue_count * queue_bytes
+            + self._item_count * item_bytes
+            + len(self._deadlines) * deadline_bytes
+        )
 
     def queue(self, key: bytes) -> Queue | None:
         """The queue under a key, or None; for the actor, which serves waiters from it."""
@@ -101,17 +130,11 @@ class State:
     @property
     def next_deadline_ms(self) -> int | None:
         """When the next key expires, or None."""
-        return self._by_deadline[0][0] if self._by_deadline else None
+        return self._deadlines.next_ms
 
     def expired(self, now_ms: int, count_max: int, bytes_max: int) -> tuple[bytes, ...]:
         """Keys whose time is up, the longest expired first: `count_max` at most, of some `bytes_max` bytes together."""
-        due: list[bytes] = []
-        for deadline_ms, key in islice(self._by_deadline, count_max):
-            if deadline_ms > now_ms or bytes_max <= 0:
-                break
-            due.append(key)
-            bytes_max -= len(key)
-        return tuple(due)
+        return self._deadlines.due(now_ms, count_max, bytes_max)
 
     def dump(self) -> Iterator[tuple[Any, ...]]:
         """Everything, in a fixed order: equal dumps are equal states."""
@@ -121,6 +144,15 @@ class State:
                 yield ("queue", key, tuple(entry))
             else:
                 yield ("value", key, entry, self._deadlines.get(key))
+
+    def snapshot_ops(self) -> Iterator[Op]:
+        """The ops that make an empty state equal to this one; for equal states the same, in the same order."""
+        for key in sorted(self._entries):
+            entry = self._entries.get(key)
+            if type(entry) is Queue:
+                yield from _pushes(key, entry)
+            else:
+                yield (ops.PUT, key, entry, self._deadlines.get(key))
 
     # Deciding
 
@@ -136,7 +168,7 @@ class State:
     def _live(self, key: bytes, now_ms: int) -> Entry | None:
         """What a key holds now: an expired key holds nothing."""
         entry = self._entries.get(key)
-        if entry is None or not self._by_deadline:
+        if entry is None or not self._deadlines:
             return entry
         deadline_ms = self._deadlines.get(key)
         return entry if deadline_ms is None or deadline_ms > now_ms else None
@@ -234,10 +266,10 @@ class State:
     def _put(self, key: bytes, value: bytes, deadline_ms: int | None) -> None:
         self._take_out(key)
         self._entries[key] = value
+        self._value_count += 1
+        self._data_bytes += len(key) + len(value)
         if deadline_ms is not None:
-            self._deadlines[key] = deadline_ms
-            self._by_deadline.add((deadline_ms, key))
-        self.memory_bytes += _value_bytes(key, value, deadline_ms)
+            self._deadlines.add(key, deadline_ms)
 
     def _remove(self, key: bytes) -> None:
         if not self._take_out(key):
@@ -248,7 +280,7 @@ class State:
         if entry is None:
             entry = self._entries[key] = Queue()
             self.queue_count += 1
-            self.memory_bytes += len(key) + QUEUE_OVERHEAD_BYTES
+            self._data_bytes += len(key)
         elif type(entry) is not Queue:
             raise BadOp("pushes to a plain value")
         entry.extend(values)
@@ -290,22 +322,24 @@ class State:
 
     def _account(self, queue: Queue, values_bytes: int, count: int) -> None:
         queue.values_bytes += values_bytes
-        self.memory_bytes += values_bytes + count * ITEM_OVERHEAD_BYTES
+        self._data_bytes += values_bytes
+        self._item_count += count
 
     def _take_out(self, key: bytes) -> bool:
         """Removes whatever a key holds, its deadline included; says whether there was anything."""
-        entry = self._entries.get(key)
+        entry = self._entries.pop(key)
         if entry is None:
             return False
-        self.memory_bytes -= self._cost(key)
-        self._entries.pop(key)
-        deadline_ms = self._deadlines.pop(key) if self._by_deadline else None
-        if deadline_ms is not None:
-            self._by_deadline.remove((deadline_ms, key))
+        self._data_bytes -= len(key)
         if type(entry) is Queue:
             self.queue_count -= 1
+            self._account(entry, -entry.values_bytes, -len(entry))
             if len(entry) > BIG_QUEUE_LENGTH:
                 self._removed_queues.append(entry)
+        else:
+            self._value_count -= 1
+            self._data_bytes -= len(entry)
+            self._deadlines.drop(key)
         return True
 
     def _cost(self, key: bytes) -> int:
@@ -339,6 +373,19 @@ class State:
 def _value_bytes(key: bytes, value: bytes, deadline_ms: int | None) -> int:
     deadline_bytes = 0 if deadline_ms is None else DEADLINE_OVERHEAD_BYTES
     return len(key) + len(value) + VALUE_OVERHEAD_BYTES + deadline_bytes
+
+
+def _pushes(key: bytes, queue: Queue) -> Iterator[Op]:
+    """The ops that make a queue; an empty one takes one as well."""
+    values: list[bytes] = []
+    values_bytes = 0
+    for value in queue:
+        if len(values) == PUSH_VALUES_MAX or (values and values_bytes + len(value) > PUSH_BYTES_MAX):
+            yield (ops.PUSH, key, tuple(values))
+            values, values_bytes = [], 0
+        values.append(value)
+        values_bytes += len(value)
+    yield (ops.PUSH, key, tuple(values))
 
 
 def _refuse(error: Error, detail: str = "") -> Decision:

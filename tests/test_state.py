@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -10,7 +10,7 @@ from engine.commands import Command, parse
 from engine.limits import Limits
 from engine.ops import BadOp, Op
 from engine.replies import Error, Failure, Integer, Ok, Reply, Value
-from engine.state import BIG_QUEUE_LENGTH, State
+from engine.state import BIG_QUEUE_LENGTH, PUSH_BYTES_MAX, PUSH_VALUES_MAX, State
 
 NOW_MS = 1_000_000
 LIMITS = Limits()
@@ -353,3 +353,71 @@ def test_the_dump_does_not_depend_on_the_order_of_writing() -> None:
     assert list(one.dump()) == list(other.dump())
     assert len(one) == 4
     assert one.queue_count == 1
+
+
+def replayed(ops_: Iterable[Op]) -> State:
+    """The state that these ops make of an empty one."""
+    state = State()
+    for op in ops_:
+        state.apply(ops.check(op))
+    return state
+
+
+def figures(state: State) -> tuple[object, ...]:
+    """Everything that shows of a state."""
+    return (
+        list(state.dump()),
+        len(state),
+        state.queue_count,
+        state.memory_bytes,
+        state.live_bytes,
+        state.next_deadline_ms,
+    )
+
+
+def state_of_all_kinds() -> State:
+    state = State()
+    for number in range(40):
+        do(state, f"SET plain{number} v{'v' * number * 20}")
+        do(state, f"SET expiring{number} v{'v' * number} PX {1000 - number}")
+        do(state, f"QPUSH queue{number} " + " ".join("w" * length for length in range(1, number + 2)))
+        do(state, f"QPUSH emptied{number} once")
+        do(state, f"QPOP emptied{number}")
+    return state
+
+
+@pytest.mark.parametrize("kind", [*KINDS, state_of_all_kinds])
+def test_the_ops_of_a_snapshot_make_an_equal_state(kind: Callable[[], State]) -> None:
+    """I7: an empty queue is there afterwards too."""
+    assert figures(replayed(kind().snapshot_ops())) == figures(kind())
+
+
+def test_the_ops_of_a_snapshot_do_not_depend_on_the_order_of_writing() -> None:
+    """I7"""
+    snapshot = list(state_of_all_kinds().snapshot_ops())
+    assert list(replayed(reversed(snapshot)).snapshot_ops()) == snapshot
+
+
+@pytest.mark.parametrize(
+    ("values", "lengths"),
+    [
+        ((b"",) * PUSH_VALUES_MAX, [PUSH_VALUES_MAX]),
+        ((b"",) * (2 * PUSH_VALUES_MAX + 1), [PUSH_VALUES_MAX, PUSH_VALUES_MAX, 1]),
+        ((bytes(PUSH_BYTES_MAX // 2),) * 3, [2, 1]),
+        ((b"", bytes(PUSH_BYTES_MAX), bytes(PUSH_BYTES_MAX + 1), b""), [2, 1, 1]),
+    ],
+    ids=["at the limit", "many", "large", "larger than the limit"],
+)
+def test_a_long_queue_is_several_ops_of_a_snapshot(values: tuple[bytes, ...], lengths: list[int]) -> None:
+    state = replayed([(ops.PUSH, b"q", values)])
+    snapshot = list(state.snapshot_ops())
+    assert [len(op[2]) for op in snapshot] == lengths
+    assert figures(replayed(snapshot)) == figures(state)
+
+
+def test_the_live_bytes_are_those_of_the_records_of_a_snapshot() -> None:
+    state = state_of_all_kinds()
+    assert state.live_bytes == pytest.approx(sum(len(ops.pack(op)) for op in state.snapshot_ops()), rel=0.02)
+    for key in [key for _, key, *_ in state.dump()]:
+        state.apply((ops.REMOVE, key))
+    assert state.live_bytes == 0
