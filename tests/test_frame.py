@@ -190,6 +190,36 @@ def test_zeros_over_the_end_take_only_the_last_frame() -> None:
             assert read(SYNCED[:-count] + bytes(count)) == ([1, 2], tail, STARTS[2])
 
 
+@pytest.mark.parametrize("count", [0, 1, 511, 64 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, 300_000])
+def test_what_is_torn_ends_with_the_last_byte_that_is_not_zero(count: int) -> None:
+    """A1, A5: the open segment is laid out ahead, so zeros stand behind whatever a crash leaves."""
+    for torn in (b"\x01", IDENTITY.mark, TWO[:-1], bytes(70_000) + b"?", made(3, 1), bytes(len(TWO)) + made(3, 1)):
+        scan = Scan(ONE + torn + bytes(count), 0, IDENTITY, 2)
+        scan.offset = len(ONE)
+        assert not list(scan)
+        assert (scan.tail, scan.rest) == (Tail.TORN, torn.rstrip(b"\0"))
+
+
+def test_zeros_behind_a_frame_that_ends_in_zeros_do_not_hide_it() -> None:
+    """A3, A5: neither when it is read, nor when it is what proves the damage before it."""
+    ending = made(2, 1, (1, bytes(20)))
+    assert read(ONE + ending + bytes(500)) == ([1, 2], Tail.ZEROS, len(ONE + ending))
+    assert read(b"\0" + ONE[1:] + ending + bytes(500)) == ([], Tail.CORRUPT, 0)
+
+
+@pytest.mark.parametrize("torn", [b"", TWO[:-1]])
+def test_zeros_at_the_end_are_not_copied(torn: bytes) -> None:
+    """A16"""
+    scan = Scan(ONE + torn + bytes(16 * 1024 * 1024), 0, IDENTITY, 1)
+    tracemalloc.start()
+    try:
+        assert len(list(scan)) == 1
+        assert scan.rest == torn
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_zeros_before_a_frame_that_knew_better_are_damage() -> None:
     """A5"""
     assert read(ONE + bytes(len(TWO)) + THREE) == ([1], Tail.CORRUPT, len(ONE))

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -31,6 +31,7 @@ FRAME_BYTES_MAX = 512 * 1024 * 1024
 _HEAD = struct.Struct("<4sII")
 _LENGTH = struct.Struct("<I")
 HEAD_BYTES = _HEAD.size
+_ZEROS = bytes(64 * 1024)
 
 Record = tuple[Any, ...]
 """One logged effect as msgpack gives it back; what it means is the engine's business."""
@@ -44,9 +45,8 @@ class Identity:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One commit, read back.
+class Frame(NamedTuple):
+    """One commit, read back. A tuple, because replay makes one for every commit there ever was.
 
     Attributes:
         offset: where it starts in its segment, in bytes.
@@ -142,8 +142,8 @@ class Scan:
 
     @property
     def rest(self) -> bytes:
-        """What stands behind the last valid frame."""
-        return self._data[self.offset :]
+        """What stands behind the last valid frame, without the zeros at its end: they are space, never written."""
+        return self._data[self.offset : self._zeros_offset()]
 
     @property
     def unproven(self) -> bytes:
@@ -171,22 +171,35 @@ class Scan:
 
     def _classify(self, reason: str) -> None:
         self.reason = reason
-        if not self.rest.strip(b"\0"):
+        zeros_offset = self._zeros_offset()
+        if zeros_offset == self.offset:
             self.tail = Tail.ZEROS
-        elif self._covered_later():
+        elif self._covered_later(zeros_offset):
             self.tail = Tail.CORRUPT
         else:
             self.tail = Tail.TORN
 
-    def _covered_later(self) -> bool:
-        """Whether a valid frame, here or further on, says that the LSN missing here had been durable."""
-        at = self._data.find(self._identity.mark, self.offset)
+    def _zeros_offset(self) -> int:
+        """Where, behind the last valid frame, nothing but zeros follows; finds it without a copy of them."""
+        end = len(self._data)
+        while end - self.offset >= len(_ZEROS) and self._data.endswith(_ZEROS, self.offset, end):
+            end -= len(_ZEROS)
+        start = max(self.offset, end - len(_ZEROS))
+        return start + len(self._data[start:end].rstrip(b"\0"))
+
+    def _covered_later(self, end: int) -> bool:
+        """Whether a valid frame, here or further on, says that the LSN missing here had been durable.
+
+        Args:
+            end: where nothing but zeros follows; no frame starts there, though the last one may well end in zeros.
+        """
+        at = self._data.find(self._identity.mark, self.offset, end)
         while at != -1:
             found = self._read(at)
             if not isinstance(found, str) and found[0].durable_lsn >= self.next_lsn:
                 self.reason += f"; the frame at offset {at} shows that LSN {self.next_lsn} had been on disk"
                 return True
-            at = self._data.find(self._identity.mark, at + 1)
+            at = self._data.find(self._identity.mark, at + 1, end)
         return False
 
 
