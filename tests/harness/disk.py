@@ -6,6 +6,13 @@
     disk.kill()       the process is gone, the system is not: everything written is still there, the lock is free
     disk.cut_power()  what was not synced is gone: file contents by `File.sync`, names by `Directory.sync`
     disk.fault = f    f(operation, name) is called before every operation and may raise OSError, or cut the power
+    disk.capacity_bytes = n   there is room for so much, and not a byte more (ENOSPC)
+
+What was not synced need not be gone altogether. With a `random.Random` as `torn`, the system had begun to bring it to
+the disk when the power went: of every file any of the 512-byte sectors written since its last sync, in any order, each
+as one of the writes left it, and its old length or a newer one; of the directory any of the entries made, renamed or
+removed since the last sync of the directory. Bytes on their way to where only zeros stood may arrive wrong; a sector
+that held something is written whole or not at all. What was synced, and not written since, is never touched.
 
 A sync that fails takes what was to be synced for clean, as Linux does: it can still be read, a later sync that
 succeeds says nothing about it, and only writing it again will bring it to the disk.
@@ -15,24 +22,33 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from wal.files import LockedError
+from wal.files import File, LockedError
 
 OPERATIONS = (
     "names",
     "size",
+    "leads_to",
     "read",
     "create",
     "open",
     "rename",
     "remove",
     "sync_directory",
+    "free_bytes",
+    "capacity_bytes",
+    "is_in_place",
     "write",
     "sync",
     "truncate",
+    "allocate",
 )
-CHANGING = ("create", "rename", "remove", "sync_directory", "write", "sync", "truncate")
+CHANGING = ("create", "rename", "remove", "sync_directory", "write", "sync", "truncate", "allocate")
+
+SECTOR_BYTES = 512
+PLENTY_BYTES = 1 << 40
+"""Size of a disk without a capacity."""
 
 Fault = Callable[[str, str], None]
 
@@ -47,51 +63,131 @@ def failing(*operations: str) -> Fault:
     return fault
 
 
-SECTOR_BYTES = 512
+class Image:
+    """Bytes of a file; zeros at its end need not be there, so that allocating costs nothing."""
 
-
-class Content:
-    """The bytes of a file: as written, as they would survive a power cut, and from where on a sync has work to do."""
-
-    def __init__(self, data: bytes = b"") -> None:
-        self.written = bytearray(data)
-        self.synced = data
-        self.dirty_from: int | None = None
+    def __init__(self, data: bytes = b"", length: int = 0) -> None:
+        self.data = bytearray(data)
+        self.length = max(length, len(data))
 
     def write(self, offset: int, data: bytes) -> None:
         """Writes over what stands at `offset`, and beyond the end."""
-        self.written[offset : offset + len(data)] = data
-        self._touch(offset)
+        if offset > len(self.data):
+            self.data.extend(bytes(offset - len(self.data)))
+        self.data[offset : offset + len(data)] = data
+        self.length = max(self.length, offset + len(data))
 
-    def truncate(self, size_bytes: int) -> None:
-        """Cuts the file."""
-        del self.written[size_bytes:]
-        self._touch(size_bytes)
+    def resize(self, length: int) -> None:
+        """Cuts the file, or lets it grow with zeros."""
+        del self.data[length:]
+        self.length = length
+
+    def read(self, offset: int = 0, count: int | None = None) -> bytes:
+        """What a reader sees."""
+        end = self.length if count is None else min(self.length, offset + count)
+        return bytes(self.data[offset:end]).ljust(max(0, end - offset), b"\0")
+
+    def copy(self) -> Image:
+        """The same bytes once more."""
+        return Image(bytes(self.data), self.length)
+
+
+Change = tuple[int, bytes | None]
+"""(offset, what was written there), or (new length, None)."""
+
+
+class Content:
+    """The bytes of a file: as readers see them, as they are on disk, and what changed since the last sync."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.seen = Image(data)
+        self.durable = Image(data)
+        self._unsynced: list[Change] = []
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Writes over what stands at `offset`, and beyond the end."""
+        self.seen.write(offset, data)
+        self._unsynced.append((offset, bytes(data)))
+
+    def resize(self, length: int) -> None:
+        """Cuts the file, or lets it grow with zeros."""
+        self.seen.resize(length)
+        self._unsynced.append((length, None))
 
     def sync(self) -> None:
-        """Brings what is dirty to the disk; what an earlier failed sync dropped is a hole of zeros."""
-        if self.dirty_from is not None:
-            self.synced = self.synced[: self.dirty_from].ljust(self.dirty_from, b"\0") + self.written[self.dirty_from :]
-            self.dirty_from = None
+        """Brings what changed to the disk; what an earlier failed sync dropped is a hole of zeros or of old bytes."""
+        for at, data in self._unsynced:
+            if data is not None:
+                self.durable.write(at, data)
+            else:
+                self.durable.resize(at)
+        self.durable.resize(self.seen.length)
+        self._unsynced.clear()
 
-    def fail_to_sync(self) -> None:
-        """Takes everything for clean, and nothing is on disk."""
-        self.dirty_from = None
+    def fail_to_sync(self, torn: random.Random | None) -> None:
+        """Takes everything for clean, and nothing is on disk, or with `torn` any part of it."""
+        if torn is not None:
+            self._bring_some(torn)
+        self._unsynced.clear()
 
     def lose(self, torn: random.Random | None) -> None:
-        """Drops what was not synced, or with `torn` a random part of what was appended, sector by sector."""
-        kept = bytearray(self.written[len(self.synced) :])
-        del kept[torn.randint(0, len(kept)) if torn else 0 :]
-        for at in range(-(len(self.synced) % SECTOR_BYTES), len(kept), SECTOR_BYTES):
-            if torn and torn.random() < 0.25:
-                sector = slice(max(0, at), at + SECTOR_BYTES)
-                kept[sector] = bytes(len(kept[sector]))
-        self.written = bytearray(self.synced + kept)
-        self.synced = bytes(self.written)
-        self.dirty_from = None
+        """Drops what was not synced, or with `torn` all but a random part of it."""
+        if torn is not None and self._unsynced:
+            self._bring_some(torn)
+        self._unsynced.clear()
+        self.seen = self.durable.copy()
 
-    def _touch(self, offset: int) -> None:
-        self.dirty_from = offset if self.dirty_from is None else min(offset, self.dirty_from)
+    def _bring_some(self, chance: random.Random) -> None:
+        """Brings any of the unsynced sectors to the disk, each as it was after some of the writes to it."""
+        lengths = self._lengths()
+        length = chance.choice((lengths[0], lengths[-1], lengths[-1], chance.choice(lengths)))
+        share = chance.choice((0.0, 0.5, 0.9, 1.0))
+        kept: dict[int, bool] = {}
+        for offset, data in self._unsynced:
+            if data is None:
+                continue
+            for start, end in _sectors(offset, offset + len(data)):
+                sector = start // SECTOR_BYTES
+                if kept.get(sector, True):  # the first write that does not arrive is the last one of this sector
+                    kept[sector] = chance.random() < share
+                if kept[sector]:
+                    self._bring(start, data[start - offset : end - offset], chance)
+        self.durable.resize(length)
+
+    def _bring(self, offset: int, data: bytes, chance: random.Random) -> None:
+        """Brings the bytes of one sector to the disk, now and then garbled, where there is nothing to lose."""
+        if chance.random() < 0.02 and not self.durable.data[offset : offset + len(data)].strip(b"\0"):
+            data = _garbled(data, chance)
+        self.durable.write(offset, data)
+
+    def _lengths(self) -> list[int]:
+        """The lengths the file has had since the last sync, the one on disk first."""
+        lengths = [self.durable.length]
+        for at, data in self._unsynced:
+            lengths.append(at if data is None else max(lengths[-1], at + len(data)))
+        return lengths
+
+
+def _sectors(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cuts a range of bytes at the bounds of sectors."""
+    while start < end:
+        stop = min(end, (start // SECTOR_BYTES + 1) * SECTOR_BYTES)
+        yield start, stop
+        start = stop
+
+
+def _garbled(data: bytes, chance: random.Random) -> bytes:
+    """The same bytes with one bit flipped, or noise."""
+    if chance.random() < 0.5:
+        return chance.randbytes(len(data))
+    flipped = bytearray(data)
+    flipped[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    return bytes(flipped)
+
+
+Entries = dict[str, Content]
+EntryChange = tuple[str | None, str | None, Content]
+"""(old name, new name, file): no old name makes a file, no new name removes it."""
 
 
 class FakeDisk:
@@ -99,14 +195,20 @@ class FakeDisk:
 
     Args:
         seed: of the identities the log asks for, so that a run can be repeated byte for byte.
+        capacity_bytes: its size; None is plenty. May be changed at any time.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self.names: dict[str, Content] = {}
-        self.durable_names: dict[str, Content] = {}
+    def __init__(self, seed: int = 0, capacity_bytes: int | None = None) -> None:
+        self.names: Entries = {}
+        self.durable_names: Entries = {}
+        self.capacity_bytes = capacity_bytes
         self.fault: Fault | None = None
+        self.torn: random.Random | None = None
+        """When set, an operation that fails may have done a part of its work."""
         self.log: list[tuple[str, str]] = []
         self.holder: FakeDirectory | None = None
+        self._beside: list[FakeDirectory] = []
+        self._unsynced: list[EntryChange] = []
         self._random = random.Random(seed)
 
     def directory(self) -> FakeDirectory:
@@ -120,6 +222,12 @@ class FakeDisk:
         self.holder = FakeDirectory(self)
         return self.holder
 
+    def beside(self) -> FakeDirectory:
+        """Opens the directory without its lock, as a process beside the server does; it ends with `kill` as well."""
+        directory = FakeDirectory(self)
+        self._beside.append(directory)
+        return directory
+
     def kill(self) -> None:
         """Ends whoever holds the directory; the system keeps what was written."""
         self._revoke()
@@ -128,12 +236,15 @@ class FakeDisk:
         """Drops what was not synced.
 
         Args:
-            torn: when given, each file keeps a random part of its unsynced end, as a disk may.
-            keep_names: creations, renames and removals have reached the disk before the contents did.
+            torn: when given, any part of it stays, contents and names, as a disk may have it.
+            keep_names: all creations, renames and removals have reached the disk before the contents did.
         """
         self._revoke()
         if keep_names:
             self.durable_names = dict(self.names)
+        elif torn is not None:
+            self._keep_some_names(torn)
+        self._unsynced.clear()
         self.names = dict(self.durable_names)
         for content in self.names.values():
             content.lose(torn)
@@ -142,7 +253,7 @@ class FakeDisk:
         """A disk with the same visible content, all of it durable; nobody holds it."""
         other = FakeDisk()
         for name, content in self.names.items():
-            other.put(name, bytes(content.written))
+            other.put(name, content.seen.read())
         return other
 
     def put(self, name: str, data: bytes) -> None:
@@ -151,31 +262,84 @@ class FakeDisk:
 
     def get(self, name: str) -> bytes:
         """What a reader of the file would see."""
-        return bytes(self.names[name].written)
+        return self.names[name].seen.read()
 
     def content(self) -> dict[str, bytes]:
         """All files with their visible content."""
-        return {name: bytes(content.written) for name, content in sorted(self.names.items())}
+        return {name: content.seen.read() for name, content in sorted(self.names.items())}
 
     def segments(self) -> list[str]:
         """Names of the log's segments, oldest first."""
         return sorted(name for name in self.names if name.endswith(".log"))
 
+    @property
+    def used_bytes(self) -> int:
+        """What the files take: whole sectors, and one for the name."""
+        return sum((content.seen.length + 2 * SECTOR_BYTES - 1) & -SECTOR_BYTES for content in self.names.values())
+
+    @property
+    def free_bytes(self) -> int:
+        """Room left."""
+        return max(0, (PLENTY_BYTES if self.capacity_bytes is None else self.capacity_bytes) - self.used_bytes)
+
     def operate(self, holder: FakeDirectory, operation: str, name: str) -> None:
         """Notes an operation and lets the fault have its way; a holder that was killed cannot do anything."""
-        if self.holder is not holder:
+        if not self.is_alive(holder):
             raise OSError("this holder of the disk was killed")
         self.log.append((operation, name))
         if self.fault is not None:
             self.fault(operation, name)
 
+    def is_alive(self, holder: FakeDirectory) -> bool:
+        """Whether the process that holds this directory has not been killed."""
+        return self.holder is holder or holder in self._beside
+
+    def room(self, content: Content, length: int) -> int:
+        """The length, up to `length`, to which the disk lets a file grow."""
+        old = content.seen.length
+        if self.capacity_bytes is None or length <= old:
+            return length
+        return min(length, (old + SECTOR_BYTES - 1) // SECTOR_BYTES * SECTOR_BYTES + self.free_bytes)
+
+    def change_entry(self, old: str | None, new: str | None, content: Content) -> None:
+        """Makes, renames or removes a file, in the sight of readers."""
+        _enter(self.names, old, new, content)
+        self._unsynced.append((old, new, content))
+
+    def sync_entries(self) -> None:
+        """Brings the names to the disk."""
+        self.durable_names = dict(self.names)
+        self._unsynced.clear()
+
+    def release(self, holder: FakeDirectory) -> None:
+        """Takes a directory back from who had it open."""
+        if self.holder is holder:
+            self.holder = None
+        if holder in self._beside:
+            self._beside.remove(holder)
+
     def random_bytes(self, count: int) -> bytes:
         """Identities, from the seed."""
         return self._random.randbytes(count)
 
+    def _keep_some_names(self, chance: random.Random) -> None:
+        """Each change of an entry has reached the disk or not; a rename is one change, both names or neither."""
+        share = chance.choice((0.0, 0.5, 1.0))
+        for change in self._unsynced:
+            if chance.random() < share:
+                _enter(self.durable_names, *change)
+
     def _revoke(self) -> None:
         self.holder = None
+        self._beside.clear()
         self.fault = None
+
+
+def _enter(entries: Entries, old: str | None, new: str | None, content: Content) -> None:
+    if old is not None and entries.get(old) is content:
+        del entries[old]
+    if new is not None:
+        entries[new] = content
 
 
 class FakeDirectory:
@@ -193,72 +357,115 @@ class FakeDirectory:
         return sorted(self._disk.names)
 
     def size(self, name: str) -> int:
-        self._disk.operate(self, "size", name)
-        return len(self._disk.names[name].written)
+        return self._find("size", name).seen.length
 
-    def read(self, name: str) -> bytes:
-        self._disk.operate(self, "read", name)
-        return bytes(self._disk.names[name].written)
+    def leads_to(self, name: str, file: File) -> bool:
+        self._disk.operate(self, "leads_to", name)
+        return isinstance(file, FakeFile) and self._disk.names.get(name) is file.content
+
+    def read(self, name: str, offset: int = 0, count: int | None = None) -> bytes:
+        return self._find("read", name).seen.read(offset, count)
 
     def create(self, name: str) -> FakeFile:
         self._disk.operate(self, "create", name)
         if name in self._disk.names:
-            raise FileExistsError(name)
-        content = self._disk.names[name] = Content()
+            raise FileExistsError(errno.EEXIST, "File exists", name)
+        if self._disk.free_bytes < SECTOR_BYTES:
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+        content = Content()
+        self._disk.change_entry(None, name, content)
         return FakeFile(self._disk, self, name, content, 0)
 
     def open(self, name: str, offset: int) -> FakeFile:
-        self._disk.operate(self, "open", name)
-        return FakeFile(self._disk, self, name, self._disk.names[name], offset)
+        return FakeFile(self._disk, self, name, self._find("open", name), offset)
 
     def rename(self, old: str, new: str) -> None:
         self._disk.operate(self, "rename", new)
-        self._disk.names[new] = self._disk.names.pop(old)
+        self._disk.change_entry(old, new, self._existing(old))
 
     def remove(self, name: str) -> None:
-        self._disk.operate(self, "remove", name)
-        del self._disk.names[name]
+        self._disk.change_entry(name, None, self._find("remove", name))
 
     def sync(self) -> None:
         self._disk.operate(self, "sync_directory", "")
-        self._disk.durable_names = dict(self._disk.names)
+        self._disk.sync_entries()
 
     def random_bytes(self, count: int) -> bytes:
         return self._disk.random_bytes(count)
 
+    def free_bytes(self) -> int:
+        self._disk.operate(self, "free_bytes", "")
+        return self._disk.free_bytes
+
+    def capacity_bytes(self) -> int:
+        self._disk.operate(self, "capacity_bytes", "")
+        return PLENTY_BYTES if self._disk.capacity_bytes is None else self._disk.capacity_bytes
+
+    def is_in_place(self) -> bool:
+        self._disk.operate(self, "is_in_place", "")
+        return True
+
     def close(self) -> None:
-        if self._disk.holder is self:
-            self._disk.holder = None
+        self._disk.release(self)
+
+    def _find(self, operation: str, name: str) -> Content:
+        self._disk.operate(self, operation, name)
+        return self._existing(name)
+
+    def _existing(self, name: str) -> Content:
+        if name not in self._disk.names:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", name)
+        return self._disk.names[name]
 
 
 class FakeFile:
     """`wal.files.File` on a fake disk."""
 
     def __init__(self, disk: FakeDisk, directory: FakeDirectory, name: str, content: Content, offset: int) -> None:
+        self.content = content
         self._disk = disk
         self._directory = directory
         self._name = name
-        self._content = content
         self._offset = offset
 
     def write(self, data: bytes) -> None:
-        self._disk.operate(self._directory, "write", self._name)
-        self._content.write(self._offset, data)
-        self._offset += len(data)
+        try:
+            self._disk.operate(self._directory, "write", self._name)
+        except OSError:
+            if self._disk.torn is not None and self._disk.is_alive(self._directory):
+                self._write(data[: self._disk.torn.randint(0, len(data))])
+            raise
+        fits = self._disk.room(self.content, self._offset + len(data)) - self._offset
+        self._write(data[:fits])
+        if fits < len(data):
+            raise OSError(errno.ENOSPC, "No space left on device", self._name)
 
     def sync(self) -> None:
         try:
             self._disk.operate(self._directory, "sync", self._name)
         except OSError:
-            if self._disk.holder is self._directory:
-                self._content.fail_to_sync()
+            if self._disk.is_alive(self._directory):
+                self.content.fail_to_sync(self._disk.torn)
             raise
-        self._content.sync()
+        self.content.sync()
 
     def truncate(self, size_bytes: int) -> None:
         self._disk.operate(self._directory, "truncate", self._name)
-        self._content.truncate(size_bytes)
+        self.content.resize(size_bytes)
         self._offset = size_bytes
+
+    def allocate(self, size_bytes: int) -> None:
+        self._disk.operate(self._directory, "allocate", self._name)
+        fits = self._disk.room(self.content, size_bytes)
+        if fits > self.content.seen.length:
+            self.content.resize(fits)
+        if fits < size_bytes:
+            raise OSError(errno.ENOSPC, "No space left on device", self._name)
 
     def close(self) -> None:
         """Nothing to give back."""
+
+    def _write(self, data: bytes) -> None:
+        if data:
+            self.content.write(self._offset, data)
+            self._offset += len(data)
