@@ -45,6 +45,7 @@ from api.access import Access
 from api.head import Head
 from api.hypercorn_fixes import connections_open
 from engine import commands
+from engine.checkpointer import Checkpoint, FoldFailed
 from engine.commands import Command, CommandError
 from engine.limits import KIB, Limits
 from engine.replies import Error, Failure, Reply
@@ -67,6 +68,9 @@ class EngineFace(Protocol):
 
     async def submit(self, command: Command) -> Reply:
         """Runs a command; cancelling it withdraws the command."""
+
+    async def checkpoint(self) -> Checkpoint:
+        """Has the log folded into a snapshot; raises FoldFailed when that came to nothing."""
 
     def statistics(self) -> Any:
         """A frozen dataclass of numbers."""
@@ -224,6 +228,10 @@ def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
     async def readyz() -> Response:
         if not engine.accepting:
             return _response(dialects.failure(503, Error.UNAVAILABLE.value, "shutting down"))
+        if engine.statistics().disk_full:
+            return _response(
+                dialects.failure(503, Error.STORAGE_FULL.value, "the disk is full; what does not grow goes on")
+            )
         return _response(dialects.Answer(200, _encode({"status": "ready", "fsync": settings.fsync})))
 
     async def stats() -> Response:
@@ -231,6 +239,14 @@ def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
         members |= {"connections": connections_open(), "requests_open": app.requests_open}
         return _response(dialects.Answer(200, _encode(members)))
 
+    async def checkpoint() -> Response:
+        try:
+            done = await engine.checkpoint()
+        except FoldFailed as error:
+            return _response(dialects.failure(503, Error.UNAVAILABLE.value, str(error)))
+        return _response(dialects.Answer(200, _encode(dataclasses.asdict(done))))
+
+    app.add_url_rule("/checkpoint", view_func=checkpoint, methods=["POST"], provide_automatic_options=False)
     app.add_url_rule("/", view_func=command, methods=["POST"], provide_automatic_options=False)
     for probe in (livez, readyz, stats):
         app.add_url_rule(f"/{probe.__name__}", view_func=probe, methods=["GET"], provide_automatic_options=False)

@@ -16,6 +16,7 @@ import click
 from api.server import ServerSettings, run
 from engine.committer import FsyncPolicy
 from engine.limits import KIB, MIB, Limits
+from wal.log import ALLOCATE_BYTES_MIN
 
 JSON_DEPTH_MAX_MAX = 500
 """Deeper nesting than this is no setting: Python's own stack is near."""
@@ -142,6 +143,15 @@ def main() -> None:
     show_envvar=True,
     help="A name clients may use in the Host header besides the bound one; may be repeated; * takes any.",
 )
+@click.option(
+    "--segment-size",
+    "segment_bytes_max",
+    type=size,
+    metavar="SIZE",
+    envvar="HOLDFAST_SEGMENT_SIZE",
+    show_envvar=True,
+    help="Size of a segment of the log, at least 64KiB; by default 64MiB, or 1/32 of a disk smaller than 2 GiB.",
+)
 @_limit_options
 def serve_command(
     data: Path,
@@ -150,6 +160,7 @@ def serve_command(
     token: str | None,
     insecure: bool,
     allowed_hosts: tuple[str, ...],
+    segment_bytes_max: int | None,
     **limits: int | None,
 ) -> None:
     """Runs the server until SIGTERM or SIGINT.
@@ -161,7 +172,10 @@ def serve_command(
         raise click.BadParameter("an empty token protects nothing", param_hint="--token")
     if (limits["body_bytes_max"] or 0) > BODY_BYTES_MAX_MAX:
         raise click.BadParameter("at most 128 MiB", param_hint="--max-body")
+    if segment_bytes_max is not None and segment_bytes_max < ALLOCATE_BYTES_MIN:
+        raise click.BadParameter("at least 64KiB", param_hint="--segment-size")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     host, port = bind
     checked = dataclasses.replace(Limits(), **limits)  # type: ignore[arg-type]  # the table names the fields
-    run(ServerSettings(data, host, port, FsyncPolicy(fsync), token, insecure, allowed_hosts, checked))
+    policy = FsyncPolicy(fsync)
+    run(ServerSettings(data, host, port, policy, token, insecure, allowed_hosts, checked, segment_bytes_max))

@@ -42,12 +42,13 @@ from api.app import HttpSettings, create_app
 from api.hypercorn_fixes import BACKLOG, hypercorn_config, install, tune_listener
 from api.progress import ReplayProgress, ReplayStopped
 from engine.actor import Engine
+from engine.checkpointer import in_child
 from engine.committer import FsyncPolicy
 from engine.limits import Limits
 from engine.recovery import recover
 from engine.state import State
 from wal.files import DirectoryError, DiskDirectory, LockedError
-from wal.log import Log, LogFailed
+from wal.log import Log, LogFailed, segment_bytes_for
 from wal.segment import Damage, NewerFormat
 
 GRACE_S = 3.0
@@ -88,6 +89,7 @@ class ServerSettings:
         insecure: listen beyond loopback without a token.
         allowed_hosts: names besides the bound one that a Host header may have.
         limits: of commands, bodies and memory.
+        segment_bytes_max: size at which segments of the log roll; None suits the disk.
     """
 
     data: Path
@@ -98,6 +100,7 @@ class ServerSettings:
     insecure: bool = False
     allowed_hosts: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    segment_bytes_max: int | None = None
 
 
 class StartError(Exception):
@@ -169,7 +172,14 @@ async def _serve(settings: ServerSettings) -> None:
         state, log = await _replay(settings, directory, stop)
         replay_s = time.monotonic() - started_s
         gc.freeze()  # what was replayed is no garbage: the collector need not look at it again and again
-        engine = Engine(state, log, settings.limits, fsync=settings.fsync, wall_ms=time.time_ns() // 1_000_000)
+        engine = Engine(
+            state,
+            log,
+            settings.limits,
+            fsync=settings.fsync,
+            wall_ms=time.time_ns() // 1_000_000,
+            fold=in_child(directory.path),
+        )
         stop.engine = engine
         await nursery.start(_run_engine, engine, stop)
         _announce(settings, listeners, directory, log, replay_s)
@@ -235,7 +245,10 @@ class _Stop:
         """
 
         def end(_number: int, _frame: FrameType | None) -> None:
-            closed = (self.engine is None or self.engine_ended.is_set()) and code is not ExitCode.LOG_FAILED
+            closed = (self.engine is None or self.engine_ended.is_set()) and code not in (
+                ExitCode.LOG_FAILED,
+                ExitCode.DAMAGE,
+            )
             # Not by the log: that nobody reads it may be what holds us up.
             with contextlib.suppress(OSError):
                 os.set_blocking(2, False)
@@ -282,6 +295,9 @@ async def _run_engine(engine: Engine, stop: _Stop, task_status: trio.TaskStatus[
         stop.arm(FAIL_WITHIN_S, ExitCode.LOG_FAILED)
         _report(errors, ExitCode.LOG_FAILED)
         raise
+    except* Damage:
+        stop.arm(FAIL_WITHIN_S, ExitCode.DAMAGE)
+        raise
     except* Exception:
         stop.arm(FAIL_WITHIN_S, ExitCode.FAILURE)
         raise
@@ -304,7 +320,13 @@ async def _replay(settings: ServerSettings, directory: DiskDirectory, stop: _Sto
 
     def replay() -> tuple[State, Log]:
         with ReplayProgress(lambda: stop.wished) as progress:
-            return recover(directory, settings.limits, wall_ms=time.time_ns() // 1_000_000, progress=progress)
+            return recover(
+                directory,
+                settings.limits,
+                wall_ms=time.time_ns() // 1_000_000,
+                segment_bytes_max=settings.segment_bytes_max or segment_bytes_for(directory.capacity_bytes()),
+                progress=progress,
+            )
 
     try:
         return await trio.to_thread.run_sync(replay)

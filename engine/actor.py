@@ -39,6 +39,7 @@ from itertools import islice
 import trio
 
 from engine import ops
+from engine.checkpointer import Checkpoint, Checkpointer, Fold, FoldFailed
 from engine.clock import Clock
 from engine.commands import BQPop, Command, Ping
 from engine.committer import Committer, FsyncPolicy, Group, RunCommit, in_thread
@@ -48,7 +49,7 @@ from engine.replies import Error, Failure, Reply, Value
 from engine.state import Queue, State
 from engine.statistics import Statistics
 from engine.waiters import Waiter, Waiters
-from wal.log import Log
+from wal.log import Log, Room
 
 BATCH_MAX = 256
 """Commands applied before other tasks get their turn: some 3 ms of work."""
@@ -77,8 +78,14 @@ GROUP_BYTES_MAX = 32 * 1024 * 1024
 COMMAND_BYTES_MAX = 256 * 1024 * 1024
 """Records of one command: they must fit one frame, for a command applies whole or not at all."""
 
+_KEY_HEAD_BYTES = 5
+"""What a key takes of a record beyond its own length, at most."""
+
 _UNDO = {ops.POP_FIRST: ops.RETURN_FIRST, ops.POP_LAST: ops.RETURN_LAST}
 """Which op puts back what a pop took."""
+
+_STORING = {ops.PUT, ops.PUSH}
+"""Ops that a full disk refuses; all others let data go, or bring back what was let go."""
 
 _GROWING = {ops.PUSH, ops.RETURN_FIRST, ops.RETURN_LAST}
 """Ops after which somebody who waits may be served."""
@@ -123,6 +130,7 @@ class Engine:
         fsync: when commits are synced.
         wall_ms: the wall clock, milliseconds since 1970.
         run_commit: how blocking work on the log is run; None is a thread of its own.
+        fold: how checkpoints write their snapshots; None makes none.
     """
 
     def __init__(
@@ -134,6 +142,7 @@ class Engine:
         fsync: FsyncPolicy = FsyncPolicy.ALWAYS,
         wall_ms: int,
         run_commit: RunCommit | None = None,
+        fold: Fold | None = None,
     ) -> None:
         self.accepting = True
         self._state = state
@@ -144,12 +153,28 @@ class Engine:
         self._started_s = trio.current_time()
         self._send, self._mailbox = trio.open_memory_channel[_Call](limits.mailbox_max)
         self._waiters: Waiters[_Call] = Waiters()
+        self._backlog: deque[_Call] = deque()
+        self._short_of: Room | None = None
         self._abandoned: deque[_Call] = deque()
         self._nap = trio.CancelScope()
         self._next_sweep_ms = 0
         self._committer: Committer[_Call] = Committer(
-            log, fsync, self._run_commit, release=self._release, taken=self._group_taken
+            log,
+            fsync,
+            self._run_commit,
+            release=self._release,
+            taken=self._group_taken,
+            log_changed=self._log_changed,
         )
+        self._checkpointer: Checkpointer | None = None
+        if fold is not None:
+            self._checkpointer = Checkpointer(
+                log,
+                lambda: state.live_bytes,
+                with_log=self._committer.with_log,
+                run_blocking=run_commit or in_thread(),
+                fold=fold,
+            )
         self._callers = 0
         self._closing = False
         self._commands = self._pops = self._expired_keys = self._returned_values = 0
@@ -200,16 +225,34 @@ class Engine:
             mailbox=self._send.statistics().current_buffer_used,
             memory_bytes=self._state.memory_bytes,
             log_bytes=self._log.size_bytes,
+            snapshot_bytes=self._log.snapshot_bytes,
+            disk_bytes=self._log.disk_bytes,
+            disk_full=int(committer.room.full),
             lsn=self._log.last_lsn,
             commands=self._commands,
             commits=committer.commits,
             records_per_commit=round(committer.records / max(1, committer.commits), 3),
             commit_p50_ms=committer.percentile_ms(50),
             commit_p99_ms=committer.percentile_ms(99),
+            checkpoints=self._checkpointer.checkpoints if self._checkpointer else 0,
+            checkpoint_failures=self._checkpointer.failures if self._checkpointer else 0,
             expired_keys=self._expired_keys,
             returned_values=self._returned_values,
             uptime_s=round(trio.current_time() - self._started_s, 3),
         )
+
+    async def checkpoint(self) -> Checkpoint:
+        """Has everything so far folded into a snapshot, whether that is due or not.
+
+        Returns:
+            What was done.
+
+        Raises:
+            FoldFailed: it came to nothing; the log is as it was.
+        """
+        if self._checkpointer is None or not self.accepting:
+            raise FoldFailed("shutting down")
+        return await self._checkpointer.request()
 
     # For whoever runs it
 
@@ -218,12 +261,17 @@ class Engine:
 
         Raises:
             LogFailed: a write or sync failed; nothing was answered that rests on it.
+            Damage: a checkpoint found that the log is not what was written.
         """
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._committer.run)
+                if self._checkpointer is not None:
+                    nursery.start_soon(self._checkpointer.run)
                 task_status.started()
                 await self._run_actor()
+                if self._checkpointer is not None:
+                    self._checkpointer.stop()
                 self._committer.finish()
         except BaseException:
             self._log.abandon()
@@ -247,11 +295,12 @@ class Engine:
 
     async def _run_actor(self) -> None:
         while not self._is_finished():
-            calls = await self._receive()
+            await self._receive()
             now_ms = self._clock.now_ms()
             self._turn_waiters_away()
             self._return_values()
-            for call in calls:
+            while self._backlog and not self._is_short_of_room:
+                call = self._backlog.popleft()
                 if call.stage is _Stage.QUEUED:
                     self._perform(call, now_ms)
             self._time_out_waiters(now_ms)
@@ -263,23 +312,25 @@ class Engine:
         """Whether nobody can come any more and nobody is left: not even one whose popped value may have to go back."""
         return self._closing and not self._callers
 
-    async def _receive(self) -> list[_Call]:
-        """Waits for commands, a deadline or a nudge; returns the commands."""
-        calls: list[_Call] = []
+    async def _receive(self) -> None:
+        """Waits for commands, a deadline or a nudge, and puts the commands into the backlog."""
         deadline = self._next_deadline()
         if deadline <= trio.current_time():  # a nap would only hold it up, and hide the mailbox
             await trio.lowlevel.checkpoint()
         else:
             with trio.CancelScope(deadline=deadline) as self._nap:
-                calls.append(await self._mailbox.receive())
+                if self._is_short_of_room:
+                    await trio.sleep_forever()
+                self._backlog.append(await self._mailbox.receive())
         with suppress(trio.WouldBlock):
-            while len(calls) < BATCH_MAX:
-                calls.append(self._mailbox.receive_nowait())
-        return calls
+            while len(self._backlog) < BATCH_MAX:
+                self._backlog.append(self._mailbox.receive_nowait())
 
     def _next_deadline(self) -> float:
         """The trio time at which there is something to do without a command."""
         if self._abandoned or (self._waiters and not self.accepting):
+            return -math.inf
+        if self._backlog and not self._is_short_of_room:
             return -math.inf
         if self._state.has_garbage:
             return trio.current_time() + FREE_INTERVAL_S
@@ -310,11 +361,31 @@ class Engine:
             detail = f"the command's records would have more than {COMMAND_BYTES_MAX} bytes"
             self._answer_now(call, Failure(Error.TOO_LARGE, detail))
             return
+        if not self._find_room(call, effects, records_bytes):
+            return
         if effects[0][0] in _UNDO:
             call.taken = self._taking(effects[0], reply)
         self._apply(effects, records, records_bytes)
         self._hold(call, reply)
         self._serve_waiters([op[1] for op in effects if op[0] in _GROWING])
+
+    def _find_room(self, call: _Call, effects: tuple[Op, ...], records_bytes: int) -> bool:
+        """Whether the records fit the disk. If not, the call is refused, or waits at the head of the backlog."""
+        room, fits = self._committer.room, self._committer.has_room(records_bytes)
+        if fits and not (room.full and any(op[0] in _STORING for op in effects)):
+            return True
+        if room.full:
+            self._answer_now(call, Failure(Error.STORAGE_FULL, "the disk is full"))
+        else:
+            self._backlog.appendleft(call)
+            self._short_of = room
+            self._committer.want_room(records_bytes)
+        return False
+
+    @property
+    def _is_short_of_room(self) -> bool:
+        """Whether the command at the head of the backlog waits until something is done to the log."""
+        return self._short_of is self._committer.room
 
     def _park(self, call: _Call, now_ms: int) -> None:
         command = call.command
@@ -381,6 +452,9 @@ class Engine:
         if now_ms < self._next_sweep_ms or not self._may_sweep():
             return
         keys = self._state.expired(now_ms, SWEEP_KEYS_MAX, SWEEP_BYTES_MAX)
+        if keys and not self._committer.has_room(sum(map(len, keys)) + len(keys) * _KEY_HEAD_BYTES):
+            self._next_sweep_ms = now_ms + SWEEP_INTERVAL_MS
+            return
         if keys:
             self._log_and_apply((ops.EXPIRE, keys))
             self._expired_keys += len(keys)
@@ -406,6 +480,12 @@ class Engine:
                 self._returned_values += 1
                 grown[key] = None
         self._serve_waiters(grown)  # not before all are back: the oldest waiter gets the first value
+
+    def _log_changed(self) -> None:
+        if self._backlog:
+            self._nap.cancel()  # there may be room now
+        if self._checkpointer is not None:
+            self._checkpointer.look()
 
     def _group_taken(self, group: Group[_Call]) -> None:
         if group.swept_keys:

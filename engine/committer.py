@@ -36,6 +36,18 @@ RELEASE_MAX = 256
 SLOW_COMMIT_S = 1.0
 """A commit that takes longer is worth a warning: everybody waits for it."""
 
+FRAME_OVERHEAD_BYTES = 256
+"""What a group takes of the log beyond its records, at most: the heads of its frames."""
+
+ROOM_INTERVAL_S = 1.0
+"""On a full disk, between two questions whether there is room again."""
+
+COMPLAINT_INTERVAL_S = 30.0
+"""Between two warnings that it is full."""
+
+CHECK_INTERVAL_S = 1.0
+"""Between two looks, when there is something to commit, at whether all files of the log are still in their places."""
+
 COMMIT_SAMPLES = 1024
 """Commits that the percentiles of `statistics` look back on."""
 
@@ -104,6 +116,7 @@ class Committer(Generic[C]):
         run_commit: how blocking work on the log is run.
         release: lets one answer go.
         taken: told which group has just been swapped out.
+        log_changed: told that something was done to the log; `room` may be another.
     """
 
     def __init__(
@@ -114,6 +127,7 @@ class Committer(Generic[C]):
         *,
         release: Callable[[C], None],
         taken: Callable[[Group[C]], None],
+        log_changed: Callable[[], None],
     ) -> None:
         self.open: Group[C] = Group()
         self.commits = 0
@@ -123,6 +137,14 @@ class Committer(Generic[C]):
         self._run_commit = run_commit
         self._release = release
         self._taken = taken
+        self._log_changed = log_changed
+        self.room = log.room
+        self._lock = trio.Lock()
+        self._in_flight_bytes = 0
+        self._wanted_bytes = 0
+        self._next_room_s = 0.0
+        self._next_check_s = -math.inf
+        self._next_complaint_s = -math.inf
         self._work = trio.Event()
         self._committing = False
         self._finishing = False
@@ -144,6 +166,28 @@ class Committer(Generic[C]):
             for answer in answers:
                 self._release(answer)
 
+    def has_room(self, records_bytes: int) -> bool:
+        """Whether records of one more command are sure to find room on the disk, with all that is on its way."""
+        pending_bytes = self._in_flight_bytes + self.open.records_bytes + records_bytes
+        return pending_bytes + FRAME_OVERHEAD_BYTES <= self.room.frames_bytes
+
+    def want_room(self, records_bytes: int) -> None:
+        """Has room made for records of this length; `log_changed` is called when there is some, or the disk is full."""
+        self._wanted_bytes = self.open.records_bytes + records_bytes + FRAME_OVERHEAD_BYTES
+        self._work.set()
+
+    async def with_log(self, function: Callable[[], None]) -> None:
+        """Runs a function that works on the log, while no commit does."""
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
+            await self._run_commit(function)
+        finally:
+            self._lock.release()
+        self._note_room()
+
     def finish(self) -> None:
         """Lets `run` return when the open group is committed; nothing may be added to it any more."""
         self._finishing = True
@@ -156,7 +200,7 @@ class Committer(Generic[C]):
             LogFailed: a write or sync failed; no answer that rests on it has been released.
         """
         while True:
-            with trio.move_on_at(self._sync_deadline()):
+            with trio.move_on_at(min(self._sync_deadline(), self._room_deadline())):
                 await self._work.wait()
             group, self.open = self.open, Group()
             if not self._finishing:
@@ -166,6 +210,9 @@ class Committer(Generic[C]):
             self._taken(group)
             if group.frames:
                 await self._commit(group)
+            elif self._wanted_bytes or self._room_deadline() <= trio.current_time():
+                self._next_room_s = trio.current_time()
+                await self.with_log(partial(self._log.make_room, self._take_wanted()))
             await self._release_all(group.answers)
             self._committing = False
             if self._sync_deadline() <= trio.current_time():
@@ -189,7 +236,12 @@ class Committer(Generic[C]):
         """Writes a group, and with `always` syncs it; the answers may go when this returns."""
         started_s = trio.current_time()
         self._committing = True  # and for ever, should it fail: whatever is applied from then on stays unanswered
-        await self._run_commit(partial(self._write, group))
+        self._in_flight_bytes = group.records_bytes
+        check_files = started_s >= self._next_check_s
+        if check_files:
+            self._next_check_s = started_s + CHECK_INTERVAL_S
+        await self.with_log(partial(self._write, group, self._take_wanted(), check_files=check_files))
+        self._in_flight_bytes = 0
         if self._unsynced_since_s is None:
             self._unsynced_since_s = started_s
         self.commits += 1
@@ -200,12 +252,37 @@ class Committer(Generic[C]):
 
     async def _sync(self) -> None:
         """Syncs what was written; no answer waits for it but those of writes that come meanwhile."""
-        await self._run_commit(self._log.commit)
+        await self.with_log(self._log.commit)
         self._unsynced_since_s = None
 
-    def _write(self, group: Group[C]) -> None:
+    def _take_wanted(self) -> int:
+        wanted_bytes, self._wanted_bytes = self._wanted_bytes, 0
+        return wanted_bytes
+
+    def _write(self, group: Group[C], wanted_bytes: int, *, check_files: bool) -> None:
         """Runs in the commit thread."""
         for records in group.frames:
             self._log.append(records, group.time_ms)
         if self._fsync is FsyncPolicy.ALWAYS:
             self._log.commit()
+        if check_files:
+            self._log.check_files()
+        if wanted_bytes or not self.room.full:
+            self._log.make_room(wanted_bytes)
+
+    def _room_deadline(self) -> float:
+        """On a full disk, when to ask again for room."""
+        return self._next_room_s if self.room.full else math.inf
+
+    def _note_room(self) -> None:
+        """Takes over what the log says about its room, and says so when the disk is full."""
+        was_full, self.room = self.room.full, self._log.room
+        now_s = trio.current_time()
+        if self.room.full:
+            self._next_room_s = max(self._next_room_s, now_s + ROOM_INTERVAL_S)
+            if now_s >= self._next_complaint_s:
+                self._next_complaint_s = now_s + COMPLAINT_INTERVAL_S
+                _logger.warning("the disk is full: what grows is refused until there is room again, all else goes on")
+        elif was_full:
+            _logger.warning("the disk has room again")
+        self._log_changed()

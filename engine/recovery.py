@@ -8,7 +8,7 @@ from engine.state import State
 from wal.files import Directory
 from wal.frame import Frame
 from wal.log import SEGMENT_BYTES_MAX, Log
-from wal.replay import Progress
+from wal.replay import Apply, Progress
 
 FREE_VALUES = 1_000_000
 """Values of removed queues freed at once; nobody waits for anything else here."""
@@ -38,6 +38,14 @@ def recover(
         Damage, NewerFormat, OSError: see `Log.recover`.
     """
     state = State(limits.memory_bytes_max)
+    log = Log.recover(
+        directory, applying(state), time_ms=wall_ms, segment_bytes_max=segment_bytes_max, progress=progress
+    )
+    return state, log
+
+
+def applying(state: State) -> Apply:
+    """Returns what applies the frames of a log to a state; it raises ValueError for records that do not fit."""
 
     def apply(frame: Frame) -> None:
         for record in frame.records:
@@ -45,5 +53,4 @@ def recover(
         while state.has_garbage:
             state.free_garbage(FREE_VALUES)
 
-    log = Log.recover(directory, apply, time_ms=wall_ms, segment_bytes_max=segment_bytes_max, progress=progress)
-    return state, log
+    return apply

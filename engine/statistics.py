@@ -15,12 +15,17 @@ class Statistics:
     mailbox: int
     memory_bytes: int
     log_bytes: int
+    snapshot_bytes: int
+    disk_bytes: int
+    disk_full: int
     lsn: int
     commands: int
     commits: int
     records_per_commit: float
     commit_p50_ms: float
     commit_p99_ms: float
+    checkpoints: int
+    checkpoint_failures: int
     expired_keys: int
     returned_values: int
     uptime_s: float

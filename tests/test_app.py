@@ -19,6 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from api import app as app_module
 from api.access import Access
 from api.app import HttpApp, HttpSettings, create_app
+from engine.checkpointer import Checkpoint
 from engine.commands import BQPop, Command, Get, Ping, QPush, Set, Ttl
 from engine.limits import Limits
 from engine.replies import Error, Failure, Ok, Reply, Value
@@ -33,6 +34,7 @@ Message = dict[str, Any]
 class FakeStatistics:
     waiters: int
     commit_p50_ms: float = 0.25
+    disk_full: int = 0
 
 
 @dataclasses.dataclass
@@ -51,6 +53,9 @@ class FakeEngine:
         self._keys: dict[bytes, bytes] = {}
         self._queues: dict[bytes, deque[bytes]] = defaultdict(deque)
         self._parked: dict[bytes, deque[_Parked]] = defaultdict(deque)
+
+    async def checkpoint(self) -> Checkpoint:
+        return Checkpoint(segments=2, folded_bytes=3000, snapshot_bytes=100, duration_s=0.5)
 
     def statistics(self) -> FakeStatistics:
         return FakeStatistics(sum(map(len, self._parked.values())))

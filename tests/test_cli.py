@@ -70,7 +70,7 @@ def test_without_options_the_defaults_are_those_of_the_contract(served: list[Ser
 
 def test_every_option_is_also_an_environment_variable(served: list[ServerSettings]) -> None:
     options = [parameter for parameter in cli.serve_command.params if isinstance(parameter, click.Option)]
-    assert len(options) == 6 + len(cli._LIMIT_OPTIONS)
+    assert len(options) == 7 + len(cli._LIMIT_OPTIONS)
     for option in options:
         word = option.opts[0].removeprefix("--").replace("-", "_").upper()
         assert option.envvar == f"HOLDFAST_{word}"
@@ -85,7 +85,7 @@ def test_every_limit_is_an_option() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--token", ""], ["--max-body", "1G"], ["--max-depth", "0"], ["--fsync", "sometimes"], ["--bind", "x"]],
+    [["--token", ""], ["--max-body", "1G"], ["--max-depth", "0"], ["--fsync", "sometimes"], ["--bind", "x"], ["--segment-size", "1K"]],
 )
 def test_a_bad_option_exits_2_and_serves_nothing(served: list[ServerSettings], arguments: list[str]) -> None:
     code, output = run(*arguments)

@@ -15,6 +15,7 @@ ALLOWED_THIRD_PARTY = {
     "wal": {"msgpack"},
     "engine": {"msgpack", "sortedcontainers"},
     "engine/actor.py": {"trio"},
+    "engine/checkpointer.py": {"trio"},
     "engine/clock.py": {"trio"},
     "engine/committer.py": {"trio"},
     "api": {"click", "h11", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},

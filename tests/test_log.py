@@ -13,7 +13,8 @@ from tests.harness.disk import CHANGING, FakeDisk, failing
 from wal.files import LockedError
 from wal.frame import Frame
 from wal.log import Log, LogFailed, Recovery
-from wal.segment import HEADER_BYTES, MANIFEST_NAME
+from wal.manifest import MANIFEST_NAME
+from wal.segment import HEADER_BYTES
 
 
 class Reader:

@@ -15,21 +15,28 @@ import pytest
 from engine.ops import PUT
 from tests.harness import logs
 from tests.harness.disk import FakeDisk
-from wal.segment import (
-    FORMAT_VERSION,
-    HEADER_BYTES,
+from wal.manifest import (
     MANIFEST_NAME,
+    MANIFEST_VERSION,
     CleanClose,
-    Damage,
     Manifest,
+    Snapshot,
+    read_manifest,
+    write_manifest,
+)
+from wal.segment import (
+    HEADER_BYTES,
+    HEADER_VERSION,
+    SNAPSHOT_MAGIC,
+    Damage,
     NewerFormat,
     SegmentHeader,
     create_file,
     decode_header,
-    read_manifest,
     segment_name,
     segment_number,
-    write_manifest,
+    snapshot_name,
+    snapshot_number,
 )
 
 STORE = bytes(range(16))
@@ -102,13 +109,13 @@ def test_a_header_cut_anywhere_is_damage() -> None:
 def test_a_header_of_a_newer_format_is_told_from_damage(more: int) -> None:
     """A13"""
     data = bytearray(HEADER.encode()[:-4] + bytes(more))
-    data[8:12] = struct.pack("<HH", FORMAT_VERSION + 1, len(data) + 4)
-    with pytest.raises(NewerFormat, match=f"00000007.log has format version {FORMAT_VERSION + 1}"):
+    data[8:12] = struct.pack("<HH", HEADER_VERSION + 1, len(data) + 4)
+    with pytest.raises(NewerFormat, match=f"00000007.log has format version {HEADER_VERSION + 1}"):
         decode(sealed(bytes(data)) + b"frames")
 
 
 def test_a_header_that_no_version_wrote_is_damage() -> None:
-    for version, header_bytes in ((0, HEADER_BYTES), (FORMAT_VERSION, 40), (FORMAT_VERSION, 15)):
+    for version, header_bytes in ((0, HEADER_BYTES), (HEADER_VERSION, 40), (HEADER_VERSION, 15)):
         body = bytearray(HEADER.encode()[: header_bytes - 4])
         body[8:12] = struct.pack("<HH", version, header_bytes)
         with pytest.raises(Damage):
@@ -127,10 +134,28 @@ def test_the_mark_of_a_segment_never_starts_with_a_zero_and_its_identity_is_its_
 
 
 @pytest.mark.parametrize("close", [None, CleanClose(300, 4711)])
-def test_a_manifest_is_read_as_it_was_written(close: CleanClose | None) -> None:
+@pytest.mark.parametrize("snapshot", [None, Snapshot(1, b"snapshot", 4711, 1_700_000_000_000)])
+def test_a_manifest_is_read_as_it_was_written(close: CleanClose | None, snapshot: Snapshot | None) -> None:
     manifest = replace(MANIFEST, clean_close=close)
+    if snapshot is not None:
+        manifest = manifest.with_snapshot(snapshot)
     assert read_manifest(placed(manifest_bytes(manifest)).directory()) == manifest
-    assert manifest.numbers == range(1, 3)
+    assert manifest.numbers == (range(1, 3) if snapshot is None else range(2, 3))
+
+
+def test_a_manifest_of_version_1_is_still_read() -> None:
+    """A13"""
+    body = b"HOLDFAST" + msgpack.packb((1, STORE, MANIFEST.segments, (300, 4711)))
+    assert read_manifest(placed(sealed(body)).directory()) == MANIFEST
+
+
+def test_a_snapshots_name_is_its_number_and_its_header_is_told_from_a_segments() -> None:
+    assert snapshot_number(snapshot_name(7)) == 7
+    assert snapshot_number("00000007.snapshot.0123abcd.tmp") is None
+    data = HEADER.encode(SNAPSHOT_MAGIC)
+    assert decode_header(data, "dir", "00000007.snapshot", 0, SNAPSHOT_MAGIC) == HEADER
+    with pytest.raises(Damage):
+        decode(data)
 
 
 def test_a_segment_more_takes_the_clean_close_back() -> None:
@@ -154,8 +179,8 @@ def test_every_flipped_bit_and_every_cut_of_a_manifest_is_damage() -> None:
 
 def test_a_manifest_of_a_newer_format_is_told_from_damage() -> None:
     """A13: whatever else it holds."""
-    body = b"HOLDFAST" + msgpack.packb((FORMAT_VERSION + 1, {"snapshot": 7}))
-    with pytest.raises(NewerFormat, match=f"MANIFEST has format version {FORMAT_VERSION + 1}"):
+    body = b"HOLDFAST" + msgpack.packb((MANIFEST_VERSION + 1, {"snapshot": 7}))
+    with pytest.raises(NewerFormat, match=f"MANIFEST has format version {MANIFEST_VERSION + 1}"):
         read_manifest(placed(sealed(body)).directory())
 
 
@@ -176,7 +201,13 @@ def test_a_manifest_of_a_newer_format_is_told_from_damage() -> None:
         (1, STORE, ((1, b"segment1", 5),), None),
         (1, STORE, ((1, b"segment1"),), (5,)),
         (1, STORE, ((1, b"segment1"),), 5),
-        (1, STORE, ((1, b"segment1"),), None, "more"),
+        (1, STORE, ((1, b"segment1"),), None, None),
+        (1, STORE, ((2, b"segment2"),), None),
+        (2, STORE, ((1, b"segment1"),), None),
+        (2, STORE, ((1, b"segment1"),), None, (5, b"snapshot", 100, 1)),
+        (2, STORE, ((6, b"segment6"),), None, None),
+        (2, STORE, ((6, b"segment6"),), None, (5, b"snapshot", 100)),
+        (2, STORE, ((6, b"segment6"),), None, (5, b"snapshot", 100, 1), "more"),
         {"version": 1},
         1,
     ],

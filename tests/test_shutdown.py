@@ -7,7 +7,7 @@ from engine.replies import Error, Failure, Integer, Ok, Value
 from tests.harness.disk import failing
 from tests.harness.world import World
 from wal.log import LogFailed
-from wal.segment import read_manifest
+from wal.manifest import read_manifest
 
 SHUTTING_DOWN = Failure(Error.UNAVAILABLE, "shutting down")
 

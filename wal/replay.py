@@ -13,23 +13,24 @@ from dataclasses import dataclass, replace
 
 from wal.files import Directory, File
 from wal.frame import Frame, Scan, Tail
+from wal.manifest import MANIFEST_NAME, CleanClose, Manifest
 from wal.segment import (
     HEADER_BYTES,
-    MANIFEST_NAME,
-    CleanClose,
     Damage,
-    Manifest,
     SegmentHeader,
     create_file,
-    create_segment,
     decode_header,
     segment_name,
     segment_number,
+    snapshot_name,
+    snapshot_number,
 )
+from wal.snapshot import FoldPlan, load_snapshot
 
 _TORN_COPY = r"[0-9]{8}\.log\.torn-[0-9]+"
+_SNAPSHOT = r"[0-9]{8}\.snapshot"
 _KEPT_NAMES = re.compile(rf"LOCK|MANIFEST|{_TORN_COPY}")
-TEMPORARY_NAMES = re.compile(rf"(MANIFEST|[0-9]{{8}}\.log|{_TORN_COPY})\.tmp")
+TEMPORARY_NAMES = re.compile(rf"(MANIFEST|[0-9]{{8}}\.log|{_TORN_COPY}|{_SNAPSHOT}\.[0-9a-f]{{8}})\.tmp")
 
 _logger = logging.getLogger("holdfast.wal")
 
@@ -42,7 +43,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Found:
-    """The log as it was read, before anything on disk is changed."""
+    """The log as it was read, before anything on disk is changed.
+
+    Attributes:
+        header: of the last segment read.
+        scan: of its frames.
+        size_bytes: its length.
+        earlier_bytes: length of the snapshot and the segments before.
+        records: number of records so far.
+        time_ms: engine time of the last commit.
+    """
 
     header: SegmentHeader
     scan: Scan
@@ -57,53 +67,139 @@ class Found:
         return self.header.name
 
 
-def check_names(directory: Directory, names: list[str], listed: range) -> None:
-    """Beside the listed segments there may be one without frames, from an interrupted roll; what is not ours stays."""
+def check_names(directory: Directory, names: list[str], manifest: Manifest | None) -> list[str]:
+    """Looks for files that should not be there; what is not ours stays.
+
+    Beside the files of the log there may be one segment without frames, from an interrupted roll, and what an
+    interrupted checkpoint left: the segments and the snapshot it had folded, or its own that was never named.
+
+    Args:
+        directory: the data directory.
+        names: of the files in it.
+        manifest: what makes up the log; None when there is none.
+
+    Returns:
+        Those that are ours and no part of the log.
+
+    Raises:
+        Damage: there is a segment or a snapshot that nothing explains.
+    """
+    leftovers = []
     for name in names:
         number = segment_number(name)
-        if number is None:
-            if not _KEPT_NAMES.fullmatch(name) and not TEMPORARY_NAMES.fullmatch(name):
-                _logger.warning("%s/%s is not a file of Holdfast; left alone", directory.path, name)
-        elif number not in listed and (number != listed.stop or directory.size(name) > HEADER_BYTES):
-            if not listed:
-                raise Damage(directory.path, MANIFEST_NAME, 0, 1, f"the manifest is missing, but there is {name}")
+        if number is not None or snapshot_number(name) is not None:
+            if not _is_listed(name, number, manifest):
+                _explain(directory, name, number, manifest)
+                leftovers.append(name)
+        elif TEMPORARY_NAMES.fullmatch(name):
+            leftovers.append(name)
+        elif not _KEPT_NAMES.fullmatch(name):
+            _logger.warning("%s/%s is not a file of Holdfast; left alone", directory.path, name)
+    return leftovers
+
+
+def _is_listed(name: str, number: int | None, manifest: Manifest | None) -> bool:
+    """Whether a segment, or a snapshot (`number` is None then), is part of the log."""
+    if manifest is None:
+        return False
+    if number is not None:
+        return number in manifest.numbers
+    return manifest.snapshot is not None and name == snapshot_name(manifest.snapshot.number)
+
+
+def _explain(directory: Directory, name: str, number: int | None, manifest: Manifest | None) -> None:
+    """Raises Damage unless an interrupted create, roll or checkpoint leaves such a file beside the log."""
+    if manifest is None:
+        if number != 1 or _has_frames(directory, name):
+            raise Damage(directory.path, MANIFEST_NAME, 0, 1, f"the manifest is missing, but there is {name}")
+    elif number is not None:
+        if number < manifest.numbers.start:
+            header = decode_header(directory.read(name, 0, HEADER_BYTES), directory.path, name, 0)
+            explained = (header.store_id, header.number) == (manifest.store_id, number)
+        else:
+            explained = number == manifest.numbers.stop and not _has_frames(directory, name)
+        if not explained:
             raise Damage(directory.path, name, 0, 0, "the manifest does not name this segment")
 
 
-def replay(directory: Directory, names: list[str], manifest: Manifest, apply: Apply, progress: Progress) -> Found:
-    """Reads and applies every segment; all but the last must be whole."""
-    present = set(names)
-    sizes = [directory.size(name) for name in map(segment_name, manifest.numbers) if name in present]
-    total_bytes = sum(sizes)
+def _has_frames(directory: Directory, name: str) -> bool:
+    """Whether there is anything behind a segment's header but the zeros of room that was allocated."""
+    return directory.read(name, HEADER_BYTES).count(0) != max(0, directory.size(name) - HEADER_BYTES)
+
+
+def replay(directory: Directory, manifest: Manifest, apply: Apply, progress: Progress) -> Found:
+    """Reads and applies the snapshot and every segment; all but the last must be whole.
+
+    Args:
+        directory: the data directory.
+        manifest: what makes up the log.
+        apply: called with every frame, in order.
+        progress: told how far the replay is.
+
+    Raises:
+        Damage: a file is missing, foreign or not what was written, but for the end of the last.
+        NewerFormat: a later version wrote one.
+    """
+    present = set(directory.names())
+    listed = [segment_name(number) for number in manifest.numbers]
+    total_bytes = sum(directory.size(name) for name in listed if name in present)
+    expected = SegmentHeader(manifest.numbers[0], manifest.store_id, manifest.segments[0][1], first_lsn=1)
+    earlier_bytes = records = time_ms = 0
+    if manifest.snapshot is not None:
+        earlier_bytes, time_ms = manifest.snapshot.size_bytes, manifest.snapshot.time_ms
+        total_bytes += earlier_bytes
+        header, records = load_snapshot(directory, manifest, apply, lambda done: progress(done, total_bytes))
+        expected = replace(header, number=expected.number, segment_id=expected.segment_id)
     found: Found | None = None
     for number, segment_id in manifest.segments:
-        if found is not None and found.scan.tail is not Tail.END:
-            raise _damage(directory, found, found.scan.reason or "the segment does not end with a frame")
-        expected = _expected_header(manifest, number, segment_id, found)
+        if found is not None:
+            expected = _successor(directory, found, number, segment_id)
         if expected.name not in present:
             raise Damage(directory.path, expected.name, 0, expected.first_lsn, "the segment is missing")
         last = number == manifest.numbers[-1] and manifest.clean_close is None
-        found = _follow(found, _read_segment(directory, expected, found, may_be_torn=last))
-        for frame in found.scan:
-            try:
-                apply(frame)
-            except ValueError as error:
-                reason = f"the commit of records {frame.first_lsn} to {frame.last_lsn} cannot be applied: {error}"
-                raise _damage(directory, found, reason) from error
-            found.records += len(frame.records)
-            found.time_ms = frame.time_ms
-            progress(found.earlier_bytes + frame.offset, total_bytes)
+        if found is not None:
+            earlier_bytes += found.size_bytes
+            records, time_ms = found.records, found.time_ms
+        found = _read_segment(directory, expected, found, may_be_torn=last)
+        found.earlier_bytes, found.records, found.time_ms = earlier_bytes, records, time_ms
+        _apply_frames(directory, found, apply, lambda done: progress(done, total_bytes))
     assert found is not None, "a manifest names at least one segment"
     return found
 
 
-def _expected_header(manifest: Manifest, number: int, segment_id: bytes, before: Found | None) -> SegmentHeader:
-    """The one header that fits here: all of it follows from the manifest and the segment before."""
-    header = SegmentHeader(number, manifest.store_id, segment_id, first_lsn=1)
-    if before is None:
-        return header
+def _apply_frames(directory: Directory, found: Found, apply: Apply, progress: Callable[[int], None]) -> None:
+    for frame in found.scan:
+        try:
+            apply(frame)
+        except ValueError as error:
+            reason = f"the commit of records {frame.first_lsn} to {frame.last_lsn} cannot be applied: {error}"
+            raise _damage(directory, found, reason) from error
+        found.records += len(frame.records)
+        found.time_ms = frame.time_ms
+        progress(found.earlier_bytes + frame.offset)
+
+
+def replay_sealed(directory: Directory, plan: FoldPlan, apply: Apply, progress: Progress) -> Found:
+    """Reads and applies what a checkpoint folds; all of it must be whole, and end where the log goes on.
+
+    Raises:
+        Damage: it is not what was written.
+    """
+    found = replay(directory, plan.manifest, apply, progress)
+    expected = _successor(directory, found, plan.header.number, plan.header.segment_id)
+    if expected != plan.header:
+        raise _damage(directory, found, f"the log went on after record {plan.header.first_lsn - 1}")
+    return found
+
+
+def _successor(directory: Directory, before: Found, number: int, segment_id: bytes) -> SegmentHeader:
+    """The one header that fits after a whole segment: all of it follows from the manifest and that segment."""
+    if before.scan.tail is not Tail.END:
+        raise _damage(directory, before, before.scan.reason or "the segment does not end with a frame")
     return replace(
-        header,
+        before.header,
+        number=number,
+        segment_id=segment_id,
         first_lsn=before.scan.next_lsn,
         previous_id=before.header.segment_id,
         previous_bytes=before.size_bytes,
@@ -137,15 +233,6 @@ def _misfit(directory: Directory, header: SegmentHeader, expected: SegmentHeader
     return Damage(directory.path, expected.name, 0, expected.first_lsn, reason)
 
 
-def _follow(before: Found | None, found: Found) -> Found:
-    """Carries the sums of the segments before over to the next."""
-    if before is not None:
-        found.earlier_bytes = before.earlier_bytes + before.size_bytes
-        found.records = before.records
-        found.time_ms = before.time_ms
-    return found
-
-
 def check_end(directory: Directory, close: CleanClose | None, found: Found) -> None:
     """Raises Damage unless the log ends with a whole or a torn frame, and after a clean close exactly as noted."""
     if found.scan.tail is Tail.CORRUPT:
@@ -177,7 +264,7 @@ def mend(directory: Directory, names: list[str], found: Found, time_ms: int, *, 
             scan.reason,
         )
     if scan.offset < HEADER_BYTES:
-        return create_segment(directory, found.header)
+        return create_file(directory, found.name, found.header.encode())
     file = directory.open(found.name, scan.offset if clean else scan.durable_offset)
     try:
         if not clean:  # what is read may be in memory only, and the sync that failed to write it will not be repeated

@@ -18,7 +18,8 @@ from tests.harness import logs
 from tests.harness.disk import FakeDisk
 from tests.harness.logs import COMMITS, DUMPS, TIME_MS
 from wal.frame import HEAD_BYTES, Scan, encode
-from wal.segment import HEADER_BYTES, MANIFEST_NAME, Damage, NewerFormat, SegmentHeader, decode_header
+from wal.manifest import MANIFEST_NAME
+from wal.segment import HEADER_BYTES, Damage, NewerFormat, SegmentHeader, decode_header
 
 CRASHED = logs.crashed().content()
 CLOSED = logs.closed().content()
@@ -350,15 +351,17 @@ def test_data_of_a_newer_format_is_refused_and_not_touched() -> None:
     """A13"""
     newer_header = bytearray(CRASHED[LAST][: HEADER_BYTES - 4])
     newer_header[8:10] = struct.pack("<H", 2)
-    newer = {
-        LAST: sealed(bytes(newer_header)) + CRASHED[LAST][HEADER_BYTES:],
-        MANIFEST_NAME: sealed(b"HOLDFAST" + msgpack.packb((2, {"something": "else"}))),
-    }
-    for name, data in newer.items():
+    newer = [
+        (LAST, 2, sealed(bytes(newer_header)) + CRASHED[LAST][HEADER_BYTES:]),
+        (MANIFEST_NAME, 3, sealed(b"HOLDFAST" + msgpack.packb((3, {"something": "else"})))),
+    ]
+    for name, version, data in newer:
         disk = disk_of(CRASHED)
         disk.put(name, data)
         before = disk.content()
-        with pytest.raises(NewerFormat, match=f"fake/{name} has format version 2, this Holdfast reads up to 1"):
+        with pytest.raises(
+            NewerFormat, match=f"fake/{name} has format version {version}, this Holdfast reads up to {version - 1}"
+        ):
             logs.start(disk)
         assert disk.content() == before
         assert logs.changes(disk) == []

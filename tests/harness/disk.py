@@ -196,12 +196,14 @@ class FakeDisk:
     Args:
         seed: of the identities the log asks for, so that a run can be repeated byte for byte.
         capacity_bytes: its size; None is plenty. May be changed at any time.
+        allocates: whether room can be allocated ahead; if not, files are as long as what was written to them.
     """
 
-    def __init__(self, seed: int = 0, capacity_bytes: int | None = None) -> None:
+    def __init__(self, seed: int = 0, capacity_bytes: int | None = None, *, allocates: bool = False) -> None:
         self.names: Entries = {}
         self.durable_names: Entries = {}
         self.capacity_bytes = capacity_bytes
+        self.allocates = allocates
         self.fault: Fault | None = None
         self.torn: random.Random | None = None
         """When set, an operation that fails may have done a part of its work."""
@@ -251,7 +253,7 @@ class FakeDisk:
 
     def copy(self) -> FakeDisk:
         """A disk with the same visible content, all of it durable; nobody holds it."""
-        other = FakeDisk()
+        other = FakeDisk(allocates=self.allocates)
         for name, content in self.names.items():
             other.put(name, content.seen.read())
         return other
@@ -456,6 +458,8 @@ class FakeFile:
 
     def allocate(self, size_bytes: int) -> None:
         self._disk.operate(self._directory, "allocate", self._name)
+        if not self._disk.allocates:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported", self._name)
         fits = self._disk.room(self.content, size_bytes)
         if fits > self.content.seen.length:
             self.content.resize(fits)

@@ -92,7 +92,7 @@ class World:
         commit_s: float = 0.0,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
     ) -> None:
-        self.disk = disk or FakeDisk()
+        self.disk = disk or FakeDisk(allocates=True)
         self.limits = limits or Limits()
         self.fsync = fsync
         self.commit_s = commit_s

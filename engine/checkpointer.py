@@ -1,0 +1,270 @@
+"""Checkpoints: when one is due, has the log folded into a snapshot elsewhere, and makes the result part of the log.
+
+    due -> seal -> plan -> fold (another process) -> install, between two commits -> remove what was folded
+
+What is due:
+
+- the sealed segments together are as long as the snapshot before them (and three quarters of a segment): to fold
+  them costs about what it took to write them;
+- the log is longer than twice what lives in it, and a segment: much was deleted;
+- the disk is full, and a snapshot of what lives would fit and give room back.
+
+A checkpoint that fails for want of something (room, memory, descriptors) leaves the log as it was, and is tried again,
+less and less often. Damage that it finds ends the server: the next start would refuse that log, so nothing more
+may be acknowledged into it. So does a disk that fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from engine.committer import RunCommit
+from engine.fold import unpack_result
+from wal.log import Log, LogFailed
+from wal.manifest import Snapshot
+from wal.snapshot import FoldPlan
+
+PAUSE_MIN_S = 1.0
+PAUSE_MAX_S = 60.0
+"""Between a checkpoint that failed and the next try."""
+
+ROOM_MARGIN = 1.1
+"""On a full disk, a checkpoint is tried when its snapshot, by estimate, would fit with so much to spare."""
+
+_TRY_AGAIN = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+
+_logger = logging.getLogger("holdfast.engine")
+
+
+class FoldFailed(Exception):
+    """A checkpoint came to nothing; the log is as it was."""
+
+
+Fold = Callable[[FoldPlan], Awaitable[Snapshot]]
+"""Writes the snapshot that a plan asks for.
+
+Raises FoldFailed when another try may succeed, Damage, or OSError.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint did.
+
+    Attributes:
+        segments: number of segments folded.
+        folded_bytes: length of the snapshot and the segments that went.
+        snapshot_bytes: length of the snapshot that took their place.
+        duration_s: how long it took.
+    """
+
+    segments: int
+    folded_bytes: int
+    snapshot_bytes: int
+    duration_s: float
+
+
+def in_child(directory: str) -> Fold:
+    """Returns a `Fold` that runs `engine.fold` in a process of its own.
+
+    Args:
+        directory: path of the data directory.
+    """
+    command = [sys.executable, "-m", "engine.fold", directory, str(os.getpid())]
+    root = Path(__file__).parent.parent
+
+    async def kill(process: trio.Process) -> None:
+        process.kill()
+
+    async def fold(plan: FoldPlan) -> Snapshot:
+        done = await trio.run_process(
+            command,
+            stdin=plan.pack(),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            deliver_cancel=kill,
+            cwd=root,
+        )
+        if done.returncode < 0:
+            raise FoldFailed(f"its process was ended by {signal.Signals(-done.returncode).name}")
+        if done.returncode > 0:
+            raise FoldFailed(f"its process failed: {done.stderr.decode(errors='replace').strip()[-500:]}")
+        return unpack_result(done.stdout)
+
+    return fold
+
+
+class _Request:
+    """Somebody who asked for a checkpoint and waits for it."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.outcome: Checkpoint | FoldFailed = FoldFailed("shutting down")
+
+
+class Checkpointer:
+    """The task that makes checkpoints.
+
+    Args:
+        log: the log.
+        live_bytes: estimates the length of a snapshot of the present state.
+        with_log: runs a function that works on the log between two commits.
+        run_blocking: runs a function that blocks on the disk, beside the commits.
+        fold: writes snapshots.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        live_bytes: Callable[[], int],
+        *,
+        with_log: RunCommit,
+        run_blocking: RunCommit,
+        fold: Fold,
+    ) -> None:
+        self.checkpoints = 0
+        self.failures = 0
+        self._log = log
+        self._live_bytes = live_bytes
+        self._with_log = with_log
+        self._run_blocking = run_blocking
+        self._fold = fold
+        self._requests: list[_Request] = []
+        self._wake = trio.Event()
+        self._asked = trio.Event()
+        self._scope = trio.CancelScope()
+
+    def look(self) -> None:
+        """Looks whether a checkpoint is due; to be called when the log has changed."""
+        if self._is_due():
+            self._wake.set()
+
+    async def request(self) -> Checkpoint:
+        """Has a checkpoint made of all that is applied by now, and waits for it.
+
+        Raises:
+            FoldFailed: it came to nothing.
+        """
+        request = _Request()
+        self._requests.append(request)
+        self._wake.set()
+        self._asked.set()
+        await request.done.wait()
+        if isinstance(request.outcome, FoldFailed):
+            raise request.outcome
+        return request.outcome
+
+    def stop(self) -> None:
+        """Lets `run` return; a checkpoint on its way is given up."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Makes checkpoints until `stop`.
+
+        Raises:
+            Damage: what is on disk is not what was written.
+            LogFailed: the disk failed.
+        """
+        try:
+            with self._scope:
+                await self._run()
+        finally:
+            self._answer(self._requests, FoldFailed("shutting down"))
+
+    async def _run(self) -> None:
+        pause_s = PAUSE_MIN_S
+        while True:
+            await self._wake.wait()
+            self._wake, self._asked = trio.Event(), trio.Event()
+            requests, self._requests = self._requests, []
+            if not requests and not self._is_due():
+                continue
+            outcome: Checkpoint | FoldFailed = FoldFailed("shutting down")
+            try:
+                outcome = await self._checkpoint(seal=bool(requests) or not self._is_worth_folding())
+            except FoldFailed as error:
+                outcome = error
+            finally:
+                self._answer(requests, outcome)
+            if isinstance(outcome, FoldFailed):
+                self.failures += 1
+                _logger.warning("a checkpoint failed, the log goes on growing: %s", outcome)
+                with trio.move_on_after(pause_s):
+                    await self._asked.wait()
+                pause_s = min(2 * pause_s, PAUSE_MAX_S)
+            else:
+                pause_s = PAUSE_MIN_S
+            self.look()
+
+    def _answer(self, requests: list[_Request], outcome: Checkpoint | FoldFailed) -> None:
+        for request in requests:
+            request.outcome = outcome
+            request.done.set()
+
+    def _is_worth_folding(self) -> bool:
+        """Whether the sealed segments by themselves are worth a checkpoint."""
+        log = self._log
+        # A segment is sealed before the frame that would overfill it: one that is full may be well short of its size.
+        return not log.room.full and log.sealed_bytes >= max(log.segment_bytes_max * 3 // 4, log.snapshot_bytes)
+
+    def _is_due(self) -> bool:
+        log = self._log
+        if self._is_worth_folding():
+            return True
+        live_bytes, room = self._live_bytes(), log.room
+        if room.full:
+            dead_bytes = log.size_bytes - live_bytes
+            return dead_bytes >= log.segment_bytes_max // 4 and room.free_bytes >= live_bytes * ROOM_MARGIN
+        return log.size_bytes > 2 * live_bytes + log.segment_bytes_max
+
+    async def _checkpoint(self, *, seal: bool) -> Checkpoint:
+        started_s = trio.current_time()
+        plans: list[FoldPlan | None] = []
+
+        def plan_it() -> None:
+            if seal:
+                self._log.seal()
+            plans.append(self._log.plan_fold())
+
+        await self._with_log(plan_it)
+        plan = plans[0]
+        before_bytes = self._log.snapshot_bytes
+        if plan is None:
+            return Checkpoint(0, 0, before_bytes, 0.0)
+        folded_bytes = before_bytes + self._log.sealed_bytes
+        try:
+            snapshot = await self._fold(plan)
+            await self._with_log(partial(self._log.install, plan, snapshot))
+        except OSError as error:
+            if error.errno not in _TRY_AGAIN:
+                raise LogFailed(f"a checkpoint of the log failed: {error}") from error
+            raise FoldFailed(str(error)) from error
+        await self._remove_folded()
+        self.checkpoints += 1
+        duration_s = trio.current_time() - started_s
+        done = Checkpoint(len(plan.manifest.segments), folded_bytes, snapshot.size_bytes, round(duration_s, 3))
+        _logger.info(
+            "checkpoint: %d segments, %d bytes folded into %d bytes in %.1f s",
+            done.segments,
+            done.folded_bytes,
+            done.snapshot_bytes,
+            done.duration_s,
+        )
+        return done
+
+    async def _remove_folded(self) -> None:
+        try:
+            await self._run_blocking(self._log.remove_folded)
+        except OSError as error:
+            _logger.warning("what a checkpoint folded could not be removed, the next one tries again: %s", error)
