@@ -16,7 +16,7 @@ import click
 from api.server import ServerSettings, run
 from engine.committer import FsyncPolicy
 from engine.limits import KIB, MIB, Limits
-from wal.log import ALLOCATE_BYTES_MIN
+from wal.open_segment import ALLOCATE_BYTES_MIN
 
 JSON_DEPTH_MAX_MAX = 500
 """Deeper nesting than this is no setting: Python's own stack is near."""

@@ -49,7 +49,8 @@ from engine.replies import Error, Failure, Reply, Value
 from engine.state import Queue, State
 from engine.statistics import Statistics
 from engine.waiters import Waiter, Waiters
-from wal.log import Log, Room
+from wal.log import Log
+from wal.open_segment import Room
 
 BATCH_MAX = 256
 """Commands applied before other tasks get their turn: some 3 ms of work."""

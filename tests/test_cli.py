@@ -85,7 +85,14 @@ def test_every_limit_is_an_option() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--token", ""], ["--max-body", "1G"], ["--max-depth", "0"], ["--fsync", "sometimes"], ["--bind", "x"], ["--segment-size", "1K"]],
+    [
+        ["--token", ""],
+        ["--max-body", "1G"],
+        ["--max-depth", "0"],
+        ["--fsync", "sometimes"],
+        ["--bind", "x"],
+        ["--segment-size", "1K"],
+    ],
 )
 def test_a_bad_option_exits_2_and_serves_nothing(served: list[ServerSettings], arguments: list[str]) -> None:
     code, output = run(*arguments)

@@ -8,9 +8,8 @@ reads everything and decides, then changes the disk: when it refuses, not one by
     commit    fdatasync: everything appended is durable; `durable_lsn` says up to where
     close     commit, then the manifest with the exact end: the footer of a clean close
 
-Room. A segment is allocated whole when it is made, and the next one (the spare) when half of it is used. So a full disk
-is seen while there is still half a segment for what must go on: `room` says what may be appended, and whoever
-appends asks it first. When there is no spare, only what lets data go should be appended.
+Room. `room` says what may be appended, and whoever appends asks it first; `make_room` allocates ahead of need. On a
+full disk only what lets data go should be appended (wal/open_segment.py).
 
 Checkpoints. `plan_fold` says what another process is to fold into a snapshot; `install` makes it part of the log in
 place of what was folded, which `remove_folded` then removes.
@@ -26,26 +25,22 @@ Not safe for use by several threads at once, but for `remove_folded`; the engine
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from wal.files import Directory, File
 from wal.frame import Tail, encode
 from wal.manifest import MANIFEST_NAME, CleanClose, Manifest, Snapshot, read_manifest, write_manifest
+from wal.open_segment import NO_DESCRIPTOR, NO_ROOM, OpenSegment, Room, check_size
 from wal.replay import Apply, Progress, check_end, check_names, mend, replay
 from wal.segment import (
     HEADER_BYTES,
     SEGMENT_ID_BYTES,
     STORE_ID_BYTES,
-    TEMPORARY_SUFFIX,
     SegmentHeader,
-    begin_file,
     create_file,
-    finish_file,
     segment_name,
     segment_number,
     snapshot_name,
@@ -61,16 +56,6 @@ SEGMENT_BYTES_MIN = 2 * 1024 * 1024
 
 DISK_SHARE = 32
 """A segment takes at most this part of the disk, because a spare one and half of the open one are held in reserve."""
-
-ALLOCATE_BYTES_MIN = 64 * 1024
-"""Room is taken from the disk in pieces no smaller than this."""
-
-RESERVE_SHARE = 16
-"""On a full disk, this part of a segment is kept for what cannot be refused: values that come back."""
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
-_CANNOT_ALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL)
 
 _logger = logging.getLogger("holdfast.wal")
 
@@ -94,25 +79,6 @@ class Recovery:
     torn_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What may be appended without asking the disk for more.
-
-    Attributes:
-        frames_bytes: frames of this length together fit, however they are divided.
-        full: the disk had no room for the next segment when it was last asked.
-        free_bytes: what a new snapshot could take then.
-    """
-
-    frames_bytes: int
-    full: bool = False
-    free_bytes: int = 0
-
-
-_ENDLESS = Room(1 << 62)
-"""On a file system that cannot allocate, a full disk is only seen by a failed write."""
-
-
 def segment_bytes_for(capacity_bytes: int) -> int:
     """The size of segments that suits a disk of this size, in bytes."""
     return max(SEGMENT_BYTES_MIN, min(SEGMENT_BYTES_MAX, capacity_bytes // DISK_SHARE))
@@ -128,24 +94,18 @@ class Log:
         header: SegmentHeader,
         file: File,
         *,
+        size_bytes: int,
         segment_bytes_max: int,
     ) -> None:
         """Private: use `recover`."""
         self._directory = directory
         self._manifest = manifest
-        self._header = header
-        self._file = file
-        self._segment_bytes = HEADER_BYTES
-        self._allocated_bytes = HEADER_BYTES
+        self._open = OpenSegment(directory, header, file, size_bytes, segment_bytes_max)
         self._segment_bytes_max = segment_bytes_max
-        self._spare: File | None = None
-        self._spare_bytes = 0
+        self._roll_at_bytes = segment_bytes_max
+        # Replaced, never changed: the statistics look at it while the commit thread rolls.
         self._sealed: dict[str, int] = {}
         self._failed = False
-        self._full = False
-        self._free_bytes = 0
-        self._can_allocate = True
-        self._roll_at_bytes = segment_bytes_max
         self.last_lsn = header.first_lsn - 1
         self.durable_lsn = self.last_lsn
         self.recovery = Recovery(0, 0, 0)
@@ -184,9 +144,9 @@ class Log:
             log = cls._create(directory, check_names(directory, names, None), segment_bytes_max)
         try:
             write_manifest(directory, log._manifest)
-            log._allocate_open()
+            log._open.allocate()
         except BaseException:
-            log._file.close()
+            log._open.close()
             raise
         return log
 
@@ -195,12 +155,12 @@ class Log:
     @property
     def size_bytes(self) -> int:
         """Length of the snapshot and of all segments together, as far as they are written."""
-        return self.snapshot_bytes + self.sealed_bytes + self._segment_bytes
+        return self.snapshot_bytes + self.sealed_bytes + self._open.size_bytes
 
     @property
     def disk_bytes(self) -> int:
         """What they take of the disk, with the room that is allocated ahead."""
-        return self.snapshot_bytes + self.sealed_bytes + self._allocated_bytes + self._spare_bytes
+        return self.snapshot_bytes + self.sealed_bytes + self._open.disk_bytes
 
     @property
     def snapshot_bytes(self) -> int:
@@ -220,13 +180,7 @@ class Log:
     @property
     def room(self) -> Room:
         """What may be appended."""
-        if not self._can_allocate:
-            return _ENDLESS
-        rest = self._allocated_bytes - self._segment_bytes
-        if not self._full:
-            return Room(max(rest, self._spare_bytes - HEADER_BYTES))
-        kept = self._piece_bytes // RESERVE_SHARE
-        return Room(max(0, rest - kept), full=True, free_bytes=self._free_bytes + rest // 2)
+        return self._open.room
 
     # Appending
 
@@ -245,13 +199,11 @@ class Log:
         """
         first_lsn = self.last_lsn + 1
         with self._failing():
-            data = encode(self._header.identity, first_lsn, time_ms, self.durable_lsn, records)
-            if self._segment_bytes > HEADER_BYTES and self._must_roll(len(data)):
-                self._try_to_roll(max(self._piece_bytes, HEADER_BYTES + len(data)))
-                data = encode(self._header.identity, first_lsn, time_ms, self.durable_lsn, records)
-            self._allocate(self._segment_bytes + len(data))
-            self._file.write(data)
-        self._segment_bytes += len(data)
+            data = encode(self._open.header.identity, first_lsn, time_ms, self.durable_lsn, records)
+            if self._must_roll(len(data)):
+                self._try_to_roll(len(data))
+                data = encode(self._open.header.identity, first_lsn, time_ms, self.durable_lsn, records)
+            self._open.write(data)
         self.last_lsn += len(records)
         return self.last_lsn
 
@@ -262,8 +214,7 @@ class Log:
             LogFailed: now or earlier a write or sync failed, or somebody took the file away.
         """
         with self._failing():
-            self._file.sync()
-            self._check_open_file()
+            self._open.sync()
         self.durable_lsn = self.last_lsn
 
     def check_files(self) -> None:
@@ -274,14 +225,13 @@ class Log:
         """
         with self._failing():
             if not self._directory.is_in_place():
-                raise LogFailed(f"the data directory {self._directory.path} was moved or removed by somebody else")
-            self._check_open_file()
+                raise OSError(f"{self._directory.path} was moved or removed by somebody else")
             expected = dict(self._sealed)
             if self._manifest.snapshot is not None:
                 expected[snapshot_name(self._manifest.snapshot.number)] = self._manifest.snapshot.size_bytes
             for name, size_bytes in expected.items():
-                self._check_size(name, size_bytes, size_bytes)
-            self._check_size(MANIFEST_NAME, 1)
+                check_size(self._directory, name, size_bytes, size_bytes)
+            check_size(self._directory, MANIFEST_NAME, 1)
 
     def make_room(self, wanted_bytes: int = 0) -> None:
         """Allocates what comes next, ahead of need; that the disk is full is noted in `room`, not raised.
@@ -293,21 +243,7 @@ class Log:
             LogFailed: the disk failed otherwise.
         """
         with self._failing():
-            rest = self._allocated_bytes - self._segment_bytes
-            room = max(rest, self._spare_bytes - HEADER_BYTES)
-            enough = room >= wanted_bytes and (self._spare is not None or rest >= self._piece_bytes // 2)
-            if not self._can_allocate or (enough and not self._full):
-                return
-            try:
-                self._make_spare(max(self._piece_bytes, HEADER_BYTES + wanted_bytes))
-                self._full = False
-            except OSError as error:
-                if error.errno in _NO_DESCRIPTOR:
-                    self._extend_open(max(self._piece_bytes, wanted_bytes))
-                elif error.errno in _NO_ROOM:
-                    self._note_full()
-                else:
-                    raise
+            self._open.make_room(wanted_bytes)
 
     def seal(self) -> None:
         """Begins a new segment, so that all that was appended can be folded; on a full disk a short one.
@@ -316,16 +252,11 @@ class Log:
             LogFailed: now or earlier a write or sync failed.
         """
         with self._failing():
-            if self._segment_bytes == HEADER_BYTES:
-                return
-            if not self._full:
-                self._try_to_roll(self._piece_bytes)
-                return
-            # The rest of the open segment is the reserve: a quarter will do for the next, the snapshot needs more.
-            rest = self._allocated_bytes - self._segment_bytes
-            self._cut_open()
-            self._try_to_roll(max(HEADER_BYTES, rest // 4))
-            self._allocate_open()
+            before = self._open.header
+            if self._open.size_bytes > HEADER_BYTES:
+                self._try_to_roll(0, squeeze=self._open.full)
+                if self._open.full and self._open.header is before:
+                    self._open.allocate()  # what was given back for it
 
     def close(self) -> None:
         """Commits, notes the clean close in the manifest, and gives up the directory.
@@ -335,10 +266,10 @@ class Log:
         """
         try:
             with self._failing():
-                self._drop_spare()
-                self._cut_open()
+                self._open.drop_spare()
+                self._open.cut()
             self.commit()
-            footer = CleanClose(self.last_lsn, self._segment_bytes)
+            footer = CleanClose(self.last_lsn, self._open.size_bytes)
             with self._failing():
                 write_manifest(self._directory, replace(self._manifest, clean_close=footer))
         finally:
@@ -347,9 +278,7 @@ class Log:
     def abandon(self) -> None:
         """Gives up the directory as a crash would: no sync, no footer."""
         try:
-            self._file.close()
-            if self._spare is not None:
-                self._spare.close()
+            self._open.close()
         finally:
             self._directory.close()
 
@@ -361,7 +290,9 @@ class Log:
         if not sealed:
             return None
         folded = replace(self._manifest, segments=sealed, clean_close=None)
-        header = replace(self._header, number=sealed[-1][0], segment_id=self._directory.random_bytes(SEGMENT_ID_BYTES))
+        header = replace(
+            self._open.header, number=sealed[-1][0], segment_id=self._directory.random_bytes(SEGMENT_ID_BYTES)
+        )
         return FoldPlan(folded, header)
 
     def install(self, plan: FoldPlan, snapshot: Snapshot) -> None:
@@ -378,11 +309,12 @@ class Log:
         with self._failing():
             refused = self._give_name(plan) or self._replace_manifest(self._manifest.with_snapshot(snapshot))
         if refused is not None:
-            with contextlib.suppress(OSError):  # the next start removes it as well
-                self._directory.remove(plan.name)
+            for name in (plan.name, plan.temporary_name):
+                with suppress(OSError):  # the next start removes it as well
+                    self._directory.remove(name)
             raise refused
-        for number, _ in plan.manifest.segments:
-            del self._sealed[segment_name(number)]
+        folded = {segment_name(number) for number, _ in plan.manifest.segments}
+        self._sealed = {name: size for name, size in self._sealed.items() if name not in folded}
 
     def remove_folded(self) -> None:
         """Removes what the last `install` made superfluous; the manifest that does not name it is durable.
@@ -408,7 +340,7 @@ class Log:
         header = SegmentHeader(1, store_id, directory.random_bytes(SEGMENT_ID_BYTES), first_lsn=1)
         file = create_file(directory, header.name, header.encode())
         manifest = Manifest(store_id, ()).with_segment(header)
-        return cls(directory, manifest, header, file, segment_bytes_max=segment_bytes_max)
+        return cls(directory, manifest, header, file, size_bytes=HEADER_BYTES, segment_bytes_max=segment_bytes_max)
 
     @classmethod
     def _reopen(
@@ -429,8 +361,8 @@ class Log:
         _remove(directory, leftovers)
         file = mend(directory, names, found, time_ms, clean=manifest.clean_close is not None)
         manifest = replace(manifest, clean_close=None)
-        log = cls(directory, manifest, found.header, file, segment_bytes_max=segment_bytes_max)
-        log._segment_bytes = log._allocated_bytes = max(HEADER_BYTES, found.scan.offset)
+        size_bytes = max(HEADER_BYTES, found.scan.offset)
+        log = cls(directory, manifest, found.header, file, size_bytes=size_bytes, segment_bytes_max=segment_bytes_max)
         log._sealed = {name: directory.size(name) for name in map(segment_name, manifest.numbers[:-1])}
         log.last_lsn = log.durable_lsn = found.scan.next_lsn - 1
         torn_bytes = len(found.scan.rest) if found.scan.tail is Tail.TORN else 0
@@ -440,165 +372,71 @@ class Log:
     # Rolling
 
     def _must_roll(self, frame_bytes: int) -> bool:
-        end = self._segment_bytes + frame_bytes
-        return end > self._roll_at_bytes or (self._spare is not None and end > self._allocated_bytes)
+        if self._open.size_bytes == HEADER_BYTES:
+            return False
+        return self._open.size_bytes + frame_bytes > self._roll_at_bytes or self._open.is_short_for(frame_bytes)
 
-    def _try_to_roll(self, spare_bytes: int) -> None:
+    def _try_to_roll(self, frame_bytes: int, *, squeeze: bool = False) -> None:
         """Rolls, or goes on in the old segment while the process or the disk has nothing left for a new one."""
-        try:
-            self._roll(spare_bytes)
-        except OSError as error:
-            if error.errno not in (*_NO_DESCRIPTOR, *_NO_ROOM):
-                raise
-            if self._roll_at_bytes == self._segment_bytes_max:
-                _logger.warning("%s: no new segment, going on in %s", error, self._header.name)
-            self._roll_at_bytes = self._segment_bytes + self._segment_bytes_max // 16  # a try costs a sync
-        else:
+        name = self._open.header.name
+        refused = self._roll(frame_bytes, squeeze=squeeze)
+        if refused is None:
             self._roll_at_bytes = self._segment_bytes_max
+            return
+        if self._roll_at_bytes == self._segment_bytes_max:
+            _logger.warning("%s: no new segment, going on in %s", refused, name)
+        self._roll_at_bytes = self._open.size_bytes + self._segment_bytes_max // 16  # a try costs a sync
 
-    def _roll(self, spare_bytes: int) -> None:
-        """Seals the segment, durably, and goes on in a new one, of `spare_bytes` if it is still to be made."""
-        if self._spare is None:
-            self._make_spare(spare_bytes)
-        self._cut_open()
-        self._file.sync()
-        self._check_open_file()
+    def _roll(self, frame_bytes: int, *, squeeze: bool) -> OSError | None:
+        """Seals the segment, durably, and goes on in the spare; returns why not when there was no room for one.
+
+        A failed sync of what was written is never for want of room, whatever it says.
+        """
+        with _refusal() as refused:
+            self._open.prepare_spare(frame_bytes, squeeze=squeeze)
+        if refused:
+            return refused[0]
+        self._open.cut()
+        self._open.sync()
         self.durable_lsn = self.last_lsn
+        before = self._open.header
         header = SegmentHeader(
-            number=self._header.number + 1,
-            store_id=self._header.store_id,
+            number=before.number + 1,
+            store_id=before.store_id,
             segment_id=self._directory.random_bytes(SEGMENT_ID_BYTES),
             first_lsn=self.last_lsn + 1,
-            previous_id=self._header.segment_id,
-            previous_bytes=self._segment_bytes,
+            previous_id=before.segment_id,
+            previous_bytes=self._open.size_bytes,
         )
-        allocated_bytes = max(HEADER_BYTES, self._spare_bytes)
-        file = finish_file(self._directory, header.name, self._take_spare(), header.encode())
-        manifest = self._manifest.with_segment(header)
-        refused = self._replace_manifest(manifest)
-        if refused is not None:
-            file.close()  # not named, so not part of the log: the next roll, or the next start, makes it afresh
-            raise refused
-        self._file.close()
-        self._sealed[self._header.name] = self._segment_bytes
-        self._file, self._header = file, header
-        self._segment_bytes, self._allocated_bytes = HEADER_BYTES, allocated_bytes
+        with _refusal() as refused:
+            spare = self._open.name_spare(header)
+        if refused:
+            return refused[0]
+        error = self._replace_manifest(self._manifest.with_segment(header))
+        if error is not None:
+            spare.file.close()  # not named, so not part of the log: the next roll, or the next start, makes it afresh
+            return error
+        self._sealed = {**self._sealed, before.name: self._open.size_bytes}
+        self._open.advance(spare)
+        return None
 
     def _give_name(self, plan: FoldPlan) -> OSError | None:
         """Gives a new snapshot its name, durably; returns why not when there was no room. No manifest names it yet."""
-        try:
+        with _refusal() as refused:
             self._directory.rename(plan.temporary_name, plan.name)
             self._directory.sync()
-        except OSError as error:
-            if error.errno not in (*_NO_DESCRIPTOR, *_NO_ROOM):
-                raise
-            with contextlib.suppress(OSError):
-                self._directory.remove(plan.temporary_name)
-            return error
-        return None
+        return refused[0] if refused else None
 
     def _replace_manifest(self, manifest: Manifest) -> OSError | None:
         """Replaces the manifest; returns why not when there was no room and the old one still stands."""
-        try:
+        with _refusal() as refused:
             write_manifest(self._directory, manifest)
-        except OSError as error:
-            if error.errno not in (*_NO_DESCRIPTOR, *_NO_ROOM) or read_manifest(self._directory) != self._manifest:
-                raise
-            return error
-        self._manifest = manifest
-        return None
-
-    # Room
-
-    @property
-    def _piece_bytes(self) -> int:
-        """What is allocated for a segment."""
-        return max(self._segment_bytes_max, ALLOCATE_BYTES_MIN)
-
-    def _make_spare(self, size_bytes: int) -> None:
-        """Makes the file of the next segment and allocates it, as far as the file system can."""
-        self._drop_spare()
-        self._spare = begin_file(self._directory, segment_name(self._header.number + 1))
-        try:
-            if self._can_allocate:
-                self._spare.allocate(size_bytes)
-                self._spare_bytes = size_bytes
-        except OSError as error:
-            if error.errno not in _CANNOT_ALLOCATE:
-                self._drop_spare()
-                raise
-            self._can_allocate = False
-
-    def _take_spare(self) -> File:
-        spare = self._spare
-        assert spare is not None
-        self._spare, self._spare_bytes = None, 0
-        return spare
-
-    def _drop_spare(self) -> None:
-        """Removes the file of the next segment, if there is one."""
-        if self._spare is not None:
-            self._take_spare().close()
-            self._directory.remove(segment_name(self._header.number + 1) + TEMPORARY_SUFFIX)
-
-    def _allocate(self, size_bytes: int) -> None:
-        """Allocates the open segment up to a length."""
-        if not self._can_allocate or size_bytes <= self._allocated_bytes:
-            return
-        try:
-            self._file.allocate(size_bytes)
-            self._allocated_bytes = size_bytes
-        except OSError as error:
-            if error.errno not in _CANNOT_ALLOCATE:
-                raise
-            self._can_allocate = False
-
-    def _allocate_open(self) -> None:
-        """Allocates the open segment whole, or on a full disk as much of it as there is."""
-        rest = max(self._piece_bytes - self._segment_bytes, ALLOCATE_BYTES_MIN)
-        while rest >= ALLOCATE_BYTES_MIN // 16:
-            try:
-                self._allocate(self._segment_bytes + rest)
-                break
-            except OSError as error:
-                if error.errno not in _NO_ROOM:
-                    raise
-            self._note_full()
-            self._file.truncate(self._allocated_bytes)  # an attempt that failed may have taken what there was
-            rest //= 2
-
-    def _cut_open(self) -> None:
-        """Gives back what is allocated of the open segment and not written."""
-        if self._allocated_bytes > self._segment_bytes:
-            self._file.truncate(self._segment_bytes)
-            self._allocated_bytes = self._segment_bytes
-
-    def _extend_open(self, more_bytes: int) -> None:
-        try:
-            self._allocate(self._segment_bytes + more_bytes)
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
-                raise
-            self._note_full()
-
-    def _note_full(self) -> None:
-        self._full = True
-        self._free_bytes = self._directory.free_bytes()
-
-    # Failing
-
-    def _check_open_file(self) -> None:
-        if not self._directory.leads_to(self._header.name, self._file):
-            raise LogFailed(f"{self._directory.path}/{self._header.name} was removed or replaced by somebody else")
-        self._check_size(self._header.name, self._segment_bytes)
-
-    def _check_size(self, name: str, at_least: int, at_most: int | None = None) -> None:
-        try:
-            size_bytes = self._directory.size(name)
-        except FileNotFoundError:
-            raise LogFailed(f"{self._directory.path}/{name} was removed by somebody else") from None
-        if size_bytes < at_least or (at_most is not None and size_bytes > at_most):
-            raise LogFailed(f"{self._directory.path}/{name} was cut or written by somebody else: {size_bytes} bytes")
+        if not refused:
+            self._manifest = manifest
+            return None
+        if read_manifest(self._directory) != self._manifest:
+            raise refused[0]
+        return refused[0]
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
@@ -612,6 +450,18 @@ class Log:
             if isinstance(error, OSError):
                 raise LogFailed(f"writing the log in {self._directory.path} failed: {error}") from error
             raise
+
+
+@contextmanager
+def _refusal() -> Iterator[list[OSError]]:
+    """Catches an error that says that there is no room or no descriptor left, and puts it into the list it yields."""
+    refused: list[OSError] = []
+    try:
+        yield refused
+    except OSError as error:
+        if error.errno not in (*NO_ROOM, *NO_DESCRIPTOR):
+            raise
+        refused.append(error)
 
 
 def _remove(directory: Directory, names: list[str]) -> None:
