@@ -17,6 +17,7 @@ Codes are for ever: a log of any version must replay.
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
 import msgpack
@@ -31,6 +32,8 @@ RETURN_LAST = 7
 EXPIRE = 8
 
 Op = tuple[Any, ...]
+Record = tuple[Any, ...]
+"""What may be an op: read from a log, not checked."""
 
 _packer = msgpack.Packer(use_bin_type=True)
 
@@ -51,43 +54,35 @@ def pack(op: Op) -> bytes:
     return packed
 
 
-def _is_bytes(value: object) -> bool:
-    return type(value) is bytes
+_CODES = range(PUT, EXPIRE + 1)
 
-
-def _is_deadline(value: object) -> bool:
-    return value is None or (type(value) is int and value >= 0)
-
-
-def _is_list(value: object) -> bool:
-    return type(value) is tuple and all(type(item) is bytes for item in value)
-
-
-def _is_filled_list(value: object) -> bool:
-    return _is_list(value) and bool(value)
-
-
+# The types of a record's fields, and which ops have these.
 _SHAPES = {
-    PUT: (_is_bytes, _is_bytes, _is_deadline),
-    REMOVE: (_is_bytes,),
-    PUSH: (_is_bytes, _is_list),
-    POP_FIRST: (_is_bytes,),
-    POP_LAST: (_is_bytes,),
-    RETURN_FIRST: (_is_bytes, _is_bytes),
-    RETURN_LAST: (_is_bytes, _is_bytes),
-    EXPIRE: (_is_filled_list,),
+    (int, bytes, bytes, NoneType): (PUT,),
+    (int, bytes, bytes, int): (PUT,),
+    (int, bytes): (REMOVE, POP_FIRST, POP_LAST),
+    (int, bytes, tuple): (PUSH,),
+    (int, bytes, bytes): (RETURN_FIRST, RETURN_LAST),
+    (int, tuple): (EXPIRE,),
 }
 
 
-def check(record: tuple[Any, ...]) -> Op:
+def check(record: Record) -> Op:
     """Returns a replayed record as an op.
 
     Raises:
         BadOp: unknown code, wrong number of fields or wrong types.
     """
-    shape = _SHAPES.get(record[0]) if record and type(record[0]) is int else None
-    if shape is None:
+    code = record[0] if record else None
+    if code not in _SHAPES.get(tuple(map(type, record)), ()):
+        if type(code) is int and code in _CODES:
+            raise BadOp(f"op {code} has the wrong fields")
         raise BadOp(f"unknown op {record[:1]}")
-    if len(record) != len(shape) + 1 or not all(fits(field) for fits, field in zip(shape, record[1:], strict=True)):
-        raise BadOp(f"op {record[0]} has the wrong fields")
+    last = record[-1]
+    if type(last) is tuple:
+        fits = all(type(item) is bytes for item in last) and (bool(last) or code == PUSH)
+    else:
+        fits = type(last) is not int or last >= 0
+    if not fits:
+        raise BadOp(f"op {code} has the wrong fields")
     return record

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine import ops
 from engine.limits import Limits
+from engine.ops import BadOp
 from engine.state import State
 from wal.files import Directory
 from wal.frame import Frame
@@ -48,8 +48,10 @@ def applying(state: State) -> Apply:
     """Returns what applies the frames of a log to a state; it raises ValueError for records that do not fit."""
 
     def apply(frame: Frame) -> None:
-        for record in frame.records:
-            state.apply(ops.check(record))
+        try:
+            state.replay(frame.records)
+        except BadOp as error:
+            raise BadOp(f"record {frame.first_lsn + error.index}: {error}") from error
         while state.has_garbage:
             state.free_garbage(FREE_VALUES)
 

@@ -73,7 +73,7 @@ def test_the_reader_finds_in_these_bytes_what_was_written(
 ) -> None:
     data = bytes.fromhex(expected)
     scan = Scan(data, 0, IDENTITY, first_lsn)
-    assert list(scan) == [Frame(0, first_lsn, time_ms, durable_lsn, tuple(records))]
+    assert list(scan) == [Frame(0, len(data), first_lsn, time_ms, durable_lsn, tuple(records))]
     assert (scan.tail, scan.offset, scan.next_lsn) == (Tail.END, len(data), first_lsn + len(records))
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine import ops
 from engine.commands import Command, parse
@@ -421,3 +424,98 @@ def test_the_live_bytes_are_those_of_the_records_of_a_snapshot() -> None:
     for key in [key for _, key, *_ in state.dump()]:
         state.apply((ops.REMOVE, key))
     assert state.live_bytes == 0
+
+
+# Replay
+
+KEYS = st.sampled_from([b"", b"a", b"b", b"key"])
+VALUES = st.binary(max_size=3)
+DEADLINES_MS = st.none() | st.sampled_from([0, NOW_MS, 2**64 - 1])
+FITTING = st.one_of(
+    st.tuples(st.just(ops.PUT), KEYS, VALUES, DEADLINES_MS),
+    st.tuples(st.just(ops.PUT), KEYS, VALUES, st.none()),
+    st.tuples(st.just(ops.PUSH), KEYS, st.lists(VALUES).map(tuple)),
+    st.tuples(st.sampled_from([ops.REMOVE, ops.POP_FIRST, ops.POP_LAST]), KEYS),
+    st.tuples(st.sampled_from([ops.RETURN_FIRST, ops.RETURN_LAST]), KEYS, VALUES),
+    st.tuples(st.just(ops.EXPIRE), st.lists(KEYS, max_size=2).map(tuple)),
+)
+ALMOST = [
+    *((code, b"a", b"1", None) for code in (True, 1.0, 0, 9, b"1", None)),
+    *((ops.PUT, key, b"1", None) for key in ("a", 1, None, (b"a",))),
+    *((ops.PUT, b"a", value, None) for value in ("1", 1, None, (b"1",))),
+    *((ops.PUT, b"a", b"1", deadline_ms) for deadline_ms in (-1, 1.0, True, b"1", "1")),
+    *((), (ops.PUT,), (ops.PUT, b"a", b"1"), (ops.PUT, b"a", b"1", None, None), (ops.PUSH, b"a", ("1",))),
+]
+ANY_RECORD = FITTING | FITTING | st.sampled_from(ALMOST)
+
+
+def one_by_one(commits: list[list[Op]]) -> tuple[object, ...]:
+    """What a state shows when each op is checked and applied; or where that is refused, and why."""
+    state = State()
+    for number, commit in enumerate(commits):
+        for index, op in enumerate(commit):
+            try:
+                state.apply(ops.check(op))
+            except BadOp as error:
+                return number, index, str(error)
+    return figures(state)
+
+
+def at_once(commits: list[list[Op]]) -> tuple[object, ...]:
+    """The same, by replay."""
+    state = State()
+    for number, commit in enumerate(commits):
+        try:
+            state.replay(commit)
+        except BadOp as error:
+            return number, error.index, str(error)
+    return figures(state)
+
+
+def only_those_that_fit(commits: list[list[Op]]) -> list[list[Op]]:
+    """Leaves the ops out that do not fit the state, so that it becomes old."""
+    state = State()
+    fitting: list[list[Op]] = []
+    for commit in commits:
+        fitting.append([])
+        for op in commit:
+            with contextlib.suppress(BadOp):
+                state.apply(ops.check(op))
+                fitting[-1].append(op)
+    return fitting
+
+
+@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@given(commits=st.lists(st.lists(ANY_RECORD, max_size=20), max_size=8))
+def test_replay_makes_the_state_that_its_ops_make_one_by_one(commits: list[list[Op]]) -> None:
+    """I7, A12: and refuses the same record for the same reason."""
+    assert at_once(commits) == one_by_one(commits)
+    fitting = only_those_that_fit(commits)
+    assert at_once(fitting) == one_by_one(fitting)
+
+
+@pytest.mark.parametrize("record", ALMOST)
+@pytest.mark.parametrize("key", [b"a", b"b"])
+def test_replay_refuses_what_is_almost_an_op_and_says_which_it_was(key: bytes, record: Op) -> None:
+    """A12: whether the key is there before or not."""
+    commits = [[(ops.PUT, key, b"old", None)], [(ops.REMOVE, key), (ops.PUT, key, b"", None), record]]
+    assert at_once(commits) == one_by_one(commits)
+    assert at_once(commits)[:2] == (1, 2)
+
+
+def test_replay_of_a_long_random_life_makes_the_same_state() -> None:
+    """I7"""
+    rng = random.Random(7)
+    live, replayed_, commits = State(), State(), 0
+    lines = [line.replace("k", f"key{n}") for line in CASES for n in range(3)]
+    for step in range(3_000):
+        now_ms = NOW_MS + step * 10
+        decision = live.decide(command_of(rng.choice(lines)), now_ms)
+        expired = live.expired(now_ms, 2, 100) if not decision.ops else ()
+        effects = decision.ops or (((ops.EXPIRE, expired),) if expired else ())
+        for op in effects:
+            live.apply(op)
+        replayed_.replay(effects)
+        commits += bool(effects)
+    assert commits > 900
+    assert figures(replayed_) == figures(live)

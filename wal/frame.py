@@ -32,6 +32,7 @@ _HEAD = struct.Struct("<4sII")
 _LENGTH = struct.Struct("<I")
 HEAD_BYTES = _HEAD.size
 _ZEROS = bytes(64 * 1024)
+_TUPLES = {tuple}
 
 Record = tuple[Any, ...]
 """One logged effect as msgpack gives it back; what it means is the engine's business."""
@@ -50,6 +51,7 @@ class Frame(NamedTuple):
 
     Attributes:
         offset: where it starts in its segment, in bytes.
+        end: where it ends.
         first_lsn: LSN of the first record; the others follow one by one.
         time_ms: engine time at the commit, milliseconds since 1970.
         durable_lsn: last LSN known to be on disk when it was written.
@@ -57,6 +59,7 @@ class Frame(NamedTuple):
     """
 
     offset: int
+    end: int
     first_lsn: int
     time_ms: int
     durable_lsn: int
@@ -116,7 +119,9 @@ class Scan:
 
     def __init__(self, data: bytes, offset: int, identity: Identity, next_lsn: int) -> None:
         self._data = data
-        self._identity = identity
+        self._view = memoryview(data)
+        self._mark = identity.mark
+        self._seed = identity.seed
         self.offset = offset
         self.next_lsn = next_lsn
         self.durable_offset = offset
@@ -124,20 +129,20 @@ class Scan:
         self.reason = ""
 
     def __iter__(self) -> Iterator[Frame]:
-        while self.offset < len(self._data):
-            found = self._read(self.offset)
-            if isinstance(found, str):
-                self._classify(found)
+        size = len(self._data)
+        while self.offset < size:
+            frame = self._read(self.offset)
+            if isinstance(frame, str):
+                self._classify(frame)
                 return
-            frame, end = found
             if frame.first_lsn != self.next_lsn:
                 self._classify(f"the frame starts with LSN {frame.first_lsn}")
                 return
             yield frame
             if frame.durable_lsn == frame.first_lsn - 1:  # the first frame after a sync
-                self.durable_offset = self.offset
-            self.offset = end
-            self.next_lsn = frame.last_lsn + 1
+                self.durable_offset = frame.offset
+            self.offset = frame.end
+            self.next_lsn += len(frame.records)
         self.tail = Tail.END
 
     @property
@@ -150,24 +155,36 @@ class Scan:
         """The valid frames at the end of which no later frame says that they had been on disk."""
         return self._data[self.durable_offset : self.offset]
 
-    def _read(self, offset: int) -> tuple[Frame, int] | str:
-        """Reads the frame at `offset`: it and its end, or why there is none."""
+    def _read(self, offset: int) -> Frame | str:
+        """Reads the frame at `offset`, or says why there is none."""
+        data = self._data
         head_end = offset + HEAD_BYTES
-        if head_end > len(self._data):
+        if head_end > len(data):
             return "the frame's head is cut off"
-        mark, length, crc = _HEAD.unpack_from(self._data, offset)
-        if mark != self._identity.mark:
+        mark, length, crc = _HEAD.unpack_from(data, offset)
+        if mark != self._mark:
             return "no frame starts here"
         if length == 0 or length > FRAME_BYTES_MAX:
             return f"the frame's length {length} is not possible"
         end = head_end + length
-        if end > len(self._data):
+        if end > len(data):
             return "the frame's end is cut off"
-        payload = memoryview(self._data)[head_end:end]
-        if zlib.crc32(payload, zlib.crc32(_LENGTH.pack(length), self._identity.seed)) != crc:
+        payload = self._view[head_end:end]
+        if zlib.crc32(payload, zlib.crc32(_LENGTH.pack(length), self._seed)) != crc:
             return "the frame's checksum does not match"
-        frame = _unpack(offset, payload)
-        return frame if isinstance(frame, str) else (frame, end)
+        try:
+            first_lsn, time_ms, durable_lsn, records = msgpack.unpackb(payload, use_list=False)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            return f"the frame's payload is not readable ({error})"
+        if not (
+            (type(first_lsn) is type(time_ms) is type(durable_lsn) is int)
+            and (first_lsn >= 0 <= time_ms)
+            and durable_lsn >= 0
+        ):
+            return "the frame's numbers are not numbers"
+        if type(records) is not tuple or {*map(type, records)} != _TUPLES:
+            return "the frame's records are not records"
+        return Frame(offset, end, first_lsn, time_ms, durable_lsn, records)
 
     def _classify(self, reason: str) -> None:
         self.reason = reason
@@ -193,24 +210,11 @@ class Scan:
         Args:
             end: where nothing but zeros follows; no frame starts there, though the last one may well end in zeros.
         """
-        at = self._data.find(self._identity.mark, self.offset, end)
+        at = self._data.find(self._mark, self.offset, end)
         while at != -1:
             found = self._read(at)
-            if not isinstance(found, str) and found[0].durable_lsn >= self.next_lsn:
+            if not isinstance(found, str) and found.durable_lsn >= self.next_lsn:
                 self.reason += f"; the frame at offset {at} shows that LSN {self.next_lsn} had been on disk"
                 return True
-            at = self._data.find(self._identity.mark, at + 1, end)
+            at = self._data.find(self._mark, at + 1, end)
         return False
-
-
-def _unpack(offset: int, payload: memoryview) -> Frame | str:
-    try:
-        first_lsn, time_ms, durable_lsn, records = msgpack.unpackb(payload, use_list=False)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        return f"the frame's payload is not readable ({error})"
-    numbers = (first_lsn, time_ms, durable_lsn)
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        return "the frame's numbers are not numbers"
-    if type(records) is not tuple or not records or not all(type(record) is tuple for record in records):
-        return "the frame's records are not records"
-    return Frame(offset, first_lsn, time_ms, durable_lsn, records)

@@ -412,7 +412,10 @@ def test_a_record_that_no_version_writes_is_refused_though_its_checksum_is_valid
     disk.put(LAST, CRASHED[LAST] + frame)
     damage = refused(disk)
     assert (damage.file, damage.offset, damage.lsn) == (LAST, ENDS[-1], last_lsn + 1)
-    assert f"the commit of records {last_lsn + 1} to {last_lsn + 2} cannot be applied" in damage.reason
+    assert (
+        f"the commit of records {last_lsn + 1} to {last_lsn + 2} cannot be applied: record {last_lsn + 2}: "
+        in damage.reason
+    )
 
 
 def test_a_pop_from_an_empty_queue_in_the_log_is_refused() -> None:
