@@ -51,19 +51,20 @@ class Deadlines:
     @property
     def next_ms(self) -> int | None:
         """When the next key expires, or None."""
-        return self._order()[0][0] if self._count else None
+        return self.order()[0][0] if self._count else None
 
     def due(self, now_ms: int, count_max: int, bytes_max: int) -> tuple[bytes, ...]:
         """Keys whose time is up, the longest expired first: `count_max` at most, of some `bytes_max` bytes together."""
         due: list[bytes] = []
-        for deadline_ms, key in islice(self._order(), count_max):
+        for deadline_ms, key in islice(self.order(), count_max):
             if deadline_ms > now_ms or bytes_max <= 0:
                 break
             due.append(key)
             bytes_max -= len(key)
         return tuple(due)
 
-    def _order(self) -> SortedList[tuple[int, bytes]]:
+    def order(self) -> SortedList[tuple[int, bytes]]:
+        """All of them, the next first."""
         if self._in_order is None:
             self._in_order = SortedList((deadline_ms, key) for key, deadline_ms in self._by_key.items())
         return self._in_order

@@ -41,6 +41,7 @@ def recover(
     log = Log.recover(
         directory, applying(state), time_ms=wall_ms, segment_bytes_max=segment_bytes_max, progress=progress
     )
+    state.order_deadlines()
     return state, log
 
 
