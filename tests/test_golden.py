@@ -49,7 +49,7 @@ def found(state: State, log: Log) -> dict[str, Any]:
 
 def test_there_is_a_clean_and_a_crashed_directory_of_every_version() -> None:
     """A13"""
-    assert NAMES == ["v1-clean", "v1-crashed"]
+    assert NAMES == ["v1-clean", "v1-crashed", "v2-clean", "v2-crashed"]
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=NAMES)

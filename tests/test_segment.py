@@ -270,8 +270,12 @@ def test_the_worked_example_of_the_documentation_still_decodes() -> None:
     for name, data in example().items():
         disk.put(name, data)
     state, log = logs.start(disk)
-    assert state == [("value", b"key_a", b"2", None), ("queue", b"queue_a", (b"b", b"c"))]
-    assert log.last_lsn == log.recovery.records == 3
+    assert state == [
+        ("value", b"key_a", b"4", None),
+        ("value", b"key_b", b"3", 1_700_000_062_000),
+        ("queue", b"queue_a", (b"b", b"c")),
+    ]
+    assert (log.last_lsn, log.recovery.records) == (5, 5)
     log.close()
 
 
@@ -284,6 +288,9 @@ def test_the_worked_example_of_the_documentation_is_what_is_written_today() -> N
     manifest = read_manifest(directory)
     write_manifest(directory, manifest)
     assert disk.get(MANIFEST_NAME) == files[MANIFEST_NAME]
-    header = SegmentHeader(1, manifest.store_id, manifest.segments[0][1], first_lsn=1)
+    header = SegmentHeader(2, manifest.store_id, manifest.segments[0][1], 3, bytes.fromhex("c4bb86c3d1c42710"), 152)
     assert files[header.name].startswith(header.encode())
+    assert manifest.snapshot is not None
+    header = replace(header, number=1, segment_id=manifest.snapshot.snapshot_id)
+    assert files[snapshot_name(1)].startswith(header.encode(SNAPSHOT_MAGIC))
     assert PUT == 1
