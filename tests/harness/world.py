@@ -78,6 +78,7 @@ class World:
         limits: of the engines.
         fsync: their policy.
         commit_s: how long a commit takes, in seconds of virtual time.
+        delays: asked at each commit how long it takes before its work is done and after, instead of `commit_s`.
         segment_bytes_max: size at which segments roll.
         wall_offset_ms: how far the wall clock is from `EPOCH_MS` plus virtual time; a test may change it.
     """
@@ -90,14 +91,18 @@ class World:
         limits: Limits | None = None,
         fsync: FsyncPolicy = FsyncPolicy.ALWAYS,
         commit_s: float = 0.0,
+        delays: Callable[[], tuple[float, float]] | None = None,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
     ) -> None:
         self.disk = disk or FakeDisk(allocates=True)
         self.limits = limits or Limits()
         self.fsync = fsync
         self.commit_s = commit_s
+        self.delays = delays or (lambda: (self.commit_s, 0.0))
         self.wall_offset_ms = 0
         self.failure: BaseException | None = None
+        self.found: tuple[tuple[Any, ...], ...] = ()
+        """What the last start has replayed, before the engine did anything, swept expired keys for example."""
         self.engine: Engine
         self.state: State
         self._segment_bytes_max = segment_bytes_max
@@ -107,9 +112,19 @@ class World:
         self._scope = trio.CancelScope()
         self._crashed, self._ended = trio.Event(), trio.Event()
 
+    @property
+    def wall_ms(self) -> int:
+        """What the wall clock shows."""
+        return EPOCH_MS + round(trio.current_time() * 1000) + self.wall_offset_ms
+
+    @property
+    def ended(self) -> trio.Event:
+        """Set when the engine has come to its end, whichever it was."""
+        return self._ended
+
     async def start(self) -> None:
         """Replays the disk and starts an engine on it."""
-        wall_ms = EPOCH_MS + round(trio.current_time() * 1000) + self.wall_offset_ms
+        wall_ms = self.wall_ms
         directory = self.disk.directory()
         try:
             self.state, log = recover(
@@ -118,6 +133,7 @@ class World:
         except BaseException:
             directory.close()
             raise
+        self.found = tuple(self.state.dump())
         self.engine = Engine(
             self.state, log, self.limits, fsync=self.fsync, wall_ms=wall_ms, run_commit=self._run_commit
         )
@@ -175,10 +191,16 @@ class World:
         return list(self.state.dump())
 
     async def _run_commit(self, function: Callable[[], None]) -> None:
+        before_s, after_s = self.delays()
         await trio.lowlevel.checkpoint()
-        with trio.CancelScope(deadline=trio.current_time() + self.commit_s, shield=True):
-            await self._crashed.wait()
+        await self._pass_time(before_s)
         function()
+        if after_s:
+            await self._pass_time(after_s)
+
+    async def _pass_time(self, duration_s: float) -> None:
+        with trio.CancelScope(deadline=trio.current_time() + duration_s, shield=True):
+            await self._crashed.wait()
 
     async def _run_engine(self, task_status: trio.TaskStatus[None]) -> None:
         try:

@@ -1,0 +1,105 @@
+"""What goes wrong on the disk of a simulation: errors of any operation, and the end of everything before one of them."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.harness.disk import CHANGING, OPERATIONS, FakeDisk
+
+TARGETS: tuple[tuple[str, ...], ...] = (
+    ("sync",),
+    ("sync",),
+    ("write",),
+    ("sync_directory",),
+    ("create", "rename", "remove"),
+    ("allocate", "truncate"),
+    ("names", "size", "read", "open"),
+    CHANGING,
+    OPERATIONS,
+)
+ERRORS = (errno.EIO, errno.EIO, errno.ENOSPC, errno.EMFILE)
+FOR_EVER = 1 << 30
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is going to happen, counted in operations from now on.
+
+    Attributes:
+        strike_at: before which changing operation everything ends; None for never.
+        targets: the operations that fail.
+        error: with which errno.
+        fail_at: the first of them that fails; None for never.
+        failures: how many fail in a row.
+    """
+
+    strike_at: int | None = None
+    targets: tuple[str, ...] = ()
+    error: int = errno.EIO
+    fail_at: int | None = None
+    failures: int = 1
+
+
+def draw_plan(chance: random.Random, *, strikes: float, errors: float, within: int) -> Plan:
+    """Draws a plan.
+
+    Args:
+        chance: of the seed.
+        strikes: how probable a strike is.
+        errors: how probable errors are.
+        within: number of operations among which it happens.
+    """
+    plan = Plan()
+    if chance.random() < strikes:
+        plan.strike_at = chance.randrange(within)
+    if chance.random() < errors:
+        plan.targets = chance.choice(TARGETS)
+        plan.error = chance.choice(ERRORS)
+        plan.fail_at = chance.randrange(within // 4 + 1)
+        plan.failures = chance.choice((1, 1, 1, 2, 5, FOR_EVER))
+    return plan
+
+
+class Faults:
+    """The fault of a `FakeDisk` that follows a plan.
+
+    Args:
+        disk: where it is to happen.
+        strike: ends everything: a kill, or a power cut.
+        trace: told each operation.
+    """
+
+    def __init__(self, disk: FakeDisk, strike: Callable[[], None], trace: Callable[[str], None] | None) -> None:
+        self.injected = 0
+        self._disk = disk
+        self._strike = strike
+        self._trace = trace
+        self._plan = Plan()
+
+    def arm(self, plan: Plan) -> None:
+        """Follows this plan from now on."""
+        self._plan = plan
+        self._disk.fault = self._operate
+
+    def _operate(self, operation: str, name: str) -> None:
+        plan = self._plan
+        if self._trace is not None:
+            self._trace(f"disk: {operation} {name}")
+        if plan.strike_at is not None and operation in CHANGING:
+            if plan.strike_at == 0:
+                plan.strike_at = None
+                self._strike()
+                raise OSError(f"{operation} {name} does not come to pass")
+            plan.strike_at -= 1
+        if plan.fail_at is not None and operation in plan.targets:
+            if plan.fail_at > 0:
+                plan.fail_at -= 1
+            elif plan.failures > 0:
+                plan.failures -= 1
+                self.injected += 1
+                if self._trace is not None:
+                    self._trace(f"disk: {operation} {name} fails with {errno.errorcode[plan.error]}")
+                raise OSError(plan.error, "injected", name)

@@ -1,0 +1,376 @@
+"""One simulation: the real engine on a fake disk, its clients, and everything that can happen to them, from one seed.
+
+    lives of the engine     start -> clients work -> clean stop, kill, power cut, or an error of the disk -> start ...
+    within a life           errors of file operations; an end before any of them; slow commits; clients that leave
+    between lives           starts that fail or are struck down half-way; a wall clock that was moved; a full disk
+    after each              the judge and the invariants look at what the clients saw and at what the start found
+
+The seed decides everything, the order in which trio runs its tasks included; nothing depends on the real time, on addresses
+of objects or on the hashes of strings. So a seed is a whole run, and `--trace` prints the same bytes each time.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import traceback
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import trio
+import trio.testing
+from trio._core import _run
+
+from engine.commands import parse
+from engine.committer import FsyncPolicy
+from engine.limits import Limits
+from tests.harness.disk import FakeDisk
+from tests.harness.world import World
+from tests.simulate import invariants
+from tests.simulate.books import Books
+from tests.simulate.clients import GROUPS, Mind, Words
+from tests.simulate.faults import Faults, Plan, draw_plan
+from tests.simulate.history import Answer, Dump, End, Violation, answer_of
+from tests.simulate.linearizability import Judge
+from tests.simulate.shelf import NULL, UNAVAILABLE, WRONG_TYPE
+from wal.segment import Damage, NewerFormat
+
+LIMITS = Limits()
+POLICIES = (FsyncPolicy.ALWAYS,) * 8 + (FsyncPolicy.INTERVAL, FsyncPolicy.NEVER)
+DELAYS_MS = (0, 0, 0, 1, 1, 2, 5, 20, 100)
+DOWNTIMES_MS = (1, 1, 10, 1_000, 60_000)
+WALL_JUMPS_MS = (-86_400_000, -3_600_000, -10_000, -1_000, -50, -5, 50, 1_000, 3_600_000, 86_400_000)
+STARTS_MAX = 50
+LIFE_S_MAX = 4 * 3600
+AUDITOR = 99
+
+
+@dataclass
+class Result:
+    """What came of a seed: sums, and what was violated."""
+
+    seeds: int = 1
+    operations: int = 0
+    stops: int = 0
+    kills: int = 0
+    power_cuts: int = 0
+    failures: int = 0
+    starts: int = 0
+    faults: int = 0
+    flips: int = 0
+    virtual_ms: int = 0
+
+    def add(self, other: Result) -> None:
+        """Adds another's sums."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+
+    @property
+    def crashes(self) -> int:
+        """Ends that were not clean stops."""
+        return self.kills + self.power_cuts + self.failures
+
+    def __str__(self) -> str:
+        return (
+            f"{self.operations} operations, {self.crashes} crashes ({self.kills} kills, {self.power_cuts} power cuts,"
+            f" {self.failures} failures of the engine), {self.stops} clean stops, {self.starts} starts,"
+            f" {self.faults} errors injected, {self.flips} bits flipped, {self.virtual_ms / 3_600_000:.2f} simulated hours"
+        )
+
+
+class Simulation:
+    """One seed.
+
+    Args:
+        seed: of everything.
+        trace: told each line of the full event log; None for none.
+    """
+
+    def __init__(self, seed: int, trace: Callable[[str], None] | None = None) -> None:
+        self.result = Result()
+        self._chance = random.Random(seed)
+        self._trace_to = trace
+        self._fsync = self._chance.choice(POLICIES)
+        self._segment_bytes_max = self._chance.choice((250, 400, 800, 2_000, 8_000))
+        self._delays_ms = self._chance.sample(DELAYS_MS, 3)
+        self._disk = FakeDisk(seed)
+        self._disk.torn = random.Random(seed + 1)
+        self._faults = Faults(self._disk, self._strike, self._trace if trace else None)
+        self._judge = Judge(GROUPS)
+        self._books = Books(self._fsync, 2 * max(self._delays_ms))
+        self._minds = [Mind(number, self._chance) for number in range(self._chance.randint(3, 7))]
+        self._dead = trio.Event()
+        self._budget = 0
+        self._spent = trio.Event()
+        self._world: World
+
+    def run(self) -> Result:
+        """Runs it.
+
+        Raises:
+            Violation: something happened that must not.
+        """
+        _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+        _run._r.seed(self._chance.getrandbits(32))
+        logging.disable(logging.WARNING)  # torn tails are what the crashes are for
+        try:
+            trio.run(self._main, clock=trio.testing.MockClock(autojump_threshold=0))
+        except Exception as error:
+            raise _violation(error) from error
+        finally:
+            logging.disable(logging.NOTSET)
+        return self.result
+
+    # The course of events
+
+    async def _main(self) -> None:
+        async with trio.open_nursery() as nursery:
+            self._world = World(
+                nursery,
+                disk=self._disk,
+                limits=LIMITS,
+                fsync=self._fsync,
+                delays=self._draw_delays,
+                segment_bytes_max=self._segment_bytes_max,
+            )
+            self._trace(f"{self._fsync}, segments of {self._segment_bytes_max}, delays of {self._delays_ms} ms")
+            for _ in range(self._chance.randint(3, 8)):
+                await self._start()
+                await self._live()
+                await self._pause()
+            await self._audit()
+            nursery.cancel_scope.cancel()
+        self.result.virtual_ms = self._now_ms()
+        self.result.operations = len(self._books.operations)
+        self.result.faults = self._faults.injected
+
+    async def _start(self, *, calm: bool = False) -> None:
+        """Starts the engine, again and again until it is up, and holds what it found against the life before."""
+        shown: Dump | None = None
+        self._flip_a_bit()
+        for attempt in range(STARTS_MAX):
+            rage = 0.0 if calm or attempt > STARTS_MAX // 2 else 1.0
+            self._disk.capacity_bytes = None
+            before = self._disk.copy()
+            self._faults.arm(draw_plan(self._chance, strikes=0.2 * rage, errors=0.2 * rage, within=12))
+            found = await self._try_to_start()
+            if found is None:
+                await self._pause()
+                continue
+            invariants.check_replay(before, found, self._world.wall_ms)
+            if shown is None:
+                shown = found
+            invariants.check_shown(shown, found, self._books.latest_ms)
+            self._books.show(self._world.wall_ms)
+            if self._chance.random() < 0.2 * rage:
+                await self._crash(self._chance.choice((End.KILL, End.POWER)))
+                continue
+            self._begin(shown)
+            return
+        raise Violation(f"the engine did not start in {STARTS_MAX} attempts")
+
+    async def _try_to_start(self) -> Dump | None:
+        """What a start has found, or None when it failed for a reason."""
+        self.result.starts += 1
+        self._trace(f"start, wall clock {self._world.wall_ms}")
+        self._dead = trio.Event()
+        injected = self._faults.injected
+        try:
+            await self._world.start()
+        except (Damage, NewerFormat) as error:
+            raise Violation(f"A1: the engine refuses to start: {error}") from error
+        except OSError as error:
+            self._trace(f"start failed: {error}")
+            if not self._dead.is_set() and self._faults.injected == injected:
+                raise Violation(f"the engine cannot start: {error!r}") from error
+            return None
+        if self._dead.is_set():
+            await self._world.kill()
+            return None
+        return self._world.found
+
+    def _flip_a_bit(self) -> None:
+        """Damages a copy of what the last life left."""
+        if not self._books.lives or self._chance.random() > 0.3:
+            return
+        clean = self._books.life.end is End.STOP
+        if clean or self._fsync is FsyncPolicy.ALWAYS:
+            self._trace(invariants.check_damage(self._disk.copy(), self._chance, clean=clean))
+            self.result.flips += 1
+
+    def _begin(self, found: Dump) -> None:
+        """A life begins; the one before is judged by what it left."""
+        if self._books.lives:
+            self._judge.finish(found)
+        life = self._books.begin(self._now_ms(), self._world.wall_ms)
+        self._judge.begin(life)
+        self._trace(f"life {life.number}: {found}")
+
+    async def _live(self) -> None:
+        """Lets the clients work until the engine ends, in one way or another."""
+        injected = self._faults.injected
+        self._faults.arm(draw_plan(self._chance, strikes=0.45, errors=0.3, within=80))
+        self._budget, self._spent = self._chance.randint(5, 60), trio.Event()
+        async with trio.open_nursery() as nursery:
+            for mind in self._minds:
+                nursery.start_soon(self._be_client, mind)
+            if self._chance.random() < 0.15:
+                nursery.start_soon(self._fill_the_disk)
+            if self._chance.random() < 0.3:
+                nursery.start_soon(self._move_the_wall_clock)
+            with trio.move_on_after(LIFE_S_MAX):
+                await _first_of(self._spent, self._world.ended, self._dead)
+            if self._chance.random() < 0.5:
+                with trio.move_on_after(self._chance.choice(DELAYS_MS) / 1000):
+                    await _first_of(self._world.ended, self._dead)
+            await self._end_life(injected)
+            nursery.cancel_scope.cancel()
+        invariants.check_punctuality(self._books.life)
+
+    async def _end_life(self, injected: int) -> None:
+        """Ends a life by a clean stop or a crash, unless it has ended already."""
+        life = self._books.life
+        end = self._chance.choice((End.STOP, End.STOP, End.KILL, End.POWER))
+        if end is End.STOP and not self._world.ended.is_set():
+            life.stopping_ms = self._now_ms()
+            self._trace("stop")
+            await self._world.stop()
+        if self._dead.is_set():
+            await self._world.kill()
+        elif self._world.failure is not None:
+            self._trace(f"the engine failed: {self._world.failure}")
+            if self._faults.injected == injected and not life.short_of_room:
+                raise Violation(f"the engine failed without a reason: {self._world.failure}")
+            self.result.failures += 1
+            self._books.close(End.KILL, self._now_ms())
+            self._disk.kill()
+        elif end is End.STOP:
+            self.result.stops += 1
+            self._books.close(End.STOP, self._now_ms())
+        else:
+            await self._crash(end)
+
+    async def _audit(self) -> None:
+        """A last, calm life reads everything there is."""
+        await self._start(calm=True)
+        self._faults.arm(Plan())
+        for group in GROUPS:
+            for key in group:
+                await self._send(AUDITOR, (b"TTL", key))
+                if await self._send(AUDITOR, (b"GET", key)) == WRONG_TYPE:
+                    while await self._send(AUDITOR, (b"BQPOP", key, b"0")) != NULL:
+                        pass
+        self._books.life.stopping_ms = self._now_ms()
+        await self._world.stop()
+        self._books.close(End.STOP, self._now_ms())
+        invariants.check_punctuality(self._books.life)
+        self._judge.finish(invariants.replayed(self._disk, self._world.wall_ms))
+        if self._fsync is FsyncPolicy.ALWAYS:
+            invariants.check_accounts(self._books.operations)
+
+    # The ends
+
+    async def _crash(self, end: End) -> None:
+        """A kill or a power cut, now; then the engine's tasks are cleared away."""
+        self._die(end)
+        await self._world.kill()
+
+    def _strike(self) -> None:
+        self._die(self._chance.choice((End.KILL, End.POWER)))
+
+    def _die(self, end: End) -> None:
+        """This very moment everything ends: whatever the engine's tasks still do reaches neither disk nor client."""
+        self._trace(end.value)
+        self._dead.set()
+        self._books.close(end, self._now_ms())
+        if end is End.KILL:
+            self.result.kills += 1
+            self._disk.kill()
+            return
+        self.result.power_cuts += 1
+        self._disk.cut_power(random.Random(self._chance.getrandbits(32)) if self._chance.random() < 0.8 else None)
+        if self._trace_to is not None:
+            self._trace(f"left: {[(name, len(data), zlib.crc32(data)) for name, data in self._disk.content().items()]}")
+
+    async def _pause(self) -> None:
+        """Time passes between two lives; the power may fail, and the wall clock may be moved."""
+        if self._chance.random() < 0.25:
+            self._die(End.POWER)
+        await trio.sleep(self._chance.choice(DOWNTIMES_MS) / 1000)
+        if self._chance.random() < 0.3:
+            self._world.wall_offset_ms += self._chance.choice(WALL_JUMPS_MS)
+
+    # While it lives
+
+    async def _be_client(self, mind: Mind) -> None:
+        while True:
+            await trio.sleep_until((self._now_ms() + mind.gap_ms()) / 1000)
+            if await self._send(mind.number, mind.command(), mind.patience_ms()) == UNAVAILABLE:
+                return
+            self._budget -= 1
+            if self._budget <= 0:
+                self._spent.set()
+
+    async def _send(self, client: int, words: Words, patience_ms: int | None = None) -> Answer | None:
+        """Has a command done; None when the client left before its answer, or nobody was there to give one."""
+        operation = self._books.send(client, words, self._now_ms())
+        self._trace(f"#{operation.number} client {client}: {words}")
+        answer: Answer | None = None
+        scope = trio.CancelScope()
+        if patience_ms is not None:
+            scope.deadline = (self._now_ms() + patience_ms) / 1000
+        with scope:
+            answer = answer_of(await self._world.engine.submit(parse(words, LIMITS)))
+        if self._world.engine.accepting or self._books.life.stopping_ms is not None:  # else nobody is there any more
+            self._books.end(operation, self._now_ms(), answer)
+        self._trace(f"#{operation.number} {operation.outcome.value} {answer}")
+        return operation.answer
+
+    async def _fill_the_disk(self) -> None:
+        """The disk becomes full, and after a while there is room again."""
+        await trio.sleep(self._chance.choice(DELAYS_MS) / 1000)
+        self._books.life.short_of_room = True
+        self._disk.capacity_bytes = self._disk.used_bytes + self._chance.choice((0, 600, 2_000, 5_000))
+        self._trace(f"room for {self._disk.free_bytes} bytes")
+        await trio.sleep(self._chance.choice((1, 20, 500, 5_000)) / 1000)
+        self._disk.capacity_bytes = None
+        self._trace("room again")
+
+    async def _move_the_wall_clock(self) -> None:
+        """Nobody looks at it while the engine runs."""
+        await trio.sleep(self._chance.choice(DELAYS_MS) / 1000)
+        self._world.wall_offset_ms += self._chance.choice(WALL_JUMPS_MS)
+
+    def _draw_delays(self) -> tuple[float, float]:
+        """How long a commit takes: until it reaches the disk, and from there on."""
+        after_ms = self._chance.choice(self._delays_ms) if self._chance.random() < 0.3 else 0
+        return self._chance.choice(self._delays_ms) / 1000, after_ms / 1000
+
+    def _now_ms(self) -> int:
+        return round(trio.current_time() * 1000)
+
+    def _trace(self, line: str) -> None:
+        if self._trace_to is not None:
+            self._trace_to(f"{self._now_ms():>10} {line}")
+
+
+async def _first_of(*events: trio.Event) -> None:
+    """Waits until one of them is set."""
+    async with trio.open_nursery() as nursery:
+        for event in events:
+            nursery.start_soon(_cancel_after, event, nursery.cancel_scope)
+
+
+async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+def _violation(error: BaseException) -> Violation:
+    """The violation in an error; any other error is one."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, Violation):
+        return error
+    return Violation("".join(traceback.format_exception(error)))
