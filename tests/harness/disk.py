@@ -99,9 +99,9 @@ Change = tuple[int, bytes | None]
 class Content:
     """The bytes of a file: as readers see them, as they are on disk, and what changed since the last sync."""
 
-    def __init__(self, data: bytes = b"") -> None:
-        self.seen = Image(data)
-        self.durable = Image(data)
+    def __init__(self, image: Image | None = None) -> None:
+        self.seen = Image() if image is None else image.copy()
+        self.durable = self.seen.copy()
         self._unsynced: list[Change] = []
 
     def write(self, offset: int, data: bytes) -> None:
@@ -255,12 +255,12 @@ class FakeDisk:
         """A disk with the same visible content, all of it durable; nobody holds it."""
         other = FakeDisk(allocates=self.allocates)
         for name, content in self.names.items():
-            other.put(name, content.seen.read())
+            other.names[name] = other.durable_names[name] = Content(content.seen)
         return other
 
     def put(self, name: str, data: bytes) -> None:
         """Places a file, durably, behind the back of whoever runs."""
-        self.names[name] = self.durable_names[name] = Content(data)
+        self.names[name] = self.durable_names[name] = Content(Image(data))
 
     def get(self, name: str) -> bytes:
         """What a reader of the file would see."""

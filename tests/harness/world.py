@@ -24,12 +24,15 @@ import trio.testing
 from engine.actor import Engine
 from engine.commands import Command, parse
 from engine.committer import FsyncPolicy
+from engine.fold import fold
 from engine.limits import Limits
 from engine.recovery import recover
 from engine.replies import Reply
 from engine.state import State
 from tests.harness.disk import FakeDisk, failing
 from wal.log import SEGMENT_BYTES_MAX, LogFailed
+from wal.manifest import Snapshot
+from wal.snapshot import FoldPlan
 
 EPOCH_MS = 1_700_000_000_000
 """The wall clock when virtual time is 0, milliseconds since 1970."""
@@ -80,6 +83,7 @@ class World:
         commit_s: how long a commit takes, in seconds of virtual time.
         delays: asked at each commit how long it takes before its work is done and after, instead of `commit_s`.
         segment_bytes_max: size at which segments roll.
+        checkpoints: whether the engine makes checkpoints; they are folded inline, beside the lock.
         wall_offset_ms: how far the wall clock is from `EPOCH_MS` plus virtual time; a test may change it.
     """
 
@@ -93,6 +97,7 @@ class World:
         commit_s: float = 0.0,
         delays: Callable[[], tuple[float, float]] | None = None,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        checkpoints: bool = False,
     ) -> None:
         self.disk = disk or FakeDisk(allocates=True)
         self.limits = limits or Limits()
@@ -106,6 +111,7 @@ class World:
         self.engine: Engine
         self.state: State
         self._segment_bytes_max = segment_bytes_max
+        self._checkpoints = checkpoints
         self._nursery = nursery
         self._jobs: dict[Job, None] = {}  # a set would lose their order
         self._submitted = 0
@@ -135,7 +141,13 @@ class World:
             raise
         self.found = tuple(self.state.dump())
         self.engine = Engine(
-            self.state, log, self.limits, fsync=self.fsync, wall_ms=wall_ms, run_commit=self._run_commit
+            self.state,
+            log,
+            self.limits,
+            fsync=self.fsync,
+            wall_ms=wall_ms,
+            run_commit=self._run_commit,
+            fold=self._fold if self._checkpoints else None,
         )
         self.failure = None
         self._scope, self._crashed, self._ended = trio.CancelScope(), trio.Event(), trio.Event()
@@ -197,6 +209,14 @@ class World:
         function()
         if after_s:
             await self._pass_time(after_s)
+
+    async def _fold(self, plan: FoldPlan) -> Snapshot:
+        """Does what the process of a checkpoint does; it takes as long as a commit."""
+        before_s, after_s = self.delays()
+        await self._pass_time(before_s)
+        snapshot = fold(self.disk.beside(), plan)
+        await self._pass_time(after_s)
+        return snapshot
 
     async def _pass_time(self, duration_s: float) -> None:
         with trio.CancelScope(deadline=trio.current_time() + duration_s, shield=True):

@@ -86,7 +86,7 @@ class Books:
             life.safe_ms = max(life.started_ms, life.ended_ms - lazy_ms) if is_bounded else life.started_ms
 
     def _note_clock(self, life: Life) -> None:
-        """Engine time never runs behind the log: not behind the last acknowledged write, and that is all one can know."""
+        """Engine time never runs behind the log: not behind the last acknowledged write, that is all one can know."""
         earliest, latest = self._logged_ms
         if self._fsync is FsyncPolicy.ALWAYS:
             written = [one.invoked_ms for one in life.operations if one.answer is not None and one.answer[0] == "ok"]

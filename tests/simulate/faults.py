@@ -1,4 +1,4 @@
-"""What goes wrong on the disk of a simulation: errors of any operation, and the end of everything before one of them."""
+"""What goes wrong on the disk of a simulation: errors of any operation, and the end of everything before one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ TARGETS: tuple[tuple[str, ...], ...] = (
     CHANGING,
     OPERATIONS,
 )
-ERRORS = (errno.EIO, errno.EIO, errno.ENOSPC, errno.EMFILE)
+ERRORS = (errno.EIO, errno.EIO, errno.ENOSPC)
+OF_DESCRIPTORS = ("names", "read", "create", "open")
+"""Operations that can find the process out of descriptors."""
+
 FOR_EVER = 1 << 30
 
 
@@ -60,6 +63,8 @@ def draw_plan(chance: random.Random, *, strikes: float, errors: float, within: i
         plan.error = chance.choice(ERRORS)
         plan.fail_at = chance.randrange(within // 4 + 1)
         plan.failures = chance.choice((1, 1, 1, 2, 5, FOR_EVER))
+        if chance.random() < 0.1:
+            plan.targets, plan.error = OF_DESCRIPTORS, errno.EMFILE
     return plan
 
 

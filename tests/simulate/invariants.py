@@ -9,9 +9,8 @@ import random
 from collections import Counter
 from typing import Any
 
-from engine import ops
 from engine.limits import Limits
-from engine.recovery import recover
+from engine.recovery import applying, recover
 from engine.state import State
 from tests.harness.disk import FakeDisk
 from tests.simulate.clients import UNTOUCHED_QUEUE
@@ -117,10 +116,10 @@ def _states(disk: FakeDisk) -> list[Dump]:
     """The states after each frame of a sound log, the empty one first."""
     state = State()
     states = [dump_of(state)]
+    apply_frame = applying(state)
 
     def apply(frame: Frame) -> None:
-        for record in frame.records:
-            state.apply(ops.check(record))
+        apply_frame(frame)
         states.append(dump_of(state))
 
     Log.recover(disk.directory(), apply, time_ms=0).abandon()

@@ -10,8 +10,8 @@ Beyond plain linearizability:
   simulation time passes only when nothing else can happen.)
 - A client that left: when the instant is over, its command has happened or never will; what it popped is back.
 - A crash is a bar: what was in flight has happened by then, or never will. What the next start finds is what the store
-  was at after some event, the same one for every key: one after which nothing was sent that somebody has the answer of. With
-  a lazy fsync policy a power cut may take back more: then it is any event not before `Life.safe_ms`.
+  was at after some event, the same one for every key: one after which nothing was sent that somebody has the answer
+  of. With a lazy fsync policy a power cut may take back more: then it is any event not before `Life.safe_ms`.
 """
 
 from __future__ import annotations

@@ -5,23 +5,26 @@
     between lives           starts that fail or are struck down half-way; a wall clock that was moved; a full disk
     after each              the judge and the invariants look at what the clients saw and at what the start found
 
-The seed decides everything, the order in which trio runs its tasks included; nothing depends on the real time, on addresses
-of objects or on the hashes of strings. So a seed is a whole run, and `--trace` prints the same bytes each time.
+The seed decides everything, the order in which trio runs its tasks included; nothing depends on the real time, on
+addresses of objects or on the hashes of strings. So a seed is a whole run; `--trace` prints the same bytes each time.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import traceback
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 
 import trio
 import trio.testing
 from trio._core import _run
 
+from engine.checkpointer import FoldFailed
 from engine.commands import parse
 from engine.committer import FsyncPolicy
 from engine.limits import Limits
@@ -41,6 +44,7 @@ POLICIES = (FsyncPolicy.ALWAYS,) * 8 + (FsyncPolicy.INTERVAL, FsyncPolicy.NEVER)
 DELAYS_MS = (0, 0, 0, 1, 1, 2, 5, 20, 100)
 DOWNTIMES_MS = (1, 1, 10, 1_000, 60_000)
 WALL_JUMPS_MS = (-86_400_000, -3_600_000, -10_000, -1_000, -50, -5, 50, 1_000, 3_600_000, 86_400_000)
+ROOM_BYTES = (0, 1_000, 5_000, 40_000, 70_000, 150_000)
 STARTS_MAX = 50
 LIFE_S_MAX = 4 * 3600
 AUDITOR = 99
@@ -59,6 +63,7 @@ class Result:
     starts: int = 0
     faults: int = 0
     flips: int = 0
+    checkpoints: int = 0
     virtual_ms: int = 0
 
     def add(self, other: Result) -> None:
@@ -75,7 +80,8 @@ class Result:
         return (
             f"{self.operations} operations, {self.crashes} crashes ({self.kills} kills, {self.power_cuts} power cuts,"
             f" {self.failures} failures of the engine), {self.stops} clean stops, {self.starts} starts,"
-            f" {self.faults} errors injected, {self.flips} bits flipped, {self.virtual_ms / 3_600_000:.2f} simulated hours"
+            f" {self.faults} errors injected, {self.flips} bits flipped, {self.checkpoints} checkpoints,"
+            f" {self.virtual_ms / 3_600_000:.2f} simulated hours"
         )
 
 
@@ -94,7 +100,7 @@ class Simulation:
         self._fsync = self._chance.choice(POLICIES)
         self._segment_bytes_max = self._chance.choice((250, 400, 800, 2_000, 8_000))
         self._delays_ms = self._chance.sample(DELAYS_MS, 3)
-        self._disk = FakeDisk(seed)
+        self._disk = FakeDisk(seed, allocates=self._chance.random() < 0.8)
         self._disk.torn = random.Random(seed + 1)
         self._faults = Faults(self._disk, self._strike, self._trace if trace else None)
         self._judge = Judge(GROUPS)
@@ -133,6 +139,7 @@ class Simulation:
                 fsync=self._fsync,
                 delays=self._draw_delays,
                 segment_bytes_max=self._segment_bytes_max,
+                checkpoints=True,
             )
             self._trace(f"{self._fsync}, segments of {self._segment_bytes_max}, delays of {self._delays_ms} ms")
             for _ in range(self._chance.randint(3, 8)):
@@ -210,7 +217,9 @@ class Simulation:
     async def _live(self) -> None:
         """Lets the clients work until the engine ends, in one way or another."""
         injected = self._faults.injected
-        self._faults.arm(draw_plan(self._chance, strikes=0.45, errors=0.3, within=80))
+        plan = draw_plan(self._chance, strikes=0.45, errors=0.3, within=80)
+        self._books.life.short_of_room = plan.fail_at is not None and plan.error == errno.ENOSPC
+        self._faults.arm(plan)
         self._budget, self._spent = self._chance.randint(5, 60), trio.Event()
         async with trio.open_nursery() as nursery:
             for mind in self._minds:
@@ -219,6 +228,8 @@ class Simulation:
                 nursery.start_soon(self._fill_the_disk)
             if self._chance.random() < 0.3:
                 nursery.start_soon(self._move_the_wall_clock)
+            if self._chance.random() < 0.3:
+                nursery.start_soon(self._ask_for_a_checkpoint)
             with trio.move_on_after(LIFE_S_MAX):
                 await _first_of(self._spent, self._world.ended, self._dead)
             if self._chance.random() < 0.5:
@@ -226,6 +237,7 @@ class Simulation:
                     await _first_of(self._world.ended, self._dead)
             await self._end_life(injected)
             nursery.cancel_scope.cancel()
+        self.result.checkpoints += self._world.engine.statistics().checkpoints
         invariants.check_punctuality(self._books.life)
 
     async def _end_life(self, injected: int) -> None:
@@ -331,11 +343,18 @@ class Simulation:
         """The disk becomes full, and after a while there is room again."""
         await trio.sleep(self._chance.choice(DELAYS_MS) / 1000)
         self._books.life.short_of_room = True
-        self._disk.capacity_bytes = self._disk.used_bytes + self._chance.choice((0, 600, 2_000, 5_000))
+        self._disk.capacity_bytes = self._disk.used_bytes + self._chance.choice(
+            (0, 1_000, 5_000, 40_000, 70_000, 150_000)
+        )
         self._trace(f"room for {self._disk.free_bytes} bytes")
         await trio.sleep(self._chance.choice((1, 20, 500, 5_000)) / 1000)
         self._disk.capacity_bytes = None
         self._trace("room again")
+
+    async def _ask_for_a_checkpoint(self) -> None:
+        await trio.sleep(self._chance.choice(DELAYS_MS) / 1000)
+        with suppress(FoldFailed):
+            await self._world.engine.checkpoint()
 
     async def _move_the_wall_clock(self) -> None:
         """Nobody looks at it while the engine runs."""
