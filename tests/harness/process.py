@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,12 +37,14 @@ class Server:
     Args:
         data: the data directory.
         options: further options of `holdfast serve`.
+        under: a command and its options that run the server, like strace; it must leave it the process we started.
     """
 
-    def __init__(self, data: Path, *options: str) -> None:
+    def __init__(self, data: Path, *options: str, under: Sequence[str] = ()) -> None:
         self.data = data
         self.log_file = data.parent / f"{data.name}.log"
         self.host, self.port = "127.0.0.1", 0
+        self.under = under
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self._client = httpx.Client(timeout=30, trust_env=False)
@@ -69,13 +72,18 @@ class Server:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        """Whether there is a process that has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def log(self) -> str:
         """What the last process wrote to stderr."""
         return self.log_file.read_text()
 
     def launch(self) -> None:
         """Starts the process without waiting for it."""
-        command = [sys.executable, "-m", "api", "serve", "--data", str(self.data), "--bind", "127.0.0.1:0"]
+        command = [*self.under, sys.executable, "-m", "api", "serve", "--data", str(self.data), "--bind", "127.0.0.1:0"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
@@ -98,10 +106,10 @@ class Server:
         assert self._process is not None, "the server is not running"
         self._process.send_signal(number)
 
-    def wait(self) -> int:
+    def wait(self, within_s: float = END_WITHIN_S) -> int:
         """Waits for the process to end and returns its exit code."""
         assert self._process is not None, "the server is not running"
-        code = self._process.wait(END_WITHIN_S)
+        code = self._process.wait(within_s)
         self._process = None
         return code
 
