@@ -107,11 +107,15 @@ class Server:
         self._process.send_signal(number)
 
     def wait(self, within_s: float = END_WITHIN_S) -> int:
-        """Waits for the process to end and returns its exit code."""
-        assert self._process is not None, "the server is not running"
-        code = self._process.wait(within_s)
-        self._process = None
-        return code
+        """Waits for the process to end and returns its exit code; one that does not end is killed, and that fails."""
+        process, self._process = self._process, None
+        assert process is not None, "the server is not running"
+        try:
+            return process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"the server did not end within {within_s} s:\n{self.log}") from None
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -1,0 +1,294 @@
+"""Faults that the system really answers with: strace makes calls of a real server fail, wait, or kill it.
+
+What the fake disk does exhaustively is shown here to hold for the process as a whole: exit code, message, and what
+clients are told. Needs strace, and the right to trace one's own processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from engine.limits import Limits
+from engine.recovery import recover
+from tests.harness.load import check, new_books, run_load
+from tests.harness.process import Server
+from tests.harness.strace import CHANGES, READS, attached, strace
+from wal.files import DiskDirectory
+
+FAILS_WITHIN_S = 5.0
+"""It arms a timer of one second; the rest is for a busy machine."""
+
+LOG_FAILED = 5
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path / "data") as server:
+        yield server
+
+
+def ask(server: Server, command: str) -> int | None:
+    """The status of the answer; None when there was none."""
+    try:
+        return server.post({"command": command})[0]
+    except httpx.TransportError:
+        return None
+
+
+def content(directory: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in directory.iterdir()}
+
+
+def values(server: Server, count: int) -> list[str | None]:
+    return [server.post({"command": f"GET k{number}"})[1].get("value") for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("fdatasync:error=EIO:when=1", "Input/output error"),
+        ("fdatasync:error=ENOSPC:when=1", "No space left on device"),
+        ("write:error=EIO", "Input/output error"),
+    ],
+)
+def test_a_failed_write_or_sync_answers_nobody_and_ends_with_code_5(server: Server, fault: str, reason: str) -> None:
+    """B1, B2: once is enough; the second fdatasync would succeed, and must not be believed."""
+    for number in range(8):
+        server.post({"command": f"SET k{number} old"})
+    segment = server.data / "00000001.log"
+    with ThreadPoolExecutor(9) as pool, attached(server, fault, only=[segment]):
+        asked = [pool.submit(ask, server, f"SET k{number} new") for number in range(8)]
+        asked.append(pool.submit(ask, server, "BQPOP jobs"))
+        assert {future.result() for future in asked} <= {None, 503}
+        assert server.wait(FAILS_WITHIN_S) == LOG_FAILED
+    assert segment.name in server.log
+    assert reason in server.log
+    server.start()
+    assert set(values(server, 8)) <= {"old", "new"}
+
+
+def test_a_sync_that_fails_under_load_loses_nothing_that_was_answered(server: Server) -> None:
+    """B1, I1 to I6."""
+    books = new_books()
+
+    async def fail() -> None:
+        await trio.sleep(0.1)
+        with attached(server, "fdatasync:error=EIO:when=20"):
+            assert await trio.to_thread.run_sync(server.wait) == LOG_FAILED
+
+    trio.run(run_load, (server.host, server.port), books, 1, fail)
+    assert books.acknowledged
+    server.start()
+    trio.run(check, (server.host, server.port), books, list(books.queues))
+
+
+def test_after_a_failed_sync_the_next_start_writes_the_tail_anew_and_syncs_it_before_it_answers(
+    server: Server, tmp_path: Path
+) -> None:
+    """B1: by the trace. After the error the kernel takes the pages for clean, so a sync alone would bring nothing."""
+    server.post({"command": "SET a 1"})
+    acknowledged_bytes = server.get("/stats")[1]["log_bytes"]
+    with attached(server, "fdatasync:error=EIO:when=1"):
+        assert ask(server, "SET b 2") is None
+        server.wait(FAILS_WITHIN_S)
+    segment = server.data / "00000001.log"
+    end_bytes = len(segment.read_bytes().rstrip(b"\0"))
+    assert end_bytes > acknowledged_bytes
+    trace = tmp_path / "trace"
+    server.under = strace(trace, calls=f"{CHANGES},lseek,sendto")
+    server.start()
+    assert server.post({"command": "GET b"}) == (200, {"value": "2"})
+    server.kill()
+    lines = trace.read_text().splitlines()
+    written = rewritten(lines, segment)
+    assert any(start <= acknowledged_bytes and end >= end_bytes for start, end, _ in written), "\n".join(lines)
+    last_write = max(line for *_, line in written)
+    synced = next(
+        n for n, line in enumerate(lines) if n > last_write and f"<{segment}>) = 0" in line and "sync(" in line
+    )
+    answered = next(n for n, line in enumerate(lines) if "sendto" in line and '"HTTP/1.1 200' in line)
+    assert last_write < synced < answered
+
+
+def rewritten(lines: list[str], segment: Path) -> list[tuple[int, int, int]]:
+    """Where a trace writes into a segment: from, to, in bytes, and in which line."""
+    found, offset = [], 0
+    for number, line in enumerate(lines):
+        if f"<{segment}>" not in line:
+            continue
+        if seek := re.search(r"lseek\(.* (\d+), SEEK_SET\) = \d+", line):
+            offset = int(seek[1])
+        elif write := re.search(r" write\(.*\) = (\d+)", line):
+            found.append((offset, offset + int(write[1]), number))
+            offset += int(write[1])
+    return found
+
+
+def test_a_read_error_at_the_start_refuses_and_is_never_taken_for_the_end(server: Server, tmp_path: Path) -> None:
+    """A15."""
+    server.post({"command": "SET k0 v"})
+    server.kill()
+    segment = server.data / "00000001.log"
+    before = content(server.data)
+    fault = f"{READS}:error=EIO"
+    server.under = strace(tmp_path / "trace", fault, only=[segment], calls=READS)
+    server.launch()
+    assert server.wait() == 1
+    assert segment.name in server.log
+    assert "Input/output error" in server.log
+    assert content(server.data) == {**before, "LOCK": content(server.data)["LOCK"]}
+    server.under = ()
+    server.start()
+    assert values(server, 1) == ["v"]
+
+
+def test_a_directory_sync_that_fails_at_the_start_refuses_and_the_next_start_has_everything(
+    server: Server, tmp_path: Path
+) -> None:
+    """B1."""
+    server.post({"command": "SET k0 v"})
+    server.kill()
+    server.under = strace(tmp_path / "trace", "fsync:error=EIO")
+    server.launch()
+    assert server.wait() == 1
+    assert f"{server.data}" in server.log
+    assert "Input/output error" in server.log
+    server.under = ()
+    server.start()
+    assert values(server, 1) == ["v"]
+
+
+def test_a_directory_sync_that_fails_while_it_runs_ends_with_code_5(server: Server) -> None:
+    """B1: at the roll to the next segment."""
+    acknowledged = 0
+    with attached(server, "fsync:error=EIO"):
+        while ask(server, f"SET k{acknowledged} {'x' * 200_000}") == 200:
+            acknowledged += 1
+        assert server.wait(FAILS_WITHIN_S) == LOG_FAILED
+    assert str(server.data) in server.log
+    assert "Input/output error" in server.log
+    server.start()
+    assert all(values(server, acknowledged))
+
+
+def test_pings_are_answered_while_the_disk_takes_its_time(server: Server) -> None:
+    """B7: the sync takes 2 s; the event loop does not wait with it."""
+    server.post({"command": "SET k0 v"})
+    with ThreadPoolExecutor(1) as pool, attached(server, "fdatasync:delay_enter=2000000:when=1") as trace:
+        write = pool.submit(ask, server, "SET k1 v")
+        while "fdatasync" not in trace.read_text():
+            time.sleep(0.01)  # another process's doing has no event
+        answers = [ask(server, "PING") for _ in range(20)]
+        assert not write.done()
+        assert answers == [200] * 20
+        assert write.result() == 200
+    assert "a commit took 2." in server.log
+
+
+def crashed(data: Path) -> None:
+    """Leaves a directory whose next start has everything to mend: a torn tail, a leftover, frames to write anew."""
+    with Server(data) as server:
+        for number in range(5):
+            server.post({"command": f"SET k{number} v"})
+    segment = data / "00000001.log"
+    segment.write_bytes(segment.read_bytes().rstrip(b"\0")[:-3])
+    (data / "MANIFEST.tmp").write_bytes(b"half a manifest")
+
+
+def traced_start(data: Path, *injections: str) -> tuple[Server, Path]:
+    """A server that will start under strace, and where its changes to a directory will be traced."""
+    trace = data.with_suffix(".trace")
+    only = [data, data / "00000001.log", data / "MANIFEST.tmp"]
+    return Server(data, under=strace(trace, *injections, only=only)), trace
+
+
+def test_a_start_killed_before_any_of_its_changes_leads_to_the_same_state(tmp_path: Path) -> None:
+    """B12, C1: the changes are counted in a trace; each call of each kind is the last of one start."""
+    crashed(tmp_path / "crashed")
+    whole = tmp_path / "whole"
+    shutil.copytree(tmp_path / "crashed", whole)
+    server, trace = traced_start(whole)
+    server.start()
+    server.kill()
+    made = Counter(re.findall(r"^\d+ +(\w+)\(", trace.read_text(), re.MULTILINE))
+    assert {"write", "fdatasync", "fsync", "renameat", "unlinkat", "ftruncate"} <= set(made), made
+    expected = state_of(whole)
+
+    def kill_before(point: tuple[str, int]) -> None:
+        call, number = point
+        data = tmp_path / f"{call}-{number}"
+        shutil.copytree(tmp_path / "crashed", data)
+        killed, _ = traced_start(data, f"{call}:signal=KILL:when={number}")
+        killed.launch()
+        assert killed.wait() == -signal.SIGKILL
+        assert state_of(data) == expected, point
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(kill_before, [(call, number + 1) for call in made for number in range(made[call])]))
+
+
+def state_of(data: Path) -> list[tuple[Any, ...]]:
+    """What a data directory holds, replayed here: quicker than another server."""
+    state, log = recover(DiskDirectory(data), Limits(), wall_ms=time.time_ns() // 1_000_000)
+    log.abandon()
+    return list(state.dump())
+
+
+def unlink(segment: Path) -> None:
+    segment.unlink()
+
+
+def truncate(segment: Path) -> None:
+    with segment.open("r+b") as file:
+        file.truncate(100)
+
+
+def rename(segment: Path) -> None:
+    segment.rename(segment.with_suffix(".old"))
+
+
+def replace(segment: Path) -> None:
+    copy = segment.with_suffix(".copy")
+    shutil.copy(segment, copy)
+    copy.rename(segment)
+
+
+def remove_directory(segment: Path) -> None:
+    shutil.rmtree(segment.parent)
+
+
+def move_directory(segment: Path) -> None:
+    segment.parent.rename(segment.parent.with_suffix(".old"))
+
+
+@pytest.mark.parametrize("harm", [unlink, truncate, rename, replace, remove_directory, move_directory])
+def test_a_log_taken_away_under_the_server_ends_it_with_code_5(server: Server, harm: Callable[[Path], None]) -> None:
+    """B10: what is written from then on would be gone with the next start."""
+    server.post({"command": "SET k0 old"})
+    segment = server.data / "00000001.log"
+    harm(segment)
+    assert ask(server, "SET k0 new") in (None, 503)
+    assert server.wait(FAILS_WITHIN_S) == LOG_FAILED
+    assert segment.name in server.log or (not server.data.exists() and str(server.data) in server.log)
+
+
+@pytest.mark.parametrize("name", ["00000001.log", "MANIFEST"])
+def test_a_file_taken_away_from_an_idle_server_ends_it_too(server: Server, name: str) -> None:
+    """B10."""
+    server.post({"command": "SET k0 v"})
+    (server.data / name).unlink()
+    assert server.wait(FAILS_WITHIN_S) == LOG_FAILED
+    assert name in server.log.splitlines()[-1]
