@@ -240,6 +240,22 @@ def test_a_start_killed_before_any_of_its_changes_leads_to_the_same_state(tmp_pa
         list(pool.map(kill_before, [(call, number + 1) for call in made for number in range(made[call])]))
 
 
+@pytest.mark.parametrize("fault", ["fallocate", "ftruncate", "renameat", "renameat:2", "fsync:2", "unlinkat"])
+def test_a_kill_before_a_change_of_a_roll_or_checkpoint_loses_nothing(tmp_path: Path, fault: str) -> None:
+    """B11, C1, I1 to I6: segments are so small that both happen all the time."""
+    call, _, number = fault.partition(":")
+    books = new_books()
+    with Server(tmp_path / "data", "--segment-size", "256KiB") as small:
+
+        async def killed() -> None:
+            with attached(small, f"{call}:signal=KILL:when={number or 1}", calls=call):
+                assert await trio.to_thread.run_sync(small.wait) == -signal.SIGKILL
+
+        trio.run(run_load, (small.host, small.port), books, 1, killed)
+        small.start()
+        trio.run(check, (small.host, small.port), books, list(books.queues))
+
+
 def state_of(data: Path) -> list[tuple[Any, ...]]:
     """What a data directory holds, replayed here: quicker than another server."""
     state, log = recover(DiskDirectory(data), Limits(), wall_ms=time.time_ns() // 1_000_000)

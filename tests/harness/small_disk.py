@@ -53,7 +53,7 @@ class SmallDisk:
                 self.enter = ["nsenter", f"--target={self._holder.pid}", *nsenter, f"--wdns={ROOT}"]
                 return self
             complaints.append(f"{' '.join(command[:3])}: {self._holder.communicate()[1]}")
-        raise AssertionError(f"no {self._kind} can be mounted here: root or user namespaces are needed\n{complaints}")
+        raise AssertionError(f"no {self._kind} can be mounted here; root, or user namespaces, are needed: {complaints}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
