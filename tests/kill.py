@@ -90,7 +90,7 @@ class Campaign:
     """
 
     def __init__(self, data: Path, seed: int) -> None:
-        self._server = Server(data)
+        self._server = Server(data, "--segment-size", SEGMENT_SIZE)
         self._seed = seed
         self._random = random.Random(seed)
         self._books = new_books()
