@@ -22,6 +22,9 @@ from wal.segment import Damage, NewerFormat
 FAR_MS = 400 * 86_400_000
 """A wall clock this far off must make no difference to a replay."""
 
+SEGMENT_BYTES_MAX = 1_000
+"""Of logs that are opened for a look: what they allocate should not take time."""
+
 LATE_MS = 1_500
 """No answer takes longer, a blocking pop's time-out aside; the slowest commits take a fraction of it."""
 
@@ -39,7 +42,7 @@ def replayed(disk: FakeDisk, wall_ms: int) -> Dump:
     """
     directory = disk.directory()
     try:
-        state, log = recover(directory, Limits(), wall_ms=wall_ms)
+        state, log = recover(directory, Limits(), wall_ms=wall_ms, segment_bytes_max=SEGMENT_BYTES_MAX)
     except BaseException:
         directory.close()
         raise
@@ -122,7 +125,7 @@ def _states(disk: FakeDisk) -> list[Dump]:
         apply_frame(frame)
         states.append(dump_of(state))
 
-    Log.recover(disk.directory(), apply, time_ms=0).abandon()
+    Log.recover(disk.directory(), apply, time_ms=0, segment_bytes_max=SEGMENT_BYTES_MAX).abandon()
     return states
 
 
