@@ -344,6 +344,7 @@ class Engine:
 
     def _perform(self, call: _Call, now_ms: int) -> None:
         self._commands += 1
+        self._expire(self._state.expired_of(call.command, now_ms))
         decision = self._state.decide(call.command, now_ms)
         if decision.reply is None:
             self._park(call, now_ms)
@@ -453,16 +454,26 @@ class Engine:
         if now_ms < self._next_sweep_ms or not self._may_sweep():
             return
         keys = self._state.expired(now_ms, SWEEP_KEYS_MAX, SWEEP_BYTES_MAX)
-        if keys and not self._committer.has_room(sum(map(len, keys)) + len(keys) * _KEY_HEAD_BYTES):
+        if not self._expire(keys):
             self._next_sweep_ms = now_ms + SWEEP_INTERVAL_MS
             return
-        if keys:
-            self._log_and_apply((ops.EXPIRE, keys))
-            self._expired_keys += len(keys)
-            self._committer.open.swept_keys += len(keys)
+        self._committer.open.swept_keys += len(keys)
         next_ms = self._state.next_deadline_ms
         if next_ms is None or next_ms > now_ms:
             self._next_sweep_ms = now_ms + SWEEP_INTERVAL_MS
+
+    def _expire(self, keys: tuple[bytes, ...]) -> bool:
+        """Removes expired keys, unless the disk is too full for that.
+
+        Those that a command names go before it is decided: an answer that rests on their being gone leaves with
+        the record of it. Else a crash before the next sweep, and a wall clock that was set back, would show them again.
+        """
+        if keys and not self._committer.has_room(sum(map(len, keys)) + len(keys) * _KEY_HEAD_BYTES):
+            return False
+        if keys:
+            self._log_and_apply((ops.EXPIRE, keys))
+            self._expired_keys += len(keys)
+        return True
 
     def _may_sweep(self) -> bool:
         """Whether the open group takes another slice: no more than one, or as many keys as it has commands."""

@@ -174,6 +174,14 @@ class State:
         deadline_ms = self._deadlines.get(key)
         return entry if deadline_ms is None or deadline_ms > now_ms else None
 
+    def expired_of(self, command: Command, now_ms: int) -> tuple[bytes, ...]:
+        """Keys that a command names whose time is up and that are still to be swept."""
+        if not self._deadlines or isinstance(command, Ping):
+            return ()
+        keys = command.keys if isinstance(command, (Delete, Exists)) else (command.key,)
+        deadlines = {key: self._deadlines.get(key) for key in keys}
+        return tuple(key for key, deadline_ms in deadlines.items() if deadline_ms is not None and deadline_ms <= now_ms)
+
     def _grows_too_far(self, growth_bytes: int) -> bool:
         cap = self._memory_bytes_max
         return cap is not None and growth_bytes > 0 and self.memory_bytes + growth_bytes > cap

@@ -248,3 +248,18 @@ async def test_long_keys_that_expire_together_are_swept_without_pauses(world: Wo
         await world.do("SET " + str(number) * 500_000 + " v PX 1000")
     await trio.sleep(1.2)
     assert world.engine.statistics().keys == 0
+
+
+async def test_a_key_that_was_seen_to_have_expired_stays_gone_whatever_the_clock_says_after_a_crash(
+    world: World,
+) -> None:
+    """I5, D2: the answer leaves with the record of it, also between two sweeps."""
+    await world.do("SET swept 1 PX 10")
+    await trio.sleep(0.01)  # the next sweep is some time off now
+    await world.do("SET seen 1 PX 10")
+    await trio.sleep(0.01)
+    assert await world.do("EXISTS seen") == Integer(0)
+    await world.cut_power()
+    world.wall_offset_ms -= 3_600_000
+    await world.start()
+    assert await world.do("EXISTS seen") == Integer(0)
