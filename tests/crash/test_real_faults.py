@@ -7,6 +7,7 @@ clients are told. Needs strace, and the right to trace one's own processes.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,17 +173,45 @@ def test_a_directory_sync_that_fails_at_the_start_refuses_and_the_next_start_has
     assert values(server, 1) == ["v"]
 
 
-def test_a_directory_sync_that_fails_while_it_runs_ends_with_code_5(server: Server) -> None:
+def test_a_directory_sync_that_fails_while_it_runs_ends_with_code_5(tmp_path: Path) -> None:
     """B1: at the roll to the next segment."""
     acknowledged = 0
-    with attached(server, "fsync:error=EIO"):
-        while ask(server, f"SET k{acknowledged} {'x' * 200_000}") == 200:
-            acknowledged += 1
-        assert server.wait(FAILS_WITHIN_S) == LOG_FAILED
-    assert str(server.data) in server.log
-    assert "Input/output error" in server.log
+    with Server(tmp_path / "data", "--segment-size", "1MiB") as server:
+        with attached(server, "fsync:error=EIO", calls="fsync"):
+            while ask(server, f"SET k{acknowledged} {'x' * 100_000}") == 200:
+                acknowledged += 1
+            assert server.wait(FAILS_WITHIN_S) == LOG_FAILED
+        assert str(server.data) in server.log
+        assert "Input/output error" in server.log
+        server.start()
+        assert all(values(server, acknowledged))
+
+
+def child_of(server: Server) -> int:
+    """The process that a server has started; waits for it."""
+    deadline_s = time.monotonic() + 15
+    while time.monotonic() < deadline_s:
+        for children in Path(f"/proc/{server.pid}/task").glob("*/children"):
+            with suppress(OSError):  # the thread has ended
+                if found := children.read_text().split():
+                    return int(found[0])
+    raise AssertionError("the server started no process")
+
+
+def test_a_checkpoint_whose_process_is_killed_fails_and_the_next_one_does_not(server: Server) -> None:
+    """C3, C4: the log stays as it was, and goes on."""
+    server.post({"command": "SET k0 v"})
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"{server.url}/checkpoint", timeout=30)
+        os.kill(child_of(server), signal.SIGKILL)
+        assert asked.result().status_code == 503
+    assert "SIGKILL" in server.log
+    server.post({"command": "SET k1 v"})
+    assert httpx.post(f"{server.url}/checkpoint", timeout=30).status_code == 200
+    assert sorted(content(server.data)) == ["00000002.snapshot", "00000003.log", "LOCK", "MANIFEST"]
+    server.kill()
     server.start()
-    assert all(values(server, acknowledged))
+    assert values(server, 2) == ["v", "v"]
 
 
 def test_pings_are_answered_while_the_disk_takes_its_time(server: Server) -> None:
