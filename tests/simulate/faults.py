@@ -82,11 +82,16 @@ class Faults:
         self._disk = disk
         self._strike = strike
         self._trace = trace
-        self._plan = Plan()
+        self._plan = self._last_plan = Plan()
+
+    @property
+    def may_say_full(self) -> bool:
+        """Whether this plan or the one before has the disk pretend that it is full."""
+        return any(plan.fail_at is not None and plan.error == errno.ENOSPC for plan in (self._plan, self._last_plan))
 
     def arm(self, plan: Plan) -> None:
         """Follows this plan from now on."""
-        self._plan = plan
+        self._last_plan, self._plan = self._plan, plan
         self._disk.fault = self._operate
 
     def _operate(self, operation: str, name: str) -> None:

@@ -113,7 +113,7 @@ class Life:
         end: how it ended; a power cut at any time before the next start counts.
         safe_ms: with a lazy fsync policy, everything before this virtual time must have survived a power cut.
         stopping_ms: virtual time from which on commands may be turned away, because the server shuts down.
-        short_of_room: whether the disk may have been full at some time.
+        full_until_ms: virtual time until which the disk may have been taken for full; 0 for never.
     """
 
     number: int
@@ -124,7 +124,7 @@ class Life:
     end: End = End.KILL
     safe_ms: int | None = None
     stopping_ms: int | None = None
-    short_of_room: bool = False
+    full_until_ms: float = 0
 
     @property
     def operations(self) -> list[Operation]:

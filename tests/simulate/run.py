@@ -11,8 +11,8 @@ addresses of objects or on the hashes of strings. So a seed is a whole run; `--t
 
 from __future__ import annotations
 
-import errno
 import logging
+import math
 import random
 import traceback
 import zlib
@@ -217,9 +217,9 @@ class Simulation:
     async def _live(self) -> None:
         """Lets the clients work until the engine ends, in one way or another."""
         injected = self._faults.injected
-        plan = draw_plan(self._chance, strikes=0.45, errors=0.3, within=80)
-        self._books.life.short_of_room = plan.fail_at is not None and plan.error == errno.ENOSPC
-        self._faults.arm(plan)
+        self._faults.arm(draw_plan(self._chance, strikes=0.45, errors=0.3, within=80))
+        if self._faults.may_say_full:
+            self._books.life.full_until_ms = math.inf
         self._budget, self._spent = self._chance.randint(5, 60), trio.Event()
         async with trio.open_nursery() as nursery:
             for mind in self._minds:
@@ -252,7 +252,7 @@ class Simulation:
             await self._world.kill()
         elif self._world.failure is not None:
             self._trace(f"the engine failed: {self._world.failure}")
-            if self._faults.injected == injected and not life.short_of_room:
+            if self._faults.injected == injected and not life.full_until_ms:
                 raise Violation(f"the engine failed without a reason: {self._world.failure}")
             self.result.failures += 1
             self._books.close(End.KILL, self._now_ms())
@@ -342,7 +342,8 @@ class Simulation:
     async def _fill_the_disk(self) -> None:
         """The disk becomes full, and after a while there is room again."""
         await trio.sleep(self._chance.choice(DELAYS_MS) / 1000)
-        self._books.life.short_of_room = True
+        life = self._books.life
+        life.full_until_ms = math.inf
         self._disk.capacity_bytes = self._disk.used_bytes + self._chance.choice(
             (0, 1_000, 5_000, 40_000, 70_000, 150_000)
         )
@@ -350,6 +351,8 @@ class Simulation:
         await trio.sleep(self._chance.choice((1, 20, 500, 5_000)) / 1000)
         self._disk.capacity_bytes = None
         self._trace("room again")
+        if not self._faults.may_say_full:
+            life.full_until_ms = self._now_ms() + invariants.LATE_MS
 
     async def _ask_for_a_checkpoint(self) -> None:
         await trio.sleep(self._chance.choice(DELAYS_MS) / 1000)

@@ -29,6 +29,7 @@ WRONG_TYPE: Answer = ("error", "wrong type")
 QUEUE_IS_EMPTY: Answer = ("error", "queue is empty")
 UNAVAILABLE: Answer = ("error", "unavailable")
 STORAGE_FULL: Answer = ("error", "storage full")
+WRITING = (b"SET", b"DELETE", b"QPUSH", b"QPOP", b"BQPOP")
 
 
 class Deadline(NamedTuple):
@@ -179,7 +180,8 @@ class Rules:
         """Whether a command may have been turned away for reasons outside the store, and have done nothing."""
         life = self._lives[-1]
         if operation.answer == STORAGE_FULL:
-            return life.short_of_room and operation.name in (b"SET", b"QPUSH")
+            # A pop is refused only when nothing is left of the reserve, of which no client can know.
+            return operation.name in WRITING and operation.invoked_ms <= life.full_until_ms
         return life.stopping_ms is not None and operation.invoked_ms >= life.stopping_ms
 
     def _should_wait(self, operation: Operation) -> bool:
