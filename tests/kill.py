@@ -12,7 +12,6 @@ What clients do follows from the seed; what the machine makes of it does not.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import random
@@ -237,7 +236,7 @@ class Command:
             return
         self._finished[number] = totals
         if self._results is not None:
-            line = {"seed": self._seed, "campaign": number, **dataclasses.asdict(totals)}
+            line = {"seed": self._seed, "campaign": number, **vars(totals)}
             with self._results.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         shutil.rmtree(data.parent)
