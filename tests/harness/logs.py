@@ -6,16 +6,20 @@ is written with the real log on a `FakeDisk`, in three segments of a few frames 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine import ops
+from engine.fold import fold
 from engine.limits import Limits
 from engine.ops import Op
 from engine.recovery import recover
 from engine.state import State
 from tests.harness.disk import CHANGING, FakeDisk
 from wal.log import Log
+from wal.manifest import MANIFEST_NAME, read_manifest
+from wal.segment import segment_name, snapshot_name
 
 TIME_MS = 1_700_000_000_000
 SEGMENT_BYTES_MAX = 200
@@ -85,6 +89,47 @@ def write(disk: FakeDisk, commits: Sequence[Sequence[Op]] = COMMITS, *, clean: b
         log.close()
     else:
         log.abandon()
+
+
+def checkpoint(disk: FakeDisk, log: Log) -> bool:
+    """Folds all that was appended, as the engine does; says whether there was anything to fold.
+
+    Raises:
+        OSError: the fold or the disk refused; the log is as it was.
+    """
+    log.seal()
+    plan = log.plan_fold()
+    if plan is None:
+        return False
+    beside = disk.beside()
+    try:
+        snapshot = fold(beside, plan)
+    finally:
+        beside.close()
+    log.install(plan, snapshot)
+    with contextlib.suppress(OSError):  # the next one, or the next start, tries again
+        log.remove_folded()
+    return True
+
+
+def folded() -> FakeDisk:
+    """A disk with all of `COMMITS`, the first six folded into a snapshot, closed cleanly."""
+    disk = FakeDisk()
+    write(disk, COMMITS[:6], clean=True)
+    _, log = start(disk)
+    checkpoint(disk, log)
+    log.close()
+    write(disk, COMMITS[6:], clean=True)
+    return disk
+
+
+def listed(disk: FakeDisk) -> list[str]:
+    """Names of the files that make up the log, the manifest included."""
+    beside = disk.beside()
+    manifest = read_manifest(beside)
+    beside.close()
+    snapshots = [] if manifest.snapshot is None else [snapshot_name(manifest.snapshot.number)]
+    return sorted([MANIFEST_NAME, *snapshots, *map(segment_name, manifest.numbers)])
 
 
 def crashed() -> FakeDisk:
