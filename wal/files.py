@@ -59,8 +59,21 @@ class File(Protocol):
         """Closes the file without a sync."""
 
 
-class Directory(Protocol):
-    """A data directory, locked by whoever holds this object."""
+class HeldFile(Protocol):
+    """A file open for reading, which can be read also when its name is gone."""
+
+    def size(self) -> int:
+        """Its length now, in bytes."""
+
+    def read(self, offset: int = 0, count: int | None = None) -> bytes:
+        """Its content from `offset` on, `count` bytes at most; None is all of it."""
+
+    def close(self) -> None:
+        """Gives it back."""
+
+
+class Readable(Protocol):
+    """What a log can be read from."""
 
     @property
     def path(self) -> str:
@@ -72,11 +85,25 @@ class Directory(Protocol):
     def size(self, name: str) -> int:
         """Length of a file, in bytes."""
 
+    def read(self, name: str, offset: int = 0, count: int | None = None) -> bytes:
+        """The content of a file from `offset` on, `count` bytes at most; None is all of it."""
+
+
+class Directory(Readable, Protocol):
+    """A data directory, locked by whoever holds this object."""
+
     def leads_to(self, name: str, file: File) -> bool:
         """Whether a file opened here still stands under this name."""
 
-    def read(self, name: str, offset: int = 0, count: int | None = None) -> bytes:
-        """The content of a file from `offset` on, `count` bytes at most; None is all of it."""
+    def hold(self, name: str) -> HeldFile:
+        """Opens a file for reading, so that it stays when somebody removes it."""
+
+    def link(self, name: str, other: Directory, new: str) -> None:
+        """Gives a file a second name, here or in another directory.
+
+        Raises:
+            OSError: among others EXDEV, on another file system, and EPERM, on one that knows no second names.
+        """
 
     def create(self, name: str) -> File:
         """Makes a new, empty file; raises FileExistsError when there is one."""
@@ -144,6 +171,24 @@ class DiskFile:
         os.close(descriptor)
 
 
+class DiskHeldFile:
+    """A `HeldFile` on disk, held by its descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int = 0, count: int | None = None) -> bytes:
+        with open(self._descriptor, "rb", closefd=False) as file:
+            file.seek(offset)
+            return file.read() if count is None else file.read(count)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
 class DiskDirectory:
     """A `Directory` on disk; opening it takes the lock.
 
@@ -190,6 +235,13 @@ class DiskDirectory:
         with open(descriptor, "rb") as file:
             file.seek(offset)
             return file.read() if count is None else file.read(count)
+
+    def hold(self, name: str) -> HeldFile:
+        return DiskHeldFile(self._open(name, os.O_RDONLY))
+
+    def link(self, name: str, other: Directory, new: str) -> None:
+        assert isinstance(other, DiskDirectory), "both are on disk"
+        os.link(name, new, src_dir_fd=self._descriptor, dst_dir_fd=other._descriptor, follow_symlinks=False)
 
     def create(self, name: str) -> File:
         descriptor = self._open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)

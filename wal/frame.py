@@ -155,6 +155,10 @@ class Scan:
         """The valid frames at the end of which no later frame says that they had been on disk."""
         return self._data[self.durable_offset : self.offset]
 
+    def later(self) -> Iterator[Frame]:
+        """Whatever is a valid frame where the iteration ended or further on, at any offset and with any LSN."""
+        return self._later(self._zeros_offset())
+
     def _read(self, offset: int) -> Frame | str:
         """Reads the frame at `offset`, or says why there is none."""
         data = self._data
@@ -210,11 +214,16 @@ class Scan:
         Args:
             end: where nothing but zeros follows; no frame starts there, though the last one may well end in zeros.
         """
+        for frame in self._later(end):
+            if frame.durable_lsn >= self.next_lsn:
+                self.reason += f"; the frame at offset {frame.offset} shows that LSN {self.next_lsn} had been on disk"
+                return True
+        return False
+
+    def _later(self, end: int) -> Iterator[Frame]:
         at = self._data.find(self._mark, self.offset, end)
         while at != -1:
             found = self._read(at)
-            if not isinstance(found, str) and found.durable_lsn >= self.next_lsn:
-                self.reason += f"; the frame at offset {at} shows that LSN {self.next_lsn} had been on disk"
-                return True
+            if not isinstance(found, str):
+                yield found
             at = self._data.find(self._mark, at + 1, end)
-        return False

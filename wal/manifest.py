@@ -16,7 +16,7 @@ from typing import Any
 
 import msgpack
 
-from wal.files import Directory
+from wal.files import Directory, Readable
 from wal.segment import CRC_BYTES, SEGMENT_MAGIC, Damage, NewerFormat, SegmentHeader, create_file, has_crc, with_crc
 
 MANIFEST_NAME = "MANIFEST"
@@ -121,7 +121,7 @@ def write_manifest(directory: Directory, manifest: Manifest) -> None:
     create_file(directory, MANIFEST_NAME, encode_manifest(manifest)).close()
 
 
-def read_manifest(directory: Directory) -> Manifest:
+def read_manifest(directory: Readable) -> Manifest:
     """Reads the manifest of a directory; raises as `decode_manifest` does."""
     return decode_manifest(directory.read(MANIFEST_NAME), directory.path)
 

@@ -10,8 +10,9 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import Enum
 
-from wal.files import Directory, File
+from wal.files import Directory, File, Readable
 from wal.frame import Frame, Scan, Tail
 from wal.manifest import MANIFEST_NAME, CleanClose, Manifest
 from wal.segment import (
@@ -29,7 +30,8 @@ from wal.snapshot import FoldPlan, load_snapshot
 
 _TORN_COPY = r"[0-9]{8}\.log\.torn-[0-9]+"
 _SNAPSHOT = r"[0-9]{8}\.snapshot"
-_KEPT_NAMES = re.compile(rf"LOCK|MANIFEST|{_TORN_COPY}")
+_DAMAGED_COPY = rf"(MANIFEST|[0-9]{{8}}\.log|{_SNAPSHOT})\.damaged-[0-9]+"
+_KEPT_NAMES = re.compile(rf"LOCK|MANIFEST|{_TORN_COPY}|{_DAMAGED_COPY}")
 TEMPORARY_NAMES = re.compile(rf"(MANIFEST|[0-9]{{8}}\.log|{_TORN_COPY}|{_SNAPSHOT}\.[0-9a-f]{{8}})\.tmp")
 
 _logger = logging.getLogger("holdfast.wal")
@@ -67,7 +69,35 @@ class Found:
         return self.header.name
 
 
-def check_names(directory: Directory, names: list[str], manifest: Manifest | None) -> list[str]:
+class Kind(Enum):
+    """What a file in a data directory is, from its name."""
+
+    LISTED = "part of the log"
+    UNLISTED = "not named by the manifest"
+    TEMPORARY = "in the making"
+    KEPT = "kept"
+    FOREIGN = "not a file of Holdfast"
+
+
+def kind_of(name: str, manifest: Manifest | None) -> Kind:
+    """Says what a file is.
+
+    Args:
+        name: of the file.
+        manifest: what makes up the log; None when there is none.
+    """
+    number = segment_number(name)
+    if number is not None:
+        return Kind.LISTED if manifest is not None and number in manifest.numbers else Kind.UNLISTED
+    if snapshot_number(name) is not None:
+        snapshot = None if manifest is None else manifest.snapshot
+        return Kind.LISTED if snapshot is not None and name == snapshot_name(snapshot.number) else Kind.UNLISTED
+    if TEMPORARY_NAMES.fullmatch(name):
+        return Kind.TEMPORARY
+    return Kind.KEPT if _KEPT_NAMES.fullmatch(name) else Kind.FOREIGN
+
+
+def check_names(directory: Readable, names: list[str], manifest: Manifest | None) -> list[str]:
     """Looks for files that should not be there; what is not ours stays.
 
     Beside the files of the log there may be one segment without frames, from an interrupted roll, and what an
@@ -86,29 +116,19 @@ def check_names(directory: Directory, names: list[str], manifest: Manifest | Non
     """
     leftovers = []
     for name in names:
-        number = segment_number(name)
-        if number is not None or snapshot_number(name) is not None:
-            if not _is_listed(name, number, manifest):
-                _explain(directory, name, number, manifest)
-                leftovers.append(name)
-        elif TEMPORARY_NAMES.fullmatch(name):
+        kind = kind_of(name, manifest)
+        if kind is Kind.UNLISTED:
+            explain(directory, name, manifest)
+        if kind in (Kind.UNLISTED, Kind.TEMPORARY):
             leftovers.append(name)
-        elif not _KEPT_NAMES.fullmatch(name):
+        elif kind is Kind.FOREIGN:
             _logger.warning("%s/%s is not a file of Holdfast; left alone", directory.path, name)
     return leftovers
 
 
-def _is_listed(name: str, number: int | None, manifest: Manifest | None) -> bool:
-    """Whether a segment, or a snapshot (`number` is None then), is part of the log."""
-    if manifest is None:
-        return False
-    if number is not None:
-        return number in manifest.numbers
-    return manifest.snapshot is not None and name == snapshot_name(manifest.snapshot.number)
-
-
-def _explain(directory: Directory, name: str, number: int | None, manifest: Manifest | None) -> None:
-    """Raises Damage unless an interrupted create, roll or checkpoint leaves such a file beside the log."""
+def explain(directory: Readable, name: str, manifest: Manifest | None) -> None:
+    """Raises Damage unless an interrupted create, roll or checkpoint leaves such an unlisted file beside the log."""
+    number = segment_number(name)
     if manifest is None:
         if number != 1 or _has_frames(directory, name):
             raise Damage(directory.path, MANIFEST_NAME, 0, 1, f"the manifest is missing, but there is {name}")
@@ -122,12 +142,18 @@ def _explain(directory: Directory, name: str, number: int | None, manifest: Mani
             raise Damage(directory.path, name, 0, 0, "the manifest does not name this segment")
 
 
-def _has_frames(directory: Directory, name: str) -> bool:
+def _has_frames(directory: Readable, name: str) -> bool:
     """Whether there is anything behind a segment's header but the zeros of room that was allocated."""
     return directory.read(name, HEADER_BYTES).count(0) != max(0, directory.size(name) - HEADER_BYTES)
 
 
-def replay(directory: Directory, manifest: Manifest, apply: Apply, progress: Progress) -> Found:
+def replay(
+    directory: Readable,
+    manifest: Manifest,
+    apply: Apply,
+    progress: Progress,
+    begin: Callable[[str], None] = lambda _name: None,
+) -> Found:
     """Reads and applies the snapshot and every segment; all but the last must be whole.
 
     Args:
@@ -135,6 +161,7 @@ def replay(directory: Directory, manifest: Manifest, apply: Apply, progress: Pro
         manifest: what makes up the log.
         apply: called with every frame, in order.
         progress: told how far the replay is.
+        begin: told the name of each file before its first frame is applied.
 
     Raises:
         Damage: a file is missing, foreign or not what was written, but for the end of the last.
@@ -146,6 +173,7 @@ def replay(directory: Directory, manifest: Manifest, apply: Apply, progress: Pro
     expected = SegmentHeader(manifest.numbers[0], manifest.store_id, manifest.segments[0][1], first_lsn=1)
     earlier_bytes = records = time_ms = 0
     if manifest.snapshot is not None:
+        begin(snapshot_name(manifest.snapshot.number))
         earlier_bytes, time_ms = manifest.snapshot.size_bytes, manifest.snapshot.time_ms
         total_bytes += earlier_bytes
         header, records = load_snapshot(directory, manifest, apply, lambda done: progress(done, total_bytes))
@@ -156,6 +184,7 @@ def replay(directory: Directory, manifest: Manifest, apply: Apply, progress: Pro
             expected = _successor(directory, found, number, segment_id)
         if expected.name not in present:
             raise Damage(directory.path, expected.name, 0, expected.first_lsn, "the segment is missing")
+        begin(expected.name)
         last = number == manifest.numbers[-1] and manifest.clean_close is None
         if found is not None:
             earlier_bytes += found.size_bytes
@@ -167,7 +196,7 @@ def replay(directory: Directory, manifest: Manifest, apply: Apply, progress: Pro
     return found
 
 
-def _apply_frames(directory: Directory, found: Found, apply: Apply, progress: Callable[[int], None]) -> None:
+def _apply_frames(directory: Readable, found: Found, apply: Apply, progress: Callable[[int], None]) -> None:
     for frame in found.scan:
         try:
             apply(frame)
@@ -179,7 +208,7 @@ def _apply_frames(directory: Directory, found: Found, apply: Apply, progress: Ca
         progress(found.earlier_bytes + frame.offset)
 
 
-def replay_sealed(directory: Directory, plan: FoldPlan, apply: Apply, progress: Progress) -> Found:
+def replay_sealed(directory: Readable, plan: FoldPlan, apply: Apply, progress: Progress) -> Found:
     """Reads and applies what a checkpoint folds; all of it must be whole, and end where the log goes on.
 
     Raises:
@@ -192,7 +221,7 @@ def replay_sealed(directory: Directory, plan: FoldPlan, apply: Apply, progress: 
     return found
 
 
-def _successor(directory: Directory, before: Found, number: int, segment_id: bytes) -> SegmentHeader:
+def _successor(directory: Readable, before: Found, number: int, segment_id: bytes) -> SegmentHeader:
     """The one header that fits after a whole segment: all of it follows from the manifest and that segment."""
     if before.scan.tail is not Tail.END:
         raise _damage(directory, before, before.scan.reason or "the segment does not end with a frame")
@@ -206,7 +235,7 @@ def _successor(directory: Directory, before: Found, number: int, segment_id: byt
     )
 
 
-def _read_segment(directory: Directory, expected: SegmentHeader, before: Found | None, *, may_be_torn: bool) -> Found:
+def _read_segment(directory: Readable, expected: SegmentHeader, before: Found | None, *, may_be_torn: bool) -> Found:
     """Reads a segment and checks that it is the one that belongs here; its frames are still to be scanned."""
     data = directory.read(expected.name)
     scan = Scan(data, HEADER_BYTES, expected.identity, expected.first_lsn)
@@ -219,7 +248,7 @@ def _read_segment(directory: Directory, expected: SegmentHeader, before: Found |
     return Found(expected, scan, len(data))
 
 
-def _misfit(directory: Directory, header: SegmentHeader, expected: SegmentHeader, before: Found | None) -> Damage:
+def _misfit(directory: Readable, header: SegmentHeader, expected: SegmentHeader, before: Found | None) -> Damage:
     """What is wrong when a segment's header is sound but not the one expected."""
     if header.store_id != expected.store_id:
         reason = "the segment belongs to another data directory"
@@ -233,7 +262,7 @@ def _misfit(directory: Directory, header: SegmentHeader, expected: SegmentHeader
     return Damage(directory.path, expected.name, 0, expected.first_lsn, reason)
 
 
-def check_end(directory: Directory, close: CleanClose | None, found: Found) -> None:
+def check_end(directory: Readable, close: CleanClose | None, found: Found) -> None:
     """Raises Damage unless the log ends with a whole or a torn frame, and after a clean close exactly as noted."""
     if found.scan.tail is Tail.CORRUPT:
         raise _damage(directory, found, found.scan.reason)
@@ -244,7 +273,7 @@ def check_end(directory: Directory, close: CleanClose | None, found: Found) -> N
         raise _damage(directory, found, f"{reason}; {noted}")
 
 
-def _damage(directory: Directory, found: Found, reason: str) -> Damage:
+def _damage(directory: Readable, found: Found, reason: str) -> Damage:
     return Damage(directory.path, found.name, found.scan.offset, found.scan.next_lsn, reason)
 
 

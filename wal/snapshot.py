@@ -14,7 +14,7 @@ from typing import Self
 
 import msgpack
 
-from wal.files import Directory
+from wal.files import Directory, Readable
 from wal.frame import Frame, Scan, encode
 from wal.manifest import Manifest, Snapshot, decode_manifest, encode_manifest
 from wal.segment import (
@@ -119,7 +119,7 @@ def _batches(records: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def load_snapshot(
-    directory: Directory, manifest: Manifest, apply: Callable[[Frame], None], progress: Callable[[int], None]
+    directory: Readable, manifest: Manifest, apply: Callable[[Frame], None], progress: Callable[[int], None]
 ) -> tuple[SegmentHeader, int]:
     """Reads and applies the snapshot that a manifest names.
 
@@ -160,7 +160,7 @@ def load_snapshot(
     return header, records
 
 
-def _frames(directory: Directory, name: str, header: SegmentHeader, size_bytes: int) -> Iterator[tuple[Frame, int]]:
+def _frames(directory: Readable, name: str, header: SegmentHeader, size_bytes: int) -> Iterator[tuple[Frame, int]]:
     """The frames of a snapshot, block by block, each with the offset at which it starts."""
     offset, lsn, count = HEADER_BYTES, 1, READ_BYTES
     while offset < size_bytes:

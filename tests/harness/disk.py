@@ -24,15 +24,17 @@ import errno
 import random
 from collections.abc import Callable, Iterator
 
-from wal.files import File, LockedError
+from wal.files import Directory, File, LockedError
 
 OPERATIONS = (
     "names",
     "size",
     "leads_to",
+    "hold",
     "read",
     "create",
     "open",
+    "link",
     "rename",
     "remove",
     "sync_directory",
@@ -44,7 +46,7 @@ OPERATIONS = (
     "truncate",
     "allocate",
 )
-CHANGING = ("create", "rename", "remove", "sync_directory", "write", "sync", "truncate", "allocate")
+CHANGING = ("create", "link", "rename", "remove", "sync_directory", "write", "sync", "truncate", "allocate")
 
 SECTOR_BYTES = 512
 PLENTY_BYTES = 1 << 40
@@ -368,6 +370,18 @@ class FakeDirectory:
     def read(self, name: str, offset: int = 0, count: int | None = None) -> bytes:
         return self._find("read", name).seen.read(offset, count)
 
+    def hold(self, name: str) -> FakeHeldFile:
+        return FakeHeldFile(self._disk, self, name, self._find("hold", name))
+
+    def link(self, name: str, other: Directory, new: str) -> None:
+        """A file of two disks is one file; only the name is this disk's own."""
+        assert isinstance(other, FakeDirectory)
+        content = self._existing(name)
+        other._disk.operate(other, "link", new)
+        if new in other._disk.names:
+            raise FileExistsError(errno.EEXIST, "File exists", new)
+        other._disk.change_entry(None, new, content)
+
     def create(self, name: str) -> FakeFile:
         self._disk.operate(self, "create", name)
         if name in self._disk.names:
@@ -418,6 +432,27 @@ class FakeDirectory:
         if name not in self._disk.names:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", name)
         return self._disk.names[name]
+
+
+class FakeHeldFile:
+    """`wal.files.HeldFile` on a fake disk."""
+
+    def __init__(self, disk: FakeDisk, directory: FakeDirectory, name: str, content: Content) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._name = name
+        self._content = content
+
+    def size(self) -> int:
+        self._disk.operate(self._directory, "size", self._name)
+        return self._content.seen.length
+
+    def read(self, offset: int = 0, count: int | None = None) -> bytes:
+        self._disk.operate(self._directory, "read", self._name)
+        return self._content.seen.read(offset, count)
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
 
 class FakeFile:
