@@ -106,8 +106,8 @@ class Campaign:
         started_s = time.monotonic()
         try:
             with self._server:
-                while self.totals.kills.total() < kills:
-                    self._live(last=self.totals.kills.total() >= kills - 1)
+                while (left := kills - self.totals.kills.total()) > 0:
+                    self._live(left)
         except Exception as error:
             raise Failed(self._story(error)) from error
         self.totals.acknowledged, self.totals.unknown = self._books.acknowledged, self._books.unknown
@@ -115,8 +115,8 @@ class Campaign:
         self.totals.seconds = time.monotonic() - started_s
         return self.totals
 
-    def _live(self, *, last: bool) -> None:
-        """Load, kill, perhaps kills of the starts that follow, start, check."""
+    def _live(self, kills: int) -> None:
+        """Load, kill, perhaps kills of the starts that follow, start, check; at most so many kills."""
         self._lives += 1
         ends: tuple[Callable[[], Awaitable[None]], ...] = (
             self._at_random,
@@ -125,10 +125,10 @@ class Campaign:
             self._at_fold,
         )
         trio.run(run_load, self._address, self._books, self._seed * 1_000_000 + self._lives, self._random.choice(ends))
-        while not last and self._random.random() < 0.25:
+        while (kills := kills - 1) and self._random.random() < 0.25:
             self._kill_start()
         self._server.start()
-        queues = list(self._books.queues) if last else self._random.sample(sorted(self._books.queues), 2)
+        queues = list(self._books.queues) if not kills else self._random.sample(sorted(self._books.queues), 2)
         trio.run(check, self._address, self._books, queues)
 
     @property
