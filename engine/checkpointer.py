@@ -21,7 +21,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -103,6 +104,17 @@ def in_child(directory: str) -> Fold:
         return unpack_result(done.stdout)
 
     return fold
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Tells want of something, for which another try may succeed, from a disk that fails."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _TRY_AGAIN:
+            raise LogFailed(f"a checkpoint of the log failed: {error}") from error
+        raise FoldFailed(str(error)) from error
 
 
 class _Request:
@@ -237,19 +249,20 @@ class Checkpointer:
                 self._log.seal()
             plans.append(self._log.plan_fold())
 
-        await self._with_log(plan_it)
+        with _refusals():
+            await self._with_log(plan_it)
         plan = plans[0]
         before_bytes = self._log.snapshot_bytes
         if plan is None:
             return Checkpoint(0, 0, before_bytes, 0.0)
         folded_bytes = before_bytes + self._log.sealed_bytes
         try:
-            snapshot = await self._fold(plan)
-            await self._with_log(partial(self._log.install, plan, snapshot))
-        except OSError as error:
-            if error.errno not in _TRY_AGAIN:
-                raise LogFailed(f"a checkpoint of the log failed: {error}") from error
-            raise FoldFailed(str(error)) from error
+            with _refusals():
+                snapshot = await self._fold(plan)
+                await self._with_log(partial(self._log.install, plan, snapshot))
+        except FoldFailed:
+            await self._run_blocking(partial(self._log.discard, plan))
+            raise
         await self._remove_folded()
         self.checkpoints += 1
         duration_s = trio.current_time() - started_s

@@ -186,7 +186,7 @@ class Committer(Generic[C]):
             await self._run_commit(function)
         finally:
             self._lock.release()
-        self._note_room()
+            self._note_room()
 
     def finish(self) -> None:
         """Lets `run` return when the open group is committed; nothing may be added to it any more."""

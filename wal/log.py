@@ -249,14 +249,17 @@ class Log:
         """Begins a new segment, so that all that was appended can be folded; on a full disk a short one.
 
         Raises:
+            OSError: there is neither room nor a descriptor for it; the log goes on in the old one.
             LogFailed: now or earlier a write or sync failed.
         """
+        refused = None
         with self._failing():
-            before = self._open.header
             if self._open.size_bytes > HEADER_BYTES:
-                self._try_to_roll(0, squeeze=self._open.full)
-                if self._open.full and self._open.header is before:
+                refused = self._try_to_roll(0, squeeze=self._open.full)
+                if refused is not None and self._open.full:
                     self._open.allocate()  # what was given back for it
+        if refused is not None:
+            raise refused
 
     def close(self) -> None:
         """Commits, notes the clean close in the manifest, and gives up the directory.
@@ -315,6 +318,11 @@ class Log:
             raise refused
         folded = {segment_name(number) for number, _ in plan.manifest.segments}
         self._sealed = {name: size for name, size in self._sealed.items() if name not in folded}
+
+    def discard(self, plan: FoldPlan) -> None:
+        """Removes what a fold that failed may have left, its process having been killed; the next start would as well."""
+        with suppress(OSError):
+            self._directory.remove(plan.temporary_name)
 
     def remove_folded(self) -> None:
         """Removes what the last `install` made superfluous; the manifest that does not name it is durable.
@@ -376,16 +384,17 @@ class Log:
             return False
         return self._open.size_bytes + frame_bytes > self._roll_at_bytes or self._open.is_short_for(frame_bytes)
 
-    def _try_to_roll(self, frame_bytes: int, *, squeeze: bool = False) -> None:
-        """Rolls, or goes on in the old segment while the process or the disk has nothing left for a new one."""
+    def _try_to_roll(self, frame_bytes: int, *, squeeze: bool = False) -> OSError | None:
+        """Rolls, or goes on in the old segment and says why the process or the disk has nothing left for a new one."""
         name = self._open.header.name
         refused = self._roll(frame_bytes, squeeze=squeeze)
         if refused is None:
             self._roll_at_bytes = self._segment_bytes_max
-            return
+            return None
         if self._roll_at_bytes == self._segment_bytes_max:
             _logger.warning("%s: no new segment, going on in %s", refused, name)
         self._roll_at_bytes = self._open.size_bytes + self._segment_bytes_max // 16  # a try costs a sync
+        return refused
 
     def _roll(self, frame_bytes: int, *, squeeze: bool) -> OSError | None:
         """Seals the segment, durably, and goes on in the spare; returns why not when there was no room for one.
