@@ -196,6 +196,7 @@ class Checkpointer:
 
     async def _run(self) -> None:
         pause_s = PAUSE_MIN_S
+        self.look()  # the server may have ended in the middle of one, and nothing may be written for long
         while True:
             await self._wake.wait()
             self._wake, self._asked = trio.Event(), trio.Event()
