@@ -88,15 +88,18 @@ def in_child(directory: str) -> Fold:
         process.kill()
 
     async def fold(plan: FoldPlan) -> Snapshot:
-        done = await trio.run_process(
-            command,
-            stdin=plan.pack(),
-            capture_stdout=True,
-            capture_stderr=True,
-            check=False,
-            deliver_cancel=kill,
-            cwd=root,
-        )
+        try:
+            done = await trio.run_process(
+                command,
+                stdin=plan.pack(),
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                deliver_cancel=kill,
+                cwd=root,
+            )
+        except OSError as error:  # none of the disk's: the interpreter may have been replaced by an update
+            raise FoldFailed(f"its process cannot be started: {error}") from error
         if done.returncode < 0:
             raise FoldFailed(f"its process was ended by {signal.Signals(-done.returncode).name}")
         if done.returncode > 0:
