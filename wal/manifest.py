@@ -22,6 +22,9 @@ from wal.segment import CRC_BYTES, SEGMENT_MAGIC, Damage, NewerFormat, SegmentHe
 MANIFEST_NAME = "MANIFEST"
 MANIFEST_VERSION = 2
 
+UNFINISHED = SEGMENT_MAGIC + b" backup, not finished\n"
+"""Stands in place of the manifest while a backup is made, so that nobody starts on half of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class CleanClose:
@@ -104,6 +107,8 @@ def decode_manifest(data: bytes, directory: str) -> Manifest:
         NewerFormat: it has a format version of the future.
         Damage: it is not what was written.
     """
+    if data == UNFINISHED:
+        raise Damage(directory, MANIFEST_NAME, 0, 0, "this is a backup that was not finished")
     if not data.startswith(SEGMENT_MAGIC) or not has_crc(data):
         raise Damage(directory, MANIFEST_NAME, 0, 0, "the manifest's checksum does not match")
     try:
