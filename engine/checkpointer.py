@@ -6,7 +6,7 @@ What is due:
 
 - the sealed segments together are as long as the snapshot before them (and three quarters of a segment): to fold
   them costs about what it took to write them;
-- the log is longer than twice what lives in it, and a segment: much was deleted;
+- the log takes more of the disk than twice what lives in it, and two segments: much was deleted;
 - the disk is full, and a snapshot of what lives would fit and give room back.
 
 A checkpoint that fails for want of something (room, memory, descriptors) leaves the log as it was, and is tried again,
@@ -242,7 +242,11 @@ class Checkpointer:
         if room.full:
             dead_bytes = log.size_bytes - live_bytes
             return dead_bytes >= log.segment_bytes_max // 4 and room.free_bytes >= live_bytes * ROOM_MARGIN
-        return log.size_bytes > 2 * live_bytes + log.segment_bytes_max
+        # Twice what lives and two segments are what the log may take. Half a segment must be there to be folded: the rest
+        # of the open one and the spare stay.
+        segment_bytes = log.segment_bytes_max
+        is_long = log.size_bytes > 2 * live_bytes + segment_bytes // 2
+        return is_long and log.disk_bytes > 2 * (live_bytes + segment_bytes)
 
     async def _checkpoint(self, *, seal: bool) -> Checkpoint:
         started_s = trio.current_time()
