@@ -320,7 +320,7 @@ class Log:
         self._sealed = {name: size for name, size in self._sealed.items() if name not in folded}
 
     def discard(self, plan: FoldPlan) -> None:
-        """Removes what a fold that failed may have left, its process having been killed; the next start would as well."""
+        """Removes what a fold may have left when its process was killed; the next start would as well."""
         with suppress(OSError):
             self._directory.remove(plan.temporary_name)
 
