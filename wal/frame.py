@@ -31,6 +31,9 @@ FRAME_BYTES_MAX = 512 * 1024 * 1024
 _HEAD = struct.Struct("<4sII")
 _LENGTH = struct.Struct("<I")
 HEAD_BYTES = _HEAD.size
+CUT_OFF = "is cut off"
+"""How the reason ends when a frame may be whole in a longer piece of the file."""
+
 _ZEROS = bytes(64 * 1024)
 _TUPLES = {tuple}
 
@@ -164,7 +167,7 @@ class Scan:
         data = self._data
         head_end = offset + HEAD_BYTES
         if head_end > len(data):
-            return "the frame's head is cut off"
+            return f"the frame's head {CUT_OFF}"
         mark, length, crc = _HEAD.unpack_from(data, offset)
         if mark != self._mark:
             return "no frame starts here"
@@ -172,7 +175,7 @@ class Scan:
             return f"the frame's length {length} is not possible"
         end = head_end + length
         if end > len(data):
-            return "the frame's end is cut off"
+            return f"the frame's end {CUT_OFF}"
         payload = self._view[head_end:end]
         if zlib.crc32(payload, zlib.crc32(_LENGTH.pack(length), self._seed)) != crc:
             return "the frame's checksum does not match"

@@ -15,7 +15,7 @@ from typing import Self
 import msgpack
 
 from wal.files import Directory, Readable
-from wal.frame import Frame, Scan, encode
+from wal.frame import CUT_OFF, Frame, Scan, encode
 from wal.manifest import Manifest, Snapshot, decode_manifest, encode_manifest
 from wal.segment import (
     HEADER_BYTES,
@@ -170,7 +170,7 @@ def _frames(directory: Readable, name: str, header: SegmentHeader, size_bytes: i
             yield frame, offset + frame.offset
         if scan.offset > 0:
             offset, lsn, count = offset + scan.offset, scan.next_lsn, READ_BYTES
-        elif offset + count < size_bytes:
-            count *= 4  # it may go on beyond this block
+        elif offset + count < size_bytes and scan.reason.endswith(CUT_OFF):
+            count *= 4  # the frame goes on beyond this block
         else:
             raise Damage(directory.path, name, offset, lsn, scan.reason)
