@@ -242,8 +242,8 @@ class Checkpointer:
         if room.full:
             dead_bytes = log.size_bytes - live_bytes
             return dead_bytes >= log.segment_bytes_max // 4 and room.free_bytes >= live_bytes * ROOM_MARGIN
-        # Twice what lives and two segments are what the log may take. Half a segment must be there to be folded: the rest
-        # of the open one and the spare stay.
+        # Twice what lives and two segments are what the log may take. Half a segment must be there to be folded: what
+        # is allocated ahead stays.
         segment_bytes = log.segment_bytes_max
         is_long = log.size_bytes > 2 * live_bytes + segment_bytes // 2
         return is_long and log.disk_bytes > 2 * (live_bytes + segment_bytes)
