@@ -17,6 +17,8 @@ from wal.frame import Frame, Scan, Tail
 from wal.manifest import MANIFEST_NAME, CleanClose, Manifest
 from wal.segment import (
     HEADER_BYTES,
+    SEGMENT_MAGIC,
+    SNAPSHOT_MAGIC,
     Damage,
     SegmentHeader,
     create_file,
@@ -132,14 +134,22 @@ def explain(directory: Readable, name: str, manifest: Manifest | None) -> None:
     if manifest is None:
         if number != 1 or _has_frames(directory, name):
             raise Damage(directory.path, MANIFEST_NAME, 0, 1, f"the manifest is missing, but there is {name}")
-    elif number is not None:
+    elif number is None:
+        if not _is_ours(directory, name, snapshot_number(name), manifest, SNAPSHOT_MAGIC):
+            raise Damage(directory.path, name, 0, 0, "the manifest does not name this snapshot")
+    else:
         if number < manifest.numbers.start:
-            header = decode_header(directory.read(name, 0, HEADER_BYTES), directory.path, name, 0)
-            explained = (header.store_id, header.number) == (manifest.store_id, number)
+            explained = _is_ours(directory, name, number, manifest, SEGMENT_MAGIC)
         else:
             explained = number == manifest.numbers.stop and not _has_frames(directory, name)
         if not explained:
             raise Damage(directory.path, name, 0, 0, "the manifest does not name this segment")
+
+
+def _is_ours(directory: Readable, name: str, number: int | None, manifest: Manifest, magic: bytes) -> bool:
+    """Whether a file's header says that it belongs to this store, and has this name."""
+    header = decode_header(directory.read(name, 0, HEADER_BYTES), directory.path, name, 0, magic)
+    return (header.store_id, header.number) == (manifest.store_id, number)
 
 
 def _has_frames(directory: Readable, name: str) -> bool:
