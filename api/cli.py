@@ -1,4 +1,7 @@
-"""The command line: `holdfast serve`. Every option is also an environment variable, `HOLDFAST_<OPTION>`."""
+"""The command line: `holdfast serve`, and the tools of `api/tools.py`.
+
+Every option of `serve` is also an environment variable, `HOLDFAST_<OPTION>`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from typing import Any
 
 import click
 
+from api.options import bind_option, token_option
 from api.server import ServerSettings, run
+from api.tools import backup_command, checkpoint_command, wal_commands
 from engine.committer import FsyncPolicy
 from engine.limits import KIB, MIB, Limits
 from wal.open_segment import ALLOCATE_BYTES_MIN
@@ -36,18 +41,6 @@ def size(text: str | int) -> int:
     if match is None or int(match[1]) == 0:
         raise click.BadParameter(f"{text!r} is not a size above 0, like 4096, 4KiB, 16MiB or 2GiB")
     return int(match[1]) * _UNITS[match[2][:1].lower()]
-
-
-def address(text: str) -> tuple[str, int]:
-    """Splits an address to listen on: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080`."""
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise click.BadParameter(f"{text!r}: an IPv6 address stands in brackets, [::1]:8080")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65_536):
-        raise click.BadParameter(f"{text!r} is not HOST:PORT")
-    return host, int(port)
 
 
 _COUNT = click.IntRange(min=1)
@@ -107,15 +100,7 @@ def main() -> None:
     show_envvar=True,
     help="Data directory; made when it does not exist.",
 )
-@click.option(
-    "--bind",
-    type=address,
-    default="127.0.0.1:8080",
-    metavar="HOST:PORT",
-    envvar="HOLDFAST_BIND",
-    show_envvar=True,
-    help="Address to listen on; port 0 takes a free one.",
-)
+@bind_option("Address to listen on; port 0 takes a free one.")
 @click.option(
     "--fsync",
     type=click.Choice([policy.value for policy in FsyncPolicy]),
@@ -124,9 +109,7 @@ def main() -> None:
     show_envvar=True,
     help="always: an answer means on disk. interval: at most 1 s of loss. never: the system decides.",
 )
-@click.option(
-    "--token", envvar="HOLDFAST_TOKEN", show_envvar=True, help="Clients must send it: Authorization: Bearer TOKEN."
-)
+@token_option("Clients must send it: Authorization: Bearer TOKEN.")
 @click.option(
     "--insecure",
     is_flag=True,
@@ -179,3 +162,8 @@ def serve_command(
     checked = dataclasses.replace(Limits(), **limits)  # type: ignore[arg-type]  # the table names the fields
     policy = FsyncPolicy(fsync)
     run(ServerSettings(data, host, port, policy, token, insecure, allowed_hosts, checked, segment_bytes_max))
+
+
+main.add_command(wal_commands)
+main.add_command(backup_command)
+main.add_command(checkpoint_command)

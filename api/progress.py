@@ -1,10 +1,9 @@
-"""What is seen of a long replay, after its first second: a bar when stderr is a terminal, else one line in the log."""
+"""What is seen of something long, after its first second: a bar on a terminal, else a plain line now and then."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -13,9 +12,12 @@ from typing import Self
 import click
 
 QUIET_S = 1.0
-"""A replay shorter than this shows nothing."""
+"""What takes less than this shows nothing."""
 
 REDRAW_S = 0.1
+
+LINE_S = 10.0
+"""Between two plain lines."""
 
 _logger = logging.getLogger("holdfast.server")
 
@@ -24,18 +26,20 @@ class ReplayStopped(Exception):
     """The replay was given up because the server was asked to stop."""
 
 
-class ReplayProgress(contextlib.ExitStack):
+class Progress(contextlib.ExitStack):
     """A `wal.replay.Progress` that draws; leaving the `with` block finishes the bar.
 
     Args:
-        stopped: asked now and then; True ends the replay with `ReplayStopped`.
+        label: what is being done.
+        say: writes a plain line.
     """
 
-    def __init__(self, stopped: Callable[[], bool]) -> None:
+    def __init__(self, label: str, say: Callable[[str], None]) -> None:
         super().__init__()
-        self._stopped = stopped
+        self._label = label
+        self._say = say
         self._drawing = sys.stderr.isatty()
-        self._next_s = time.monotonic() + QUIET_S
+        self._next_s: float | None = None
         self._advance: Callable[[int], None] | None = None
         self._shown_bytes = 0
 
@@ -43,22 +47,44 @@ class ReplayProgress(contextlib.ExitStack):
         return self
 
     def __call__(self, done_bytes: int, total_bytes: int) -> None:
-        """Draws how far the replay is, a few times a second.
+        """Shows how far it is, a few times a second."""
+        if self._next_s is None:
+            self._next_s = time.monotonic() + QUIET_S
+        if time.monotonic() < self._next_s:
+            return
+        if self._drawing:
+            self._draw(done_bytes, total_bytes)
+            self._next_s = time.monotonic() + REDRAW_S
+        else:
+            self._say(f"{self._label} {total_bytes / 1e6:,.0f} MB: {done_bytes / max(total_bytes, 1):.0%}")
+            self._next_s = time.monotonic() + LINE_S
+
+    def _draw(self, done_bytes: int, total_bytes: int) -> None:
+        if self._advance is None or done_bytes < self._shown_bytes:  # it began anew
+            self.close()
+            bar = click.progressbar(length=total_bytes, label=self._label, file=sys.stderr)
+            self._advance, self._shown_bytes = self.enter_context(bar).update, 0
+        self._advance(done_bytes - self._shown_bytes)
+        self._shown_bytes = done_bytes
+
+
+class ReplayProgress(Progress):
+    """Progress of a server's start.
+
+    Args:
+        stopped: asked now and then; True ends the replay with `ReplayStopped`.
+    """
+
+    def __init__(self, stopped: Callable[[], bool]) -> None:
+        super().__init__("replaying", _logger.info)
+        self._stopped = stopped
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        """Shows how far the replay is.
 
         Raises:
             ReplayStopped: the server was asked to stop.
         """
         if self._stopped():
             raise ReplayStopped
-        if time.monotonic() < self._next_s:
-            return
-        if not self._drawing:
-            _logger.info("replaying %.0f MB", total_bytes / 1e6)
-            self._next_s = math.inf
-            return
-        if self._advance is None:
-            bar = click.progressbar(length=total_bytes, label="replaying", file=sys.stderr)
-            self._advance = self.enter_context(bar).update
-        self._advance(done_bytes - self._shown_bytes)
-        self._shown_bytes = done_bytes
-        self._next_s = time.monotonic() + REDRAW_S
+        super().__call__(done_bytes, total_bytes)

@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import resource
+import shlex
 import signal
 import socket
 import time
@@ -145,7 +146,8 @@ def run(settings: ServerSettings) -> NoReturn:
 
 def _report(errors: BaseExceptionGroup[BaseException], code: ExitCode) -> ExitCode:
     for error in _leaves(errors):
-        _logger.critical("%s", error)
+        hint = f"; see: holdfast wal verify {shlex.quote(error.directory)}" if isinstance(error, Damage) else ""
+        _logger.critical("%s%s", error, hint)
     return code
 
 

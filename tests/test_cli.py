@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from api import cli, progress
+from api import cli, options, progress
 from api.progress import ReplayProgress, ReplayStopped
 from api.server import ExitCode, ServerSettings
 from engine.committer import FsyncPolicy
@@ -54,13 +54,13 @@ def test_anything_else_is_no_size(text: str) -> None:
     [("127.0.0.1:8080", "127.0.0.1", 8080), ("localhost:0", "localhost", 0), ("[::1]:80", "::1", 80)],
 )
 def test_an_address_is_host_and_port(text: str, host: str, port: int) -> None:
-    assert cli.address(text) == (host, port)
+    assert options.address(text) == (host, port)
 
 
 @pytest.mark.parametrize("text", ["8080", ":8080", "localhost", "localhost:", "::1:80", "h:65536", "h:-1", "h:٣"])
 def test_anything_else_is_no_address(text: str) -> None:
     with pytest.raises(click.BadParameter):
-        cli.address(text)
+        options.address(text)
 
 
 def test_without_options_the_defaults_are_those_of_the_contract(served: list[ServerSettings]) -> None:
@@ -69,9 +69,9 @@ def test_without_options_the_defaults_are_those_of_the_contract(served: list[Ser
 
 
 def test_every_option_is_also_an_environment_variable(served: list[ServerSettings]) -> None:
-    options = [parameter for parameter in cli.serve_command.params if isinstance(parameter, click.Option)]
-    assert len(options) == 7 + len(cli._LIMIT_OPTIONS)
-    for option in options:
+    found = [parameter for parameter in cli.serve_command.params if isinstance(parameter, click.Option)]
+    assert len(found) == 7 + len(cli._LIMIT_OPTIONS)
+    for option in found:
         word = option.opts[0].removeprefix("--").replace("-", "_").upper()
         assert option.envvar == f"HOLDFAST_{word}"
     assert run(HOLDFAST_BIND="[::1]:9", HOLDFAST_MAX_MEMORY="2GiB", HOLDFAST_FSYNC="never")[0] == 0

@@ -112,6 +112,13 @@ def encode(identity: Identity, first_lsn: int, time_ms: int, durable_lsn: int, r
 class Scan:
     """Iterates over the frames of a segment; when it is exhausted, says how they ended.
 
+    Args:
+        data: the segment.
+        offset: where to begin in it, in bytes.
+        identity: of the segment.
+        next_lsn: the LSN of the first frame.
+        base: where `data` begins in its file, for messages.
+
     Attributes:
         offset: end of the last valid frame, in bytes.
         next_lsn: the LSN the next frame must start with.
@@ -120,11 +127,12 @@ class Scan:
         reason: for TORN and CORRUPT, what was found instead of a frame.
     """
 
-    def __init__(self, data: bytes, offset: int, identity: Identity, next_lsn: int) -> None:
+    def __init__(self, data: bytes, offset: int, identity: Identity, next_lsn: int, base: int = 0) -> None:
         self._data = data
         self._view = memoryview(data)
         self._mark = identity.mark
         self._seed = identity.seed
+        self._base = base
         self.offset = offset
         self.next_lsn = next_lsn
         self.durable_offset = offset
@@ -219,7 +227,8 @@ class Scan:
         """
         for frame in self._later(end):
             if frame.durable_lsn >= self.next_lsn:
-                self.reason += f"; the frame at offset {frame.offset} shows that LSN {self.next_lsn} had been on disk"
+                at = self._base + frame.offset
+                self.reason += f"; the frame at offset {at} shows that LSN {self.next_lsn} had been on disk"
                 return True
         return False
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from wal.check import Check, Report, stated_header
 from wal.copying import link_or_copy
 from wal.files import Directory, Readable
-from wal.frame import Frame, Scan
+from wal.frame import Frame, Record, Scan
 from wal.manifest import MANIFEST_NAME, Manifest, decode_manifest, encode_manifest
 from wal.rebuild import read_header, rebuild
 from wal.replay import Apply, Kind, Progress, explain, kind_of
@@ -93,16 +93,16 @@ class Loss:
 
     Attributes:
         last_lsn: the last LSN that is known to have been; the loss begins behind the last one kept.
-        records: of those that can still be read, how many have which op code.
+        records: of those that can still be read, how many have which op code; None is no op.
     """
 
     last_lsn: int = 0
-    records: Counter[object] = field(default_factory=Counter)
+    records: Counter[int | None] = field(default_factory=Counter)
 
     def add(self, frame: Frame) -> None:
         """Adds a frame that is whole, and goes."""
         self.last_lsn = max(self.last_lsn, frame.last_lsn, frame.durable_lsn)
-        self.records.update(record[0] if record else None for record in frame.records)
+        self.records.update(_code(record) for record in frame.records)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,11 +326,15 @@ class _Planner:
         """Ends the log in a segment that holds `data` then; what was behind goes."""
         names = [segment_name(number) for number in manifest.numbers[index:]]
         present = set(self._overlay.names())
-        for name in names:
-            first = damage if name == names[0] else None
-            if name in present and self._count_loss(manifest, name, first):
-                self._reasons.append(f"{name} holds records that can still be read, but not without those before them")
-        if len(names) > 1 and not self._reasons:
+        counted = [
+            name
+            for name in names
+            if name in present and self._count_loss(manifest, name, damage if name == names[0] else None)
+        ]
+        if counted:
+            some = f"{counted[0]} to {counted[-1]} hold" if len(counted) > 1 else f"{counted[0]} holds"
+            self._reasons.append(f"{some} records that can still be read, but not without those before them")
+        elif len(names) > 1:
             self._reasons.append(f"{names[0]} is not the last segment")
         for name in set(names[1:]) & present:
             self._overlay.remove(name)
@@ -348,6 +352,10 @@ class _Planner:
                 self._loss.add(item)
                 found = found or first is None or item.offset != first.offset
         return found
+
+
+def _code(record: Record) -> int | None:
+    return record[0] if record and type(record[0]) is int else None
 
 
 def _is_header(data: bytes, name: str) -> bool:

@@ -165,7 +165,7 @@ def _frames(directory: Readable, name: str, header: SegmentHeader, size_bytes: i
     offset, lsn, count = HEADER_BYTES, 1, READ_BYTES
     while offset < size_bytes:
         data = directory.read(name, offset, count)
-        scan = Scan(data, 0, header.identity, lsn)
+        scan = Scan(data, 0, header.identity, lsn, offset)
         for frame in scan:
             yield frame, offset + frame.offset
         if scan.offset > 0:

@@ -50,7 +50,7 @@ def walk(source: Readable, name: str, identity: Identity, offset: int, lsn: int 
     size = source.size(name)
     count = READ_BYTES
     while offset < size:
-        scan = Scan(source.read(name, offset, count), 0, identity, lsn or 0)
+        scan = Scan(source.read(name, offset, count), 0, identity, lsn or 0, offset)
         for frame in scan:
             yield frame._replace(offset=offset + frame.offset, end=offset + frame.end)
         if scan.offset > 0:
