@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from engine.limits import Limits
 from engine.ops import BadOp
 from engine.state import State
@@ -38,11 +42,24 @@ def recover(
         Damage, NewerFormat, OSError: see `Log.recover`.
     """
     state = State(limits.memory_bytes_max)
-    log = Log.recover(
-        directory, applying(state), time_ms=wall_ms, segment_bytes_max=segment_bytes_max, progress=progress
-    )
-    state.order_deadlines()
+    with _no_collector():
+        log = Log.recover(
+            directory, applying(state), time_ms=wall_ms, segment_bytes_max=segment_bytes_max, progress=progress
+        )
+        state.order_deadlines()
     return state, log
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """A replay makes no cycles, and millions of objects that the collector would look at again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def applying(state: State) -> Apply:

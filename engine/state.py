@@ -284,23 +284,29 @@ class State:
         """
         shards = self._entries.shards
         deadlines = self._deadlines
+        put = ops.PUT
         new_count = new_bytes = 0
         left = iter(records)
         try:
             for record in left:
                 if len(record) == 4:
                     code, key, value, deadline_ms = record
-                    sound = code == ops.PUT and type(code) is int and type(key) is type(value) is bytes
-                    if sound and (deadline_ms is None or (type(deadline_ms) is int and deadline_ms >= 0)):
+                    # The checks of `ops.check`, and `is`: a 1 that is another object only takes the longer way.
+                    if (
+                        code is put
+                        and type(key) is bytes
+                        and type(value) is bytes
+                        and (deadline_ms is None or (type(deadline_ms) is int and deadline_ms >= 0))
+                    ):
                         shard = shards[hash(key) % SHARDS]
-                        old = shard.get(key)
-                        if old is None:
+                        if key not in shard:
                             shard[key] = value
                             new_count += 1
                             new_bytes += len(key) + len(value)
                             if deadline_ms is not None:
                                 deadlines.add(key, deadline_ms)
                             continue
+                        old = shard[key]
                         if deadline_ms is None and type(old) is bytes and not deadlines:
                             shard[key] = value
                             new_bytes += len(value) - len(old)
