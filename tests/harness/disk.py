@@ -328,7 +328,7 @@ class FakeDisk:
 
     def _keep_some_names(self, chance: random.Random) -> None:
         """Each change of an entry has reached the disk or not; a rename is one change, both names or neither."""
-        share = chance.choice((0.0, 0.5, 1.0))
+        share = chance.choice((0.0, 0.5, 0.5, 1.0))
         for change in self._unsynced:
             if chance.random() < share:
                 _enter(self.durable_names, *change)

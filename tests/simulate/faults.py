@@ -20,6 +20,16 @@ TARGETS: tuple[tuple[str, ...], ...] = (
     CHANGING,
     OPERATIONS,
 )
+MOMENTS: tuple[tuple[tuple[str, ...], int], ...] = (
+    (CHANGING, 1),
+    (CHANGING, 1),
+    (("write", "sync"), 2),
+    (("sync_directory",), 6),
+    (("sync_directory",), 6),
+    (("create", "rename", "remove"), 4),
+)
+"""Before which operations everything may end, and one of how many operations is such a one."""
+
 ERRORS = (errno.EIO, errno.EIO, errno.ENOSPC)
 OF_DESCRIPTORS = ("names", "read", "create", "open")
 """Operations that can find the process out of descriptors."""
@@ -32,7 +42,8 @@ class Plan:
     """What is going to happen, counted in operations from now on.
 
     Attributes:
-        strike_at: before which changing operation everything ends; None for never.
+        strike_at: before which of `struck` everything ends; None for never.
+        struck: operations that count for it.
         targets: the operations that fail.
         error: with which errno.
         fail_at: the first of them that fails; None for never.
@@ -40,6 +51,7 @@ class Plan:
     """
 
     strike_at: int | None = None
+    struck: tuple[str, ...] = CHANGING
     targets: tuple[str, ...] = ()
     error: int = errno.EIO
     fail_at: int | None = None
@@ -57,7 +69,8 @@ def draw_plan(chance: random.Random, *, strikes: float, errors: float, within: i
     """
     plan = Plan()
     if chance.random() < strikes:
-        plan.strike_at = chance.randrange(within)
+        plan.struck, share = chance.choice(MOMENTS)
+        plan.strike_at = chance.randrange(within // share + 1)
     if chance.random() < errors:
         plan.targets = chance.choice(TARGETS)
         plan.error = chance.choice(ERRORS)
@@ -98,7 +111,7 @@ class Faults:
         plan = self._plan
         if self._trace is not None:
             self._trace(f"disk: {operation} {name}")
-        if plan.strike_at is not None and operation in CHANGING:
+        if plan.strike_at is not None and operation in plan.struck:
             if plan.strike_at == 0:
                 plan.strike_at = None
                 self._strike()

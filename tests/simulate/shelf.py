@@ -152,9 +152,10 @@ class Rules:
     def give_up(self, shelf: Shelf, operation: Operation, now_ms: int) -> Iterator[Shelf]:
         """One who waits stops waiting: time is up, the server shuts down, or the client left."""
         due = operation.timeout_ms is not None and now_ms >= operation.invoked_ms + operation.timeout_ms - SLACK_MS
+        stopping_ms = self._lives[-1].stopping_ms
         if (
             (due and self._says(operation, NULL))
-            or operation.answer == UNAVAILABLE
+            or (operation.answer == UNAVAILABLE and stopping_ms is not None and now_ms >= stopping_ms)
             or (operation.outcome is Outcome.LEFT and now_ms >= operation.ended_ms)
         ):
             yield shelf.finish(operation)
@@ -181,7 +182,7 @@ class Rules:
         life = self._lives[-1]
         if operation.answer == STORAGE_FULL:
             # A pop is refused only when nothing is left of the reserve, of which no client can know.
-            return operation.name in WRITING and operation.invoked_ms <= life.full_until_ms
+            return operation.name in WRITING and operation.invoked_ms < life.full_until_ms
         return life.stopping_ms is not None and operation.invoked_ms >= life.stopping_ms
 
     def _should_wait(self, operation: Operation) -> bool:
