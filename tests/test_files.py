@@ -225,10 +225,22 @@ def test_writing_goes_on_where_a_file_was_opened_or_cut(directory: DiskDirectory
     file = directory.open("file", 4)
     file.write(b"four")
     assert directory.read("file") == b"0123four89"
+    file.truncate(9)
+    file.write(b"!")
+    assert directory.read("file") == b"0123four!"
     file.truncate(6)
     file.write(b"-end")
     file.close()
     assert directory.read("file") == b"0123fo-end"
+
+
+def test_a_file_can_be_allocated_where_the_file_system_leaves_that_to_the_c_library(directory: DiskDirectory) -> None:
+    """It reads the blocks that are there, and without permission to read says that the descriptor is bad."""
+    directory.create("file").close()
+    for file in (directory.open("file", 0), directory.create("other")):
+        flags = fcntl.fcntl(file._descriptor, fcntl.F_GETFL)  # type: ignore[attr-defined]
+        assert flags & os.O_ACCMODE == os.O_RDWR
+        file.close()
 
 
 def test_a_closed_file_is_not_mistaken_for_the_next_with_its_number(directory: DiskDirectory) -> None:

@@ -23,6 +23,9 @@ from typing import Protocol
 
 LOCK_NAME = "LOCK"
 
+_WRITING = os.O_RDWR
+"""Nothing is read there by us; the C library does, where it allocates in place of a file system that cannot."""
+
 
 class LockedError(Exception):
     """Another process holds the data directory. `holder` is what it wrote about itself."""
@@ -46,7 +49,7 @@ class File(Protocol):
         """Returns when everything written is on disk; raises OSError when that cannot be said."""
 
     def truncate(self, size_bytes: int) -> None:
-        """Cuts the file to `size_bytes`; writing goes on there."""
+        """Cuts the file to `size_bytes`; writing goes on where it was, or at the new end if that comes before."""
 
     def allocate(self, size_bytes: int) -> None:
         """Takes the disk's room for a length of `size_bytes`, and makes the file that long; what is new reads as zeros.
@@ -152,7 +155,8 @@ class DiskFile:
 
     def truncate(self, size_bytes: int) -> None:
         os.ftruncate(self._descriptor, size_bytes)
-        os.lseek(self._descriptor, size_bytes, os.SEEK_SET)
+        if os.lseek(self._descriptor, 0, os.SEEK_CUR) > size_bytes:
+            os.lseek(self._descriptor, size_bytes, os.SEEK_SET)
 
     def allocate(self, size_bytes: int) -> None:
         os.posix_fallocate(self._descriptor, 0, size_bytes)
@@ -244,12 +248,12 @@ class DiskDirectory:
         os.link(name, new, src_dir_fd=self._descriptor, dst_dir_fd=other._descriptor, follow_symlinks=False)
 
     def create(self, name: str) -> File:
-        descriptor = self._open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        descriptor = self._open(name, _WRITING | os.O_CREAT | os.O_EXCL)
         os.fchmod(descriptor, 0o600)
         return DiskFile(descriptor)
 
     def open(self, name: str, offset: int) -> File:
-        descriptor = self._open(name, os.O_WRONLY)
+        descriptor = self._open(name, _WRITING)
         os.lseek(descriptor, offset, os.SEEK_SET)
         return DiskFile(descriptor)
 

@@ -109,6 +109,7 @@ class OpenSegment:
 
     def write(self, frame: bytes) -> None:
         """Hands a frame to the system; what is not allocated for it yet is allocated first."""
+        self._check_length()  # behind a cut, the write would make the file as long as before
         self._allocate(self.size_bytes + len(frame))
         self._file.write(frame)
         self.size_bytes += len(frame)
@@ -123,7 +124,7 @@ class OpenSegment:
         self._file.sync()
         if not self._directory.leads_to(self.header.name, self._file):
             raise OSError(f"{self._directory.path}/{self.header.name} was removed or replaced by somebody else")
-        check_size(self._directory, self.header.name, self.size_bytes)
+        self._check_length()
 
     def make_room(self, wanted_bytes: int) -> None:
         """Makes the spare when it is time, or when `wanted_bytes` would not fit; notes whether the disk is full.
@@ -157,7 +158,6 @@ class OpenSegment:
                 if error.errno not in NO_ROOM:
                     raise
             self._note_full()
-            self._file.truncate(self._allocated_bytes)  # an attempt that failed may have taken what there was
             rest_bytes //= 2
 
     def prepare_spare(self, frame_bytes: int, *, squeeze: bool) -> None:
@@ -244,9 +244,12 @@ class OpenSegment:
             self._file.allocate(size_bytes)
             self._allocated_bytes = size_bytes
         except OSError as error:
-            if error.errno not in _CANNOT_ALLOCATE:
-                raise
-            self._can_allocate = False
+            if error.errno in _CANNOT_ALLOCATE:
+                self._can_allocate = False
+                return
+            if error.errno in NO_ROOM:
+                self._file.truncate(self._allocated_bytes)  # it may have taken what there was
+            raise
 
     def _extend(self, more_bytes: int) -> None:
         """Allocates more of this segment, for want of a descriptor for the next."""
@@ -256,6 +259,9 @@ class OpenSegment:
             if error.errno not in NO_ROOM:
                 raise
             self._note_full()
+
+    def _check_length(self) -> None:
+        check_size(self._directory, self.header.name, self._allocated_bytes)
 
     def _note_full(self) -> None:
         self.full = True

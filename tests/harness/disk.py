@@ -489,7 +489,7 @@ class FakeFile:
     def truncate(self, size_bytes: int) -> None:
         self._disk.operate(self._directory, "truncate", self._name)
         self.content.resize(size_bytes)
-        self._offset = size_bytes
+        self._offset = min(self._offset, size_bytes)
 
     def allocate(self, size_bytes: int) -> None:
         self._disk.operate(self._directory, "allocate", self._name)
