@@ -108,6 +108,18 @@ class StartError(Exception):
     """The server cannot start as it was told to."""
 
 
+class _EngineFailed(Exception):
+    """The engine came to a bad end, which was reported when it happened: what comes now may hold the exit up.
+
+    Attributes:
+        code: with which the process ends.
+    """
+
+    def __init__(self, code: ExitCode) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def serve(settings: ServerSettings) -> ExitCode:
     """Runs a server until a signal ends it.
 
@@ -123,16 +135,15 @@ def serve(settings: ServerSettings) -> ExitCode:
         code = _report(errors, ExitCode.DAMAGE)
     except* LockedError as errors:
         code = _report(errors, ExitCode.LOCKED)
-    except* LogFailed:
-        code = ExitCode.LOG_FAILED  # reported when it happened, before anything could hold the exit up
+    except* _EngineFailed as errors:
+        code = max(error.code for error in _leaves(errors) if isinstance(error, _EngineFailed))
     except* (StartError, DirectoryError) as errors:
         code = _report(errors, ExitCode.FAILURE)
     except* OSError as errors:
         _logger.critical("cannot serve from %s", settings.data.absolute())
         code = _report(errors, ExitCode.FAILURE)
-    except* Exception:
-        _logger.critical("stopped by a defect", exc_info=True)
-        code = ExitCode.FAILURE
+    except* Exception as errors:
+        code = max(code, _report(errors, ExitCode.FAILURE))
     return code
 
 
@@ -263,6 +274,11 @@ class _Stop:
         signal.signal(signal.SIGALRM, end)
         signal.setitimer(signal.ITIMER_REAL, within_s)
 
+    def fail(self, errors: BaseExceptionGroup[BaseException], code: ExitCode) -> ExitCode:
+        """Starts the timer, then reports why the engine came to a bad end: whoever reads the log may hold us up."""
+        self.arm(FAIL_WITHIN_S, code)
+        return _report(errors, code)
+
 
 class _SeldomFilter(logging.Filter):
     """Lets a repeated complaint through once in `SELDOM_S`, and on one line.
@@ -291,18 +307,17 @@ def _exit(code: int) -> NoReturn:
 
 
 async def _run_engine(engine: Engine, stop: _Stop, task_status: trio.TaskStatus[None]) -> None:
+    code = ExitCode.OK
     try:
         await engine.run(task_status)
     except* LogFailed as errors:
-        stop.arm(FAIL_WITHIN_S, ExitCode.LOG_FAILED)
-        _report(errors, ExitCode.LOG_FAILED)
-        raise
-    except* Damage:
-        stop.arm(FAIL_WITHIN_S, ExitCode.DAMAGE)
-        raise
-    except* Exception:
-        stop.arm(FAIL_WITHIN_S, ExitCode.FAILURE)
-        raise
+        code = stop.fail(errors, ExitCode.LOG_FAILED)
+    except* Damage as errors:
+        code = stop.fail(errors, ExitCode.DAMAGE)
+    except* Exception as errors:
+        code = stop.fail(errors, ExitCode.FAILURE)
+    if code is not ExitCode.OK:
+        raise _EngineFailed(code)
     stop.engine_ended.set()
 
 

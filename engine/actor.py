@@ -178,6 +178,7 @@ class Engine:
             )
         self._callers = 0
         self._closing = False
+        self._broken = False  # the actor was stopped in the middle of something: what it owns may be half changed
         self._commands = self._pops = self._expired_keys = self._returned_values = 0
 
     # For callers
@@ -270,7 +271,11 @@ class Engine:
                 if self._checkpointer is not None:
                     nursery.start_soon(self._checkpointer.run)
                 task_status.started()
-                await self._run_actor()
+                try:
+                    await self._run_actor()
+                except BaseException:
+                    self._broken = True
+                    raise
                 if self._checkpointer is not None:
                     self._checkpointer.stop()
                 self._committer.finish()
@@ -524,7 +529,7 @@ class Engine:
 
     def _withdraw(self, call: _Call, _raise_cancel: object = None) -> trio.lowlevel.Abort:
         """Takes a cancelled caller out, whatever stage its call is in. Sync: it runs inside the cancellation."""
-        if call.stage is _Stage.WITHDRAWN:
+        if call.stage is _Stage.WITHDRAWN or self._broken:
             pass
         elif call.stage is _Stage.PARKED:
             assert call.waiter is not None

@@ -226,7 +226,7 @@ class World:
         try:
             with self._scope:
                 await self.engine.run(task_status)
-        except* LogFailed as failure:
+        except* (LogFailed, MemoryError) as failure:
             self.failure = failure
             for job in list(self._jobs):
                 job.leave()  # as when the process ends: nobody is answered any more
