@@ -32,7 +32,15 @@ from dataclasses import dataclass, replace
 
 from wal.files import Directory, File
 from wal.frame import Tail, encode
-from wal.manifest import MANIFEST_NAME, CleanClose, Manifest, Snapshot, read_manifest, write_manifest
+from wal.manifest import (
+    MANIFEST_NAME,
+    CleanClose,
+    Manifest,
+    Snapshot,
+    encode_manifest,
+    read_manifest,
+    write_manifest,
+)
 from wal.open_segment import NO_DESCRIPTOR, NO_ROOM, OpenSegment, Room, check_size
 from wal.replay import Apply, Progress, check_end, check_names, mend, replay
 from wal.segment import (
@@ -231,7 +239,8 @@ class Log:
                 expected[snapshot_name(self._manifest.snapshot.number)] = self._manifest.snapshot.size_bytes
             for name, size_bytes in expected.items():
                 check_size(self._directory, name, size_bytes, size_bytes)
-            check_size(self._directory, MANIFEST_NAME, 1)
+            manifest_bytes = len(encode_manifest(self._manifest))
+            check_size(self._directory, MANIFEST_NAME, manifest_bytes, manifest_bytes)
 
     def make_room(self, wanted_bytes: int = 0) -> None:
         """Allocates what comes next, ahead of need; that the disk is full is noted in `room`, not raised.
@@ -423,7 +432,7 @@ class Log:
             return refused[0]
         error = self._replace_manifest(self._manifest.with_segment(header))
         if error is not None:
-            spare.file.close()  # not named, so not part of the log: the next roll, or the next start, makes it afresh
+            self._open.give_up(spare)
             return error
         self._sealed = {**self._sealed, before.name: self._open.size_bytes}
         self._open.advance(spare)

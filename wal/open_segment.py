@@ -10,6 +10,7 @@ A file system that cannot allocate is taken as it is: a full disk is then only s
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from dataclasses import dataclass
 
 from wal.files import Directory, File
@@ -96,12 +97,11 @@ class OpenSegment:
         """What may be written."""
         if not self._can_allocate:
             return _ENDLESS
+        frames_bytes = max(self._rest_bytes, self._spare_bytes - HEADER_BYTES)
         if not self.full:
-            return Room(max(self._rest_bytes, self._spare_bytes - HEADER_BYTES))
+            return Room(frames_bytes)
         kept_bytes = self._piece_bytes // RESERVE_SHARE
-        return Room(
-            max(0, self._rest_bytes - kept_bytes), full=True, free_bytes=self._free_bytes + self._rest_bytes // 2
-        )
+        return Room(max(0, frames_bytes - kept_bytes), full=True, free_bytes=self._free_bytes + self._rest_bytes // 2)
 
     def is_short_for(self, frame_bytes: int) -> bool:
         """Whether a frame needs more than is allocated here, while there is a spare."""
@@ -180,6 +180,7 @@ class OpenSegment:
 
     def cut(self) -> None:
         """Gives back what is allocated here and not written; needs a sync."""
+        self._check_length()  # behind a cut, this would make the file as long as it should be
         if self._allocated_bytes > self.size_bytes:
             self._file.truncate(self.size_bytes)
             self._allocated_bytes = self.size_bytes
@@ -196,7 +197,17 @@ class OpenSegment:
         assert self._spare is not None
         file, allocated_bytes = self._spare, max(HEADER_BYTES, self._spare_bytes)
         self._spare, self._spare_bytes = None, 0
-        return NamedSpare(finish_file(self._directory, header.name, file, header.encode()), header, allocated_bytes)
+        try:
+            file = finish_file(self._directory, header.name, file, header.encode())
+        except OSError:
+            self._remove(header.name + TEMPORARY_SUFFIX, header.name)
+            raise
+        return NamedSpare(file, header, allocated_bytes)
+
+    def give_up(self, spare: NamedSpare) -> None:
+        """Removes what `name_spare` returned, when it cannot become part of the log."""
+        spare.file.close()
+        self._remove(spare.header.name)
 
     def advance(self, spare: NamedSpare) -> None:
         """Goes on in what `name_spare` returned."""
@@ -223,18 +234,28 @@ class OpenSegment:
     def _rest_bytes(self) -> int:
         return self._allocated_bytes - self.size_bytes
 
+    def _remove(self, *names: str) -> None:
+        """Gives back the room of what is no part of the log; what stays is in nobody's way until the next start."""
+        for name in names:
+            with suppress(OSError):
+                self._directory.remove(name)
+
     def _make_spare(self, size_bytes: int) -> None:
-        self.drop_spare()
-        self._spare = begin_file(self._directory, segment_name(self.header.number + 1))
+        if self._spare is None:
+            self._spare = begin_file(self._directory, segment_name(self.header.number + 1))
         try:
-            if self._can_allocate:
+            if self._can_allocate and size_bytes > self._spare_bytes:
                 self._spare.allocate(size_bytes)
                 self._spare_bytes = size_bytes
         except OSError as error:
-            if error.errno not in _CANNOT_ALLOCATE:
+            if error.errno in _CANNOT_ALLOCATE:
+                self._can_allocate = False
+                return
+            if self._spare_bytes == 0:
                 self.drop_spare()
-                raise
-            self._can_allocate = False
+            elif error.errno in NO_ROOM:
+                self._spare.truncate(self._spare_bytes)  # the one there was stays in reserve
+            raise
 
     def _allocate(self, size_bytes: int) -> None:
         """Allocates this segment up to a length."""
