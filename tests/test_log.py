@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 
-from tests.harness.disk import CHANGING, FakeDisk, failing
-from wal.files import LockedError
+from tests.harness import logs
+from tests.harness.disk import CHANGING, FakeDisk, Fault, failing
+from tests.harness.logs import COMMITS
+from wal.files import DiskDirectory, LockedError
 from wal.frame import Frame
 from wal.log import Log, LogFailed, Recovery
 from wal.manifest import MANIFEST_NAME
@@ -340,3 +344,260 @@ def test_leftovers_of_ours_are_removed_in_silence(caplog: pytest.LogCaptureFixtu
     Reader(disk).log.close()
     assert sorted(disk.names) == sorted([*kept, "00000001.log.torn-5"])
     assert caplog.records == []
+
+
+# Files that somebody takes away
+
+
+def four_files(*, allocates: bool = True) -> tuple[FakeDisk, Log]:
+    """A log with a snapshot, two sealed segments and the open one, and its disk."""
+    disk = FakeDisk(allocates=allocates)
+    _, log = logs.start(disk)
+    for number, commit in enumerate(COMMITS[:4]):
+        if number == 1:
+            logs.checkpoint(disk, log)
+        elif number > 1:
+            log.seal()
+        logs.append(log, commit)
+        log.commit()
+    assert [name for name in logs.listed(disk) if name != MANIFEST_NAME] == [
+        "00000001.snapshot",
+        "00000002.log",
+        "00000003.log",
+        "00000004.log",
+    ]
+    return disk, log
+
+
+def remove(disk: FakeDisk, name: str) -> None:
+    del disk.names[name]
+
+
+def rename(disk: FakeDisk, name: str) -> None:
+    disk.names["elsewhere"] = disk.names.pop(name)
+
+
+def copy_over(disk: FakeDisk, name: str) -> None:
+    disk.put(name, disk.get(name))
+
+
+def cut(disk: FakeDisk, name: str) -> None:
+    disk.names[name].resize(disk.names[name].seen.length // 2)
+
+
+def empty(disk: FakeDisk, name: str) -> None:
+    disk.names[name].resize(0)
+
+
+either = pytest.mark.parametrize("allocates", [True, False], ids=["allocated", "grown"])
+
+
+@either
+@pytest.mark.parametrize("strike", [remove, rename, copy_over, cut, empty])
+def test_a_commit_into_a_file_that_somebody_took_away_fails(
+    strike: Callable[[FakeDisk, str], None], *, allocates: bool
+) -> None:
+    """B10: the next commit, whatever was written after it; and it names the file."""
+    disk, log = four_files(allocates=allocates)
+    strike(disk, "00000004.log")
+    with pytest.raises(LogFailed, match=r"00000004\.log was "):  # noqa: PT012
+        append(log, "v" * 300)
+        log.commit()
+    with pytest.raises(LogFailed, match="earlier"):
+        append(log, "w")
+
+
+@pytest.mark.parametrize("strike", [remove, cut])
+def test_a_file_that_is_taken_away_between_a_write_and_its_sync_is_missed(
+    strike: Callable[[FakeDisk, str], None],
+) -> None:
+    """B10"""
+    disk, log = four_files()
+    append(log, "v")
+    strike(disk, "00000004.log")
+    with pytest.raises(LogFailed, match=r"00000004\.log was "):
+        log.commit()
+    assert log.durable_lsn < log.last_lsn
+
+
+@either
+@pytest.mark.parametrize("strike", [remove, rename, cut, empty])
+@pytest.mark.parametrize("name", ["00000001.snapshot", "00000002.log", "00000003.log", MANIFEST_NAME])
+def test_a_look_at_all_files_finds_the_one_that_somebody_took_away(
+    name: str, strike: Callable[[FakeDisk, str], None], *, allocates: bool
+) -> None:
+    """B10"""
+    disk, log = four_files(allocates=allocates)
+    log.check_files()
+    strike(disk, name)
+    with pytest.raises(LogFailed, match=rf"{name} was "):
+        log.check_files()
+    with pytest.raises(LogFailed, match="earlier"):
+        append(log, "w")
+
+
+def test_a_look_at_all_files_changes_nothing_and_finds_nothing_in_a_long_life() -> None:
+    """B10: after rolls, spares, checkpoints and starts."""
+    disk = FakeDisk(allocates=True)
+    for _ in range(3):
+        _, log = logs.start(disk)
+        log.check_files()
+        for commit in (COMMITS[0], COMMITS[3]) * 5:
+            logs.append(log, commit)
+            log.commit()
+            log.check_files()
+            log.make_room(70_000)
+            log.check_files()
+        logs.checkpoint(disk, log)
+        log.check_files()
+        log.close()
+
+
+def test_a_directory_that_was_moved_away_fails_the_log(tmp_path: Path) -> None:
+    """B10"""
+    log = Log.recover(DiskDirectory(tmp_path / "data"), lambda _frame: None, time_ms=1)
+    append(log, "a")
+    log.commit()
+    log.check_files()
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    (tmp_path / "data").mkdir()
+    with pytest.raises(LogFailed, match=f"{tmp_path}/data was moved or removed"):
+        log.check_files()
+    log.abandon()
+
+
+# Room that is allocated ahead
+
+
+def test_a_failed_sync_in_a_roll_is_never_taken_for_want_of_room() -> None:
+    """B2: what was not committed before the roll may be lost, whatever the error is called."""
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE):
+        disk = FakeDisk()
+        log = Reader(disk, segment_bytes_max=100).log
+        append(log, "a" * 20)
+
+        def fault(operation: str, name: str, code: int = code) -> None:
+            if operation == "sync" and name.startswith("00000001.log"):
+                raise OSError(code, "not on disk")
+
+        disk.fault = fault
+        with pytest.raises(LogFailed, match="not on disk"):
+            append(log, "b" * 20)
+
+
+def test_a_segment_is_sealed_without_the_zeros_of_an_allocation_that_failed() -> None:
+    """B3, B6: no descriptor for the next segment, and no room to let this one grow."""
+    disk = FakeDisk(allocates=True)
+    log = Reader(disk, segment_bytes_max=100_000).log
+    append(log, "a" * 90_000)
+    disk.fault = no_more(errno.EMFILE, "create")
+    disk.capacity_bytes = disk.used_bytes + 20_000
+    log.make_room()
+    assert log.room.full
+    disk.fault = None
+    append(log, "b" * 9_000)
+    log.commit()
+    disk.capacity_bytes = None
+    log.make_room()
+    append(log, "c" * 50_000)
+    log.commit()
+    log.check_files()
+    log.seal()
+    log.check_files()
+    disk.kill()
+    assert [value[0] for value in values(disk)] == ["a", "b", "c"]
+
+
+def no_more(code: int, *operations: str) -> Fault:
+    """A fault: these operations fail for want of something."""
+
+    def fault(operation: str, _name: str) -> None:
+        if operation in operations:
+            raise OSError(code, "there is nothing left")
+
+    return fault
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOSPC])
+def test_a_roll_that_the_manifest_refuses_gives_the_new_segments_room_back(code: int) -> None:
+    """B3, B6: the log goes on in the old segment, on a disk that has room for one of the two."""
+    disk = FakeDisk(allocates=True)
+    log = Reader(disk, segment_bytes_max=100_000).log
+    append(log, "a" * 60_000)
+    log.make_room()
+    disk.capacity_bytes = disk.used_bytes
+
+    def fault(operation: str, name: str) -> None:
+        if (operation, name) == ("create", "MANIFEST.tmp"):
+            raise OSError(code, "there is nothing left")
+
+    disk.fault = fault
+    append(log, "b" * 60_000)
+    log.commit()
+    log.check_files()
+    disk.fault = None
+    disk.kill()
+    assert [value[0] for value in values(disk)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("step", ["write", "sync", "rename", "sync_directory"])
+def test_a_spare_that_cannot_be_named_gives_its_room_back(step: str) -> None:
+    """B3"""
+    disk = FakeDisk(allocates=True)
+    log = Reader(disk, segment_bytes_max=100_000).log
+    append(log, "a" * 60_000)
+    log.make_room()
+    disk.capacity_bytes = disk.used_bytes
+
+    def fault(operation: str, name: str) -> None:
+        if operation == step and (name.startswith("00000002.log") or not name):
+            raise OSError(errno.ENOSPC, "there is nothing left")
+
+    disk.fault = fault
+    append(log, "b" * 60_000)
+    log.commit()
+    disk.fault = None
+    disk.kill()
+    assert [value[0] for value in values(disk)] == ["a", "b"]
+
+
+def test_a_spare_that_somebody_removed_fails_the_log() -> None:
+    """B10"""
+    disk = FakeDisk(allocates=True)
+    log = Reader(disk, segment_bytes_max=100_000).log
+    append(log, "a" * 60_000)
+    log.make_room()
+    del disk.names["00000002.log.tmp"]
+    with pytest.raises(LogFailed):
+        append(log, "b" * 60_000)
+
+
+def test_a_command_for_which_there_is_no_room_does_not_cost_the_spare() -> None:
+    """B4: what was held in reserve before is held after it."""
+    disk = FakeDisk(allocates=True)
+    log = Reader(disk, segment_bytes_max=100_000).log
+    append(log, "a" * 95_000)
+    log.make_room()
+    before = log.room
+    assert before.frames_bytes > 90_000
+    disk.capacity_bytes = disk.used_bytes + 50_000
+    log.make_room(1_000_000)
+    assert log.room.full
+    disk.capacity_bytes = disk.used_bytes
+    log.make_room()
+    assert log.room == before
+
+
+def test_the_log_says_what_it_takes_of_the_disk() -> None:
+    for allocates in (True, False):
+        disk = FakeDisk(allocates=allocates)
+        _, log = logs.start(disk)
+        for number, commit in enumerate(COMMITS):
+            logs.append(log, commit)
+            log.commit()
+            log.make_room(70_000 if number % 3 == 0 else 0)
+            if number == 4:
+                logs.checkpoint(disk, log)
+            assert log.disk_bytes == sum(
+                content.seen.length for name, content in disk.names.items() if name != MANIFEST_NAME
+            )
