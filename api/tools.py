@@ -289,12 +289,12 @@ def _open_for_repair(path: str, fix: bool) -> Iterator[DiskDirectory]:
 
 
 def _repair_text(plan: Plan, kept: list[str], *, fix: bool, is_agreed: bool) -> Iterator[str]:
-    where = plan.after.directory
+    where, torn = plan.after.directory, plan.after.torn
+    tail = None if torn is None else f"The next start cuts a torn tail of {torn.size_bytes:,} bytes off {torn.file}"
     if not plan.damage:
-        torn = plan.after.torn
         yield f"{where}: nothing to repair, last {output.end_text(plan.after)}"
-        if torn is not None:
-            yield f"The next start cuts a torn tail of {torn.size_bytes:,} bytes off {torn.file}, and keeps a copy"
+        if tail is not None:
+            yield f"{tail}, and keeps a copy"
         return
     yield f"{where} is damaged:"
     yield from output.damage_text(plan.damage)
@@ -304,6 +304,8 @@ def _repair_text(plan: Plan, kept: list[str], *, fix: bool, is_agreed: bool) -> 
     if plan.lost and plan.loss.records and not kept:
         yield f"  (holdfast wal dump {quote(where)} --from-lsn {plan.lost[0]} prints them)"
     yield from plan.caveats
+    if tail is not None:
+        yield tail
     if kept:
         yield f"The files as they were: {', '.join(kept)}"
         yield "Verified: a server starts on it"

@@ -22,7 +22,9 @@ ALLOWED_THIRD_PARTY = {
 }
 PURE = ("api/dialects.py", "api/json_body.py", "api/access.py")
 TOOLS = ("tools.py", "tool_output.py")
-TOOLS_REACH = {f"wal.{name}" for name in ("backup", "check", "dump", "files", "frame", "repair", "segment", "view")}
+TOOLS_REACH = {
+    f"wal.{name}" for name in ("backup", "check", "dump", "files", "frame", "repair", "replay", "segment", "view")
+}
 """The tools read logs, and mend them; they neither open one for appending nor run an engine."""
 MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).glob("*.py"))
 

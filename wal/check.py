@@ -126,7 +126,7 @@ def verify(directory: Directory, applying: Callable[[], Apply], progress: Progre
         with view:
             check = Check(view, view.manifest, applying(), progress)
             report = check.run(damage)
-            if not check.may_be_moving or view.is_current():
+            if damage or not check.may_be_moving or view.is_current():
                 return report
     raise Restless(directory.path)
 
@@ -243,9 +243,6 @@ class Check:
             self._report.time_ms = frame.time_ms
             self._report.last_lsn = current.last_lsn or self._report.last_lsn
 
-        if manifest.snapshot is not None:
-            header = read_header(self._source, snapshot_name(manifest.snapshot.number), SNAPSHOT_MAGIC)
-            self._report.last_lsn = 0 if header is None else header.first_lsn - 1
         found = replay(self._source, manifest, apply, self._progress, self._begin)
         found.scan = settle(self._source, found.name, found.header.identity, found.scan)
         check_end(self._source, manifest.clean_close, found)
@@ -253,6 +250,11 @@ class Check:
             self._report.torn = _torn(found)
 
     def _begin(self, name: str) -> None:
+        before = self._report.files[-1].name if self._report.files else name
+        if snapshot_number(before) is not None and before != name and not self._report.damage:
+            header = read_header(self._source, before, SNAPSHOT_MAGIC)
+            assert header is not None, "the snapshot has been replayed"
+            self._report.last_lsn = header.first_lsn - 1
         size_bytes = self._source.size(name) if name in self._names else 0
         self._report.files.append(FileReport(name, size_bytes))
 
