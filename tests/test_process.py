@@ -105,6 +105,7 @@ def test_damage_exits_3_names_file_offset_and_record_and_changes_nothing(server:
     assert server.wait() == 3
     offset = HEADER_BYTES + 2 * frame_bytes
     assert f"00000001.log is damaged at offset {offset}, record 3: " in server.log
+    assert f"see: holdfast wal verify {server.data}" in server.log
     assert segment.read_bytes() == bytes(data)
 
 
