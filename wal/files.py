@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -147,19 +148,23 @@ class DiskFile:
 
     def write(self, data: bytes) -> None:
         rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+        with _naming(self._descriptor):
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
 
     def sync(self) -> None:
-        os.fdatasync(self._descriptor)
+        with _naming(self._descriptor):
+            os.fdatasync(self._descriptor)
 
     def truncate(self, size_bytes: int) -> None:
-        os.ftruncate(self._descriptor, size_bytes)
-        if os.lseek(self._descriptor, 0, os.SEEK_CUR) > size_bytes:
-            os.lseek(self._descriptor, size_bytes, os.SEEK_SET)
+        with _naming(self._descriptor):
+            os.ftruncate(self._descriptor, size_bytes)
+            if os.lseek(self._descriptor, 0, os.SEEK_CUR) > size_bytes:
+                os.lseek(self._descriptor, size_bytes, os.SEEK_SET)
 
     def allocate(self, size_bytes: int) -> None:
-        os.posix_fallocate(self._descriptor, 0, size_bytes)
+        with _naming(self._descriptor):
+            os.posix_fallocate(self._descriptor, 0, size_bytes)
 
     def stands_at(self, name: str, directory: int) -> bool:
         """Whether `name` in the directory with that descriptor leads to this very file."""
@@ -185,7 +190,7 @@ class DiskHeldFile:
         return os.fstat(self._descriptor).st_size
 
     def read(self, offset: int = 0, count: int | None = None) -> bytes:
-        with open(self._descriptor, "rb", closefd=False) as file:
+        with _naming(self._descriptor), open(self._descriptor, "rb", closefd=False) as file:
             file.seek(offset)
             return file.read() if count is None else file.read(count)
 
@@ -236,7 +241,7 @@ class DiskDirectory:
 
     def read(self, name: str, offset: int = 0, count: int | None = None) -> bytes:
         descriptor = self._open(name, os.O_RDONLY)
-        with open(descriptor, "rb") as file:
+        with open(descriptor, "rb") as file, _naming(descriptor):
             file.seek(offset)
             return file.read() if count is None else file.read(count)
 
@@ -264,7 +269,8 @@ class DiskDirectory:
         os.unlink(name, dir_fd=self._descriptor)
 
     def sync(self) -> None:
-        os.fsync(self._descriptor)
+        with _naming(self._descriptor):
+            os.fsync(self._descriptor)
 
     def random_bytes(self, count: int) -> bytes:
         return os.urandom(count)
@@ -327,6 +333,17 @@ class DiskDirectory:
             with open(descriptor, "rb") as file:
                 return file.read(200).decode("utf-8", "replace").strip() or "another process"
         return "another process"
+
+
+@contextlib.contextmanager
+def _naming(descriptor: int) -> Iterator[None]:
+    """Has an error say which file it is about: the system knows only the descriptor."""
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            error.filename = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        raise
 
 
 def _make_directory(path: Path) -> None:
