@@ -155,10 +155,17 @@ def run(settings: ServerSettings) -> NoReturn:
     _exit(serve(settings))
 
 
+_OPERATORS_BUSINESS = (Damage, NewerFormat, LogFailed, LockedError, StartError, DirectoryError, OSError)
+
+
 def _report(errors: BaseExceptionGroup[BaseException], code: ExitCode) -> ExitCode:
+    """Logs what went wrong: one line for what operators can mend, the traceback of a defect."""
     for error in _leaves(errors):
-        hint = f"; see: holdfast wal verify {shlex.quote(error.directory)}" if isinstance(error, Damage) else ""
-        _logger.critical("%s%s", error, hint)
+        if isinstance(error, _OPERATORS_BUSINESS):
+            hint = f"; see: holdfast wal verify {shlex.quote(error.directory)}" if isinstance(error, Damage) else ""
+            _logger.critical("%s%s", error, hint)
+        else:
+            _logger.critical("stopped by a defect", exc_info=error)
     return code
 
 
