@@ -237,6 +237,7 @@ def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
     async def stats() -> Response:
         members = dataclasses.asdict(engine.statistics())
         members |= {"connections": connections_open(), "requests_open": app.requests_open}
+        members["tasks"] = trio.lowlevel.current_statistics().tasks_living
         return _response(dialects.Answer(200, _encode(members)))
 
     async def checkpoint() -> Response:
