@@ -28,8 +28,8 @@ from wal.replay import replay_sealed
 from wal.segment import Damage
 from wal.snapshot import FoldPlan, write_snapshot
 
-CHECK_RECORDS = 4096
-"""Records written between two looks at whether the server still lives."""
+CHECK_RECORDS = 64
+"""Records written between two looks at whether the server still lives; each may be as long as a whole frame."""
 
 NICENESS = 10
 """The server comes first."""
