@@ -400,6 +400,7 @@ LEAVES = pytest.mark.parametrize("leave", [_fin, _half_close, _reset])
 async def test_e2_a_parked_pop_is_withdrawn_when_its_client_leaves(
     server: Server, leave: Callable[[Client], Awaitable[None]]
 ) -> None:
+    """E2: with FIN, half-close or RST, within a tenth of a second."""
     client = await park(server)
     began = trio.current_time()
     await leave(client)
@@ -413,6 +414,7 @@ async def test_e2_a_parked_pop_is_withdrawn_when_its_client_leaves(
 async def test_e3_a_client_that_leaves_is_seen_behind_pipelined_requests_and_none_of_them_is_run(
     server: Server, leave: Callable[[Client], Awaitable[None]], pipelined: int
 ) -> None:
+    """E3"""
     client = await park(server, post(PING) * pipelined)
     await leave(client)
     await until(lambda: server.engine.withdrawn == [b"q"])
@@ -432,6 +434,7 @@ async def test_what_was_pipelined_behind_a_parked_pop_is_run_when_its_turn_comes
 
 
 async def test_e8_h1_shutdown_answers_the_parked_and_closes_the_idle() -> None:
+    """E8, H1"""
     async with serving(graceful_timeout_s=30) as server:
         idle, begun = await server.connect(), await server.connect()
         await begun.send(b"POST / HT")
@@ -448,6 +451,7 @@ async def test_e8_h1_shutdown_answers_the_parked_and_closes_the_idle() -> None:
 
 
 async def test_f5_h1_a_client_that_does_not_read_does_not_hold_up_the_shutdown() -> None:
+    """F5, H1"""
     async with serving(graceful_timeout_s=0.1) as server:
         client = await server.connect()
         await client.send(post(b'{"command": "SET k %b"}' % (b"v" * 1_000_000)))
@@ -461,6 +465,7 @@ async def test_f5_h1_a_client_that_does_not_read_does_not_hold_up_the_shutdown()
 
 
 async def test_e2_f5_connections_inherit_what_the_listener_was_told() -> None:
+    """E2, F5: the probes that find out that a client has vanished, and how long an answer may be under way."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         tune_listener(listener, user_timeout_s=7)
         with socket.create_connection(listener.getsockname()):
@@ -478,7 +483,7 @@ async def test_e2_f5_connections_inherit_what_the_listener_was_told() -> None:
 
 
 async def test_e2_the_probes_of_a_crowd_are_spread() -> None:
-    """Those of 10,000 that parked together came in one burst, and 4,388 clients were taken for gone."""
+    """E2: those of 10,000 that parked together came in one burst, and 4,388 clients were taken for gone."""
     drawn = set()
     with trio.socket.socket() as connection:
         for _ in range(200):
@@ -491,6 +496,7 @@ async def test_e2_the_probes_of_a_crowd_are_spread() -> None:
 
 
 async def test_h3_a_listener_is_not_inherited_by_child_processes() -> None:
+    """H3"""
     listener = socket.create_server(("127.0.0.1", 0))
     (owned,) = hypercorn_config([listener.detach()]).create_sockets().insecure_sockets
     with owned:

@@ -193,6 +193,7 @@ def test_a_log_that_nobody_reads_cannot_hold_up_the_exit(tmp_path: Path) -> None
 
 
 def test_a_second_signal_exits_now(server: Server) -> None:
+    """H1"""
     body = b'{"command": "SET", "key": "k", "value": "'
     head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
     with socket.create_connection((server.host, server.port)) as client:
@@ -223,6 +224,7 @@ def test_out_of_descriptors_the_server_goes_on(server: Server) -> None:
 
 
 def test_sighup_and_sigusr1_do_not_end_the_server(server: Server) -> None:
+    """H2"""
     server.signal(signal.SIGHUP)
     server.signal(signal.SIGUSR1)
     until(lambda: 'SIGUSR1: {"keys": 0,' in server.log)
