@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -49,3 +50,42 @@ def test_the_readme_session_answers_as_shown(tmp_path: Path) -> None:
             assert ran.stdout == shown.rstrip("\n"), command
             if ran.stdout:
                 json.loads(ran.stdout)
+
+
+ROWS = {"A": 17, "B": 16, "C": 9, "D": 6, "E": 17, "H": 7}
+"""The failure modes of docs/durability.md: how many each section has."""
+
+WITHOUT_TEST = {"H5", *(f"E{number}" for number in range(11, 18))}
+
+
+def failure_modes() -> dict[str, list[tuple[str, str]]]:
+    """The tests that docs/durability.md names for each failure mode: file and name."""
+    section = (ROOT / "docs/durability.md").read_text().partition("## Failure modes")[2]
+    modes: dict[str, list[tuple[str, str]]] = {}
+    for kind, first, last, row in re.findall(r"^\| ([A-H])(\d+)(?: to [A-H](\d+))? \|(.*) \|$", section, re.MULTILINE):
+        for number in range(int(first), int(last or first) + 1):
+            modes[f"{kind}{number}"] = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
+    return modes
+
+
+def docstrings() -> dict[tuple[str, str], str]:
+    """The docstring of every test, by file and name."""
+    return {
+        (path.name, node.name): ast.get_docstring(node) or ""
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+
+
+def test_every_failure_mode_is_held_by_a_test_that_names_it() -> None:
+    modes, found = failure_modes(), docstrings()
+    assert sorted(modes) == sorted(f"{kind}{number + 1}" for kind, count in ROWS.items() for number in range(count))
+    assert {mode for mode, tests in modes.items() if not tests} == WITHOUT_TEST
+    missing = [
+        (mode, *test)
+        for mode, tests in modes.items()
+        for test in tests
+        if not re.search(rf"\b{mode}\b", found.get(test, ""))
+    ]
+    assert missing == [], "a test that is not there, or whose docstring does not name the row"
