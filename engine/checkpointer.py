@@ -37,7 +37,7 @@ from wal.snapshot import FoldPlan
 
 PAUSE_MIN_S = 1.0
 PAUSE_MAX_S = 60.0
-"""Between a checkpoint that failed and the next try."""
+"""Between a checkpoint that failed, or was to give room back and did not, and the next one."""
 
 ROOM_MARGIN = 1.1
 """On a full disk, a checkpoint is tried when its snapshot, by estimate, would fit with so much to spare."""
@@ -159,6 +159,8 @@ class Checkpointer:
         self._wake = trio.Event()
         self._asked = trio.Event()
         self._scope = trio.CancelScope()
+        self._reclaim_pause_s = PAUSE_MIN_S
+        self._reclaim_after_s = 0.0
 
     def look(self) -> None:
         """Looks whether a checkpoint is due; to be called when the log has changed."""
@@ -207,8 +209,9 @@ class Checkpointer:
             if not requests and not self._is_due():
                 continue
             outcome: Checkpoint | FoldFailed = FoldFailed("shutting down")
+            reclaiming = not self._is_worth_folding()
             try:
-                outcome = await self._checkpoint(seal=bool(requests) or not self._is_worth_folding())
+                outcome = await self._checkpoint(seal=bool(requests) or reclaiming)
             except FoldFailed as error:
                 outcome = error
             finally:
@@ -221,7 +224,16 @@ class Checkpointer:
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
             else:
                 pause_s = PAUSE_MIN_S
+                self._pause_reclaiming(outcome if reclaiming else None)
             self.look()
+
+    def _pause_reclaiming(self, done: Checkpoint | None) -> None:
+        """Lets some time pass before dead data is a reason again, if a checkpoint for its sake gave little back."""
+        if done is not None and done.folded_bytes - done.snapshot_bytes < self._log.segment_bytes_max // 4:
+            self._reclaim_pause_s = min(2 * self._reclaim_pause_s, PAUSE_MAX_S)
+            self._reclaim_after_s = trio.current_time() + self._reclaim_pause_s
+        elif done is not None:
+            self._reclaim_pause_s = PAUSE_MIN_S
 
     def _answer(self, requests: list[_Request], outcome: Checkpoint | FoldFailed) -> None:
         for request in requests:
@@ -238,6 +250,8 @@ class Checkpointer:
         log = self._log
         if self._is_worth_folding():
             return True
+        if trio.current_time() < self._reclaim_after_s:
+            return False
         live_bytes, room = self._live_bytes(), log.room
         if room.full:
             dead_bytes = log.size_bytes - live_bytes

@@ -9,8 +9,9 @@ from itertools import pairwise
 
 import pytest
 import trio
+from trio.testing import MockClock
 
-from engine.checkpointer import PAUSE_MAX_S, Checkpoint, FoldFailed
+from engine.checkpointer import PAUSE_MAX_S, Checkpoint, Checkpointer, FoldFailed
 from engine.replies import Integer, Ok, Value
 from tests.harness.disk import failing
 from tests.harness.folding import FoldingWorld
@@ -105,6 +106,30 @@ async def test_reads_and_small_writes_make_no_checkpoint(world: FoldingWorld) ->
         await world.do("GET k")
     await trio.sleep(3600)
     assert world.folds == []
+
+
+async def test_a_checkpoint_that_gives_nothing_back_is_not_made_again_and_again(
+    autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files' headers alone are more than twice what lives, with segments as short as this."""
+    calls = 0
+    checkpoint = Checkpointer._checkpoint
+
+    async def counted(self: Checkpointer, *, seal: bool) -> Checkpoint:
+        nonlocal calls
+        calls += 1
+        assert calls < 100, "it never stops"
+        return await checkpoint(self, seal=seal)
+
+    monkeypatch.setattr(Checkpointer, "_checkpoint", counted)
+    world = FoldingWorld(nursery, segment_bytes_max=100)
+    await world.start()
+    await world.do("SET k v")
+    await world.do("DELETE k")
+    await trio.sleep(60)
+    await world.do("PING")
+    assert 0 < calls < 10
+    nursery.cancel_scope.cancel()
 
 
 async def test_a_log_that_is_due_at_the_start_is_folded_without_a_write(world: FoldingWorld) -> None:
