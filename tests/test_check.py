@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -17,8 +18,9 @@ from tests.harness.logs import COMMITS, TIME_MS
 from wal.check import FileReport, Report, Torn, verify
 from wal.frame import Scan, Tail, encode
 from wal.log import Log
+from wal.manifest import MANIFEST_NAME, CleanClose, decode_manifest, encode_manifest
 from wal.segment import HEADER_BYTES, Damage, NewerFormat, SegmentHeader, segment_name, with_crc
-from wal.view import NoLog
+from wal.view import NoLog, Restless
 from wal.walk import settle
 
 CRASHED, CLOSED = HEALTHY["crashed"], HEALTHY["closed"]
@@ -200,6 +202,21 @@ def interfere(disk: FakeDisk, moment: int, act: Callable[[], None]) -> None:
             act()
 
     disk.fault = fault
+
+
+def test_a_manifest_that_never_stands_still_is_given_up() -> None:
+    disk = disk_of(CRASHED)
+    manifests = [replace(decode_manifest(CRASHED[MANIFEST_NAME], ""), clean_close=CleanClose(n, n)) for n in (1, 2)]
+
+    def fault(operation: str, name: str) -> None:
+        if operation == "hold":
+            manifests.reverse()
+            disk.put(MANIFEST_NAME, encode_manifest(manifests[0]))
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", name)
+
+    disk.fault = fault
+    with pytest.raises(Restless, match="changes faster than it can be read"):
+        verify(disk.beside(), lambda: applying(State()), lambda _done, _total: None)
 
 
 class Racing:

@@ -444,3 +444,37 @@ def test_a_directory_is_opened_beside_its_holder_without_a_lock_and_never_made(d
         DiskDirectory(Path(directory.path))
     with pytest.raises(FileNotFoundError):
         DiskDirectory(Path(directory.path) / "missing", beside=True)
+
+
+def test_a_held_file_can_be_read_when_its_name_is_gone(directory: DiskDirectory) -> None:
+    file = directory.create("a")
+    file.write(b"0123")
+    held = directory.hold("a")
+    directory.remove("a")
+    file.write(b"45")
+    assert (held.size(), held.read(), held.read(2), held.read(1, 2)) == (6, b"012345", b"2345", b"12")
+        6,
+        b"012345",
+        b"2345",
+        b"12",
+        b"",
+    )
+    before = descriptors()
+    held.close()
+    assert len(before - descriptors()) == 1
+    file.close()
+    with pytest.raises(FileNotFoundError):
+        directory.hold("a")
+
+
+def test_a_file_may_have_a_second_name_here_and_elsewhere(directory: DiskDirectory, tmp_path: Path) -> None:
+    other = DiskDirectory(tmp_path / "other")
+    directory.create("a").close()
+    directory.link("a", directory, "b")
+    directory.link("a", other, "c")
+    with pytest.raises(FileExistsError):
+        directory.link("a", other, "c")
+    with pytest.raises(FileNotFoundError):
+        directory.link("nowhere", other, "d")
+    assert (tmp_path / "data" / "b").samefile(tmp_path / "other" / "c")
+    other.close()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -18,8 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from api import cli, progress, tool_output
-from api.progress import Progress
+from api import cli, tool_output
 from engine import ops
 from tests.harness import damage
 from tests.harness.damage import HEALTHY, Files
@@ -440,43 +436,6 @@ def test_checkpoint_says_when_no_server_answers() -> None:
         "no answer from http://127.0.0.1:1: Connection refused (--bind says where the server is)\n"
     )
     assert run("checkpoint", "--bind", "127.0.0.1:0").exit_code == 2
-
-
-# Progress
-
-
-def test_without_a_terminal_progress_is_a_plain_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(progress, "QUIET_S", 0.0)
-    with Progress("verifying", said.append) as bar:
-        bar(25_000_000, 100_000_000)
-        bar(50_000_000, 100_000_000)
-    assert said == ["verifying 100 MB: 25%"]
-
-
-def test_what_is_quick_shows_nothing() -> None:
-    said: list[str] = []
-    with Progress("verifying", said.append) as bar:
-        bar(1, 2)
-    assert said == []
-
-
-def test_a_bar_that_begins_anew_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "QUIET_S", 0.0)
-    monkeypatch.setattr(progress, "REDRAW_S", 0.0)
-    ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
-        patch.setattr(sys, "stderr", terminal)
-        with Progress("reading", print) as bar:
-            for done in (90, 100, 10, 100):
-                bar(done, 100)
-    drawn = ""
-    with contextlib.suppress(OSError):  # EIO: all of it has been read
-        while piece := os.read(ours, 65_536):
-            drawn += piece.decode()
-    os.close(ours)
-    assert drawn.count("100%") == 2
-    assert "reading" in drawn
 
 
 # The real process
