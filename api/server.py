@@ -199,6 +199,7 @@ async def _serve(settings: ServerSettings) -> None:
             fsync=settings.fsync,
             wall_ms=time.time_ns() // 1_000_000,
             fold=in_child(directory.path),
+            watches_files=True,
         )
         stop.engine = engine
         await nursery.start(_run_engine, engine, stop)

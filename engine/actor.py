@@ -132,6 +132,7 @@ class Engine:
         wall_ms: the wall clock, milliseconds since 1970.
         run_commit: how blocking work on the log is run; None is a thread of its own.
         fold: how checkpoints write their snapshots; None makes none.
+        watches_files: whether to look once a second, also when idle, for files of the log that somebody took away.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class Engine:
         wall_ms: int,
         run_commit: RunCommit | None = None,
         fold: Fold | None = None,
+        watches_files: bool = False,
     ) -> None:
         self.accepting = True
         self._state = state
@@ -166,6 +168,7 @@ class Engine:
             release=self._release,
             taken=self._group_taken,
             log_changed=self._log_changed,
+            watches_files=watches_files,
         )
         self._checkpointer: Checkpointer | None = None
         if fold is not None:

@@ -46,7 +46,7 @@ COMPLAINT_INTERVAL_S = 30.0
 """Between two warnings that it is full."""
 
 CHECK_INTERVAL_S = 1.0
-"""Between two looks, when there is something to commit, at whether all files of the log are still in their places."""
+"""Between two looks at whether all files of the log are still in their places."""
 
 COMMIT_SAMPLES = 1024
 """Commits that the percentiles of `statistics` look back on."""
@@ -117,6 +117,7 @@ class Committer(Generic[C]):
         release: lets one answer go.
         taken: told which group has just been swapped out.
         log_changed: told that something was done to the log; `room` may be another.
+        watches_files: whether to look at the files of the log also when there is nothing to commit.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Committer(Generic[C]):
         release: Callable[[C], None],
         taken: Callable[[Group[C]], None],
         log_changed: Callable[[], None],
+        watches_files: bool,
     ) -> None:
         self.open: Group[C] = Group()
         self.commits = 0
@@ -138,12 +140,13 @@ class Committer(Generic[C]):
         self._release = release
         self._taken = taken
         self._log_changed = log_changed
+        self._watches_files = watches_files
         self.room = log.room
         self._lock = trio.Lock()
         self._in_flight_bytes = 0
         self._wanted_bytes = 0
         self._next_room_s = 0.0
-        self._next_check_s = -math.inf
+        self._next_check_s = 0.0
         self._next_complaint_s = -math.inf
         self._work = trio.Event()
         self._committing = False
@@ -200,7 +203,7 @@ class Committer(Generic[C]):
             LogFailed: a write or sync failed; no answer that rests on it has been released.
         """
         while True:
-            with trio.move_on_at(min(self._sync_deadline(), self._room_deadline())):
+            with trio.move_on_at(min(self._sync_deadline(), self._room_deadline(), self._check_deadline())):
                 await self._work.wait()
             group, self.open = self.open, Group()
             if not self._finishing:
@@ -213,6 +216,9 @@ class Committer(Generic[C]):
             elif self._wanted_bytes or self._room_deadline() <= trio.current_time():
                 self._next_room_s = trio.current_time()
                 await self.with_log(partial(self._log.make_room, self._take_wanted()))
+            elif self._check_deadline() <= trio.current_time():
+                self._next_check_s = trio.current_time() + CHECK_INTERVAL_S
+                await self.with_log(self._log.check_files)
             await self._release_all(group.answers)
             self._committing = False
             if self._sync_deadline() <= trio.current_time():
@@ -225,6 +231,10 @@ class Committer(Generic[C]):
                 await trio.lowlevel.checkpoint()
             for answer in answers[start : start + RELEASE_MAX]:
                 self._release(answer)
+
+    def _check_deadline(self) -> float:
+        """When to look at the files of an idle log."""
+        return self._next_check_s if self._watches_files else math.inf
 
     def _sync_deadline(self) -> float:
         """With `interval`, the time by which what was written must be synced."""

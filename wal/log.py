@@ -234,6 +234,7 @@ class Log:
         with self._failing():
             if not self._directory.is_in_place():
                 raise OSError(f"{self._directory.path} was moved or removed by somebody else")
+            self._open.check_in_place()
             expected = dict(self._sealed)
             if self._manifest.snapshot is not None:
                 expected[snapshot_name(self._manifest.snapshot.number)] = self._manifest.snapshot.size_bytes

@@ -122,6 +122,10 @@ class OpenSegment:
             OSError: the sync failed, or somebody removed, replaced or cut the file.
         """
         self._file.sync()
+        self.check_in_place()
+
+    def check_in_place(self) -> None:
+        """Raises OSError when somebody removed, replaced or cut the file."""
         if not self._directory.leads_to(self.header.name, self._file):
             raise OSError(f"{self._directory.path}/{self.header.name} was removed or replaced by somebody else")
         self._check_length()
