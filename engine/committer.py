@@ -148,6 +148,7 @@ class Committer(Generic[C]):
         self._next_room_s = 0.0
         self._next_check_s = 0.0
         self._next_complaint_s = -math.inf
+        self._complained = False
         self._work = trio.Event()
         self._committing = False
         self._finishing = False
@@ -213,8 +214,7 @@ class Committer(Generic[C]):
             self._taken(group)
             if group.frames:
                 await self._commit(group)
-            elif self._wanted_bytes or self._room_deadline() <= trio.current_time():
-                self._next_room_s = trio.current_time()
+            elif self._may_ask_for_room() or self._wanted_bytes:
                 await self.with_log(partial(self._log.make_room, self._take_wanted()))
             elif self._check_deadline() <= trio.current_time():
                 self._next_check_s = trio.current_time() + CHECK_INTERVAL_S
@@ -250,7 +250,10 @@ class Committer(Generic[C]):
         check_files = started_s >= self._next_check_s
         if check_files:
             self._next_check_s = started_s + CHECK_INTERVAL_S
-        await self.with_log(partial(self._write, group, self._take_wanted(), check_files=check_files))
+        make_room = not self.room.full or self._may_ask_for_room()
+        await self.with_log(
+            partial(self._write, group, self._take_wanted(), check_files=check_files, make_room=make_room)
+        )
         self._in_flight_bytes = 0
         if self._unsynced_since_s is None:
             self._unsynced_since_s = started_s
@@ -269,7 +272,7 @@ class Committer(Generic[C]):
         wanted_bytes, self._wanted_bytes = self._wanted_bytes, 0
         return wanted_bytes
 
-    def _write(self, group: Group[C], wanted_bytes: int, *, check_files: bool) -> None:
+    def _write(self, group: Group[C], wanted_bytes: int, *, check_files: bool, make_room: bool) -> None:
         """Runs in the commit thread."""
         for records in group.frames:
             self._log.append(records, group.time_ms)
@@ -277,22 +280,32 @@ class Committer(Generic[C]):
             self._log.commit()
         if check_files:
             self._log.check_files()
-        if wanted_bytes or not self.room.full:
+        if wanted_bytes or make_room:
             self._log.make_room(wanted_bytes)
 
     def _room_deadline(self) -> float:
         """On a full disk, when to ask again for room."""
         return self._next_room_s if self.room.full else math.inf
 
+    def _may_ask_for_room(self) -> bool:
+        """Whether it is time to ask again. Only a question puts off the next: commits come all the time."""
+        if self._room_deadline() > trio.current_time():
+            return False
+        self._next_room_s = trio.current_time() + ROOM_INTERVAL_S
+        return True
+
     def _note_room(self) -> None:
         """Takes over what the log says about its room, and says so when the disk is full."""
         was_full, self.room = self.room.full, self._log.room
         now_s = trio.current_time()
         if self.room.full:
-            self._next_room_s = max(self._next_room_s, now_s + ROOM_INTERVAL_S)
+            if not was_full:
+                self._next_room_s = now_s + ROOM_INTERVAL_S
             if now_s >= self._next_complaint_s:
                 self._next_complaint_s = now_s + COMPLAINT_INTERVAL_S
+                self._complained = True
                 _logger.warning("the disk is full: what grows is refused until there is room again, all else goes on")
-        elif was_full:
+        elif self._complained:
+            self._complained = False
             _logger.warning("the disk has room again")
         self._log_changed()
