@@ -12,6 +12,8 @@ from tests.harness.disk import CHANGING, OPERATIONS, FakeDisk
 TARGETS: tuple[tuple[str, ...], ...] = (
     ("sync",),
     ("sync",),
+    ("sync",),
+    ("sync",),
     ("write",),
     ("sync_directory",),
     ("create", "rename", "remove"),
@@ -74,8 +76,8 @@ def draw_plan(chance: random.Random, *, strikes: float, errors: float, within: i
     if chance.random() < errors:
         plan.targets = chance.choice(TARGETS)
         plan.error = chance.choice(ERRORS)
-        plan.fail_at = chance.randrange(within // 4 + 1)
-        plan.failures = chance.choice((1, 1, 1, 2, 5, FOR_EVER))
+        plan.fail_at = chance.randrange(within // 8 + 1)
+        plan.failures = chance.choice((1, 1, 1, 1, 3, FOR_EVER))
         if chance.random() < 0.1:
             plan.targets, plan.error = OF_DESCRIPTORS, errno.EMFILE
     return plan

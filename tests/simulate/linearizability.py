@@ -146,7 +146,7 @@ class Search:
                     self._matches.update(dict.fromkeys(range(max(first, moment.event), end), found))
         if not self._matches:
             held = [content[key] for key in self._keys if key in content]
-            self._refuse(f"the engine was ended by a {life.end.value}, the next start found {held}", self._shelves)
+            self._refuse(f"after the engine ended ({life.end.value}), the next start found {held}", self._shelves)
         return set(self._matches)
 
     def reopen(self, cuts: set[int]) -> None:
