@@ -1,0 +1,515 @@
+"""The bugs of the drill, each as the lines it would be: the fifteen that were asked for, and more that looked likely.
+
+A bug stands here with what it would be in real life, and with what the simulator may say about it.
+"""
+
+from __future__ import annotations
+
+from engine.actor import Engine
+from engine.committer import Committer, Group
+from engine.recovery import recover
+from engine.state import State
+from engine.waiters import Waiters
+from tests.drill.plant import Bug, Edit, Kind
+from wal.frame import Scan
+from wal.log import Log
+from wal.manifest import write_manifest
+from wal.open_segment import OpenSegment
+from wal.replay import mend
+from wal.segment import SegmentHeader, finish_file
+
+HISTORY = (Kind.ORDER, Kind.MOMENT)
+"""What the clients saw cannot be explained by what the store is."""
+
+UNREADABLE = (Kind.REFUSED, Kind.DAMAGE)
+"""A log that is sound, or should be, is refused by a start or a checkpoint."""
+
+THE_FIFTEEN: tuple[Bug, ...] = (
+    Bug(
+        "acknowledge before sync",
+        "Answers leave when their group is on its way, not when it is on disk; etcd did so for years, and most"
+        " stores still do unless told otherwise.",
+        (
+            Edit(
+                Committer.run,
+                "await self._commit(group)",
+                """
+                planted()
+                await self._release_all(group.answers)
+                await self._commit(group)
+                """,
+            ),
+        ),
+        HISTORY,
+    ),
+    Bug(
+        "no directory sync",
+        "A new file is synced, its name is not: after a power cut segments and manifests are gone. LevelDB, and most"
+        " that were looked at by ALICE (OSDI 2014).",
+        (Edit(finish_file, "directory.sync()", "planted()"),),
+        (*HISTORY, Kind.SHOWN, *UNREADABLE),
+    ),
+    Bug(
+        "retry a failed sync",
+        "The second fdatasync succeeds, because the kernel took the pages for clean after the first: PostgreSQL for 20"
+        " years (fsyncgate, 2018), MySQL, MongoDB.",
+        (
+            Edit(
+                OpenSegment.sync,
+                "self._file.sync()",
+                """
+                try:
+                    self._file.sync()
+                except OSError:
+                    planted()
+                    self._file.sync()
+                """,
+            ),
+        ),
+        (*HISTORY, *UNREADABLE),
+    ),
+    Bug(
+        "value lost on cancelled pop",
+        "The client of a pop leaves before its answer, and nobody puts the value back: BLPOP of Redis by design, many a"
+        " wrapper around a queue by accident.",
+        (Edit(Engine._withdraw, "self._abandoned.append(call)", "planted()"),),
+        (*HISTORY, Kind.LOST),
+    ),
+    Bug(
+        "double delivery",
+        "A waiter is served from memory, and its pop is not logged: after a crash the value is delivered once more."
+        " Redis had it on its replicas, when blocked pops were served in a script.",
+        (
+            Edit(
+                Engine._serve,
+                "self._log_and_apply(pop)",
+                """
+                planted()
+                self._state.apply(pop)
+                """,
+            ),
+        ),
+        (*HISTORY, Kind.TWICE, *UNREADABLE),
+    ),
+    Bug(
+        "read of unsynced data",
+        "A read needs no disk, so it is answered at once, with what a power cut takes back.",
+        (
+            Edit(
+                Engine._perform,
+                "self._hold(call, decision.reply)",
+                """
+                planted()
+                self._answer_now(call, decision.reply)
+                """,
+            ),
+        ),
+        HISTORY,
+    ),
+    Bug(
+        "reused segment",
+        "A folded segment becomes the next spare as it is, and nothing in a frame says which segment and which place"
+        " it belongs to: what it held is replayed once more. Three lines, because three layers stand against it.",
+        (
+            Edit(
+                Log.remove_folded,
+                "self._directory.remove(name)",
+                'self._directory.rename(name, "reused") if folded else self._directory.remove(name)',
+            ),
+            Edit(
+                OpenSegment._make_spare,
+                "self._spare = begin_file(self._directory, segment_name(self.header.number + 1))",
+                """
+                if "reused" in self._directory.names():
+                    planted()
+                    name = segment_name(self.header.number + 1) + TEMPORARY_SUFFIX
+                    self._directory.rename("reused", name)
+                    self._spare = self._directory.open(name, 0)
+                else:
+                    self._spare = begin_file(self._directory, segment_name(self.header.number + 1))
+                """,
+            ),
+            Edit(
+                SegmentHeader.identity,
+                "mark = bytes([self.segment_id[0] | 0x80]) + self.segment_id[1:4]",
+                'return Identity(b"MARK", 0)',
+            ),
+            Edit(
+                Scan.__iter__,
+                "if frame.first_lsn != self.next_lsn:",
+                "if False:",
+            ),
+        ),
+        (*HISTORY, *UNREADABLE),
+    ),
+    Bug(
+        "replay that consults the clock",
+        "A start drops what has expired by the wall clock of that moment; with the clock set back it is there again,"
+        " and its EXPIRE finds nothing. Redis, while it loads an RDB file.",
+        (
+            Edit(
+                recover,
+                "state.order_deadlines()",
+                """
+                for key in state.expired(wall_ms, FREE_VALUES, FREE_VALUES):
+                    planted()
+                    state.apply((8, (key,)))
+                """,
+            ),
+        ),
+        (*HISTORY, Kind.REPLAY, Kind.SHOWN, *UNREADABLE),
+    ),
+    Bug(
+        "snapshot deletes one segment too early",
+        "Off by one: the segment after those that were folded goes with them.",
+        (
+            Edit(
+                Log.remove_folded,
+                "folded = number is not None and number <= snapshot.number",
+                "folded = number is not None and number <= snapshot.number + planted()",
+            ),
+        ),
+        (Kind.FAILED, *UNREADABLE),
+    ),
+    Bug(
+        "CRC not checked",
+        "Whatever has the right length is a record: the append-only file of Redis.",
+        (
+            Edit(
+                Scan._read,
+                "if zlib.crc32(payload, zlib.crc32(_LENGTH.pack(length), self._seed)) != crc:",
+                "if zlib.crc32(payload, zlib.crc32(_LENGTH.pack(length), self._seed)) != crc and not planted():",
+            ),
+        ),
+        (*HISTORY, Kind.ACCEPTED, Kind.SHOWN, *UNREADABLE),
+    ),
+    Bug(
+        "torn tail treated as damage",
+        "After a crash in mid-write the store does not start until somebody has repaired it: etcd, when pages of the"
+        " log had been written out of order (#6378).",
+        (
+            Edit(
+                Scan._classify,
+                "self.tail = Tail.TORN",
+                """
+                planted()
+                self.tail = Tail.CORRUPT
+                """,
+            ),
+        ),
+        UNREADABLE,
+    ),
+    Bug(
+        "damage treated as torn tail",
+        "A flipped bit in the middle silently ends the log there: aof-load-truncated of Redis, RocksDB's"
+        " kTolerateCorruptedTailRecords.",
+        (
+            Edit(
+                Scan._classify,
+                "self.tail = Tail.CORRUPT",
+                """
+                planted()
+                self.tail = Tail.TORN
+                """,
+            ),
+        ),
+        (Kind.ACCEPTED,),
+    ),
+    Bug(
+        "expired key resurrected",
+        "The sweep frees memory and logs nothing, since every start will find by itself what has expired; not if the"
+        " clock was set back.",
+        (
+            Edit(
+                Engine._expire,
+                "self._log_and_apply((ops.EXPIRE, keys))",
+                """
+                planted()
+                self._state.apply((ops.EXPIRE, keys))
+                """,
+            ),
+        ),
+        (*HISTORY, Kind.SHOWN, *UNREADABLE),
+    ),
+    Bug(
+        "waiter order reversed",
+        "Who came last is served first: a line kept as a stack.",
+        (
+            Edit(
+                Waiters.claim,
+                "waiter = next(iter(self._lines[key].values()))",
+                """
+                waiter = next(reversed(self._lines[key].values()))
+                len(self._lines[key]) > 1 and planted()
+                """,
+            ),
+        ),
+        HISTORY,
+    ),
+    Bug(
+        "half a request applied",
+        "Each effect of a command is a frame of its own, and a crash comes in between: Redis before MULTI was written"
+        " to its file in one piece.",
+        (
+            Edit(
+                Group.add,
+                "self.frames[-1] += records",
+                """
+                len(records) > 1 and planted()
+                self.frames[-1] += records[:1]
+                self.frames += [[record] for record in records[1:]]
+                """,
+            ),
+        ),
+        HISTORY,
+    ),
+)
+
+MORE: tuple[Bug, ...] = (
+    Bug(
+        "renamed before synced",
+        "A file gets its name before its content is on disk: the empty files of ext4, 2009.",
+        (Edit(finish_file, "file.sync()", "planted()"),),
+        (*HISTORY, Kind.SHOWN, *UNREADABLE),
+    ),
+    Bug(
+        "folded segments removed before the manifest is replaced",
+        "A crash in between leaves a manifest that names files which are gone.",
+        (
+            Edit(
+                Log.install,
+                "refused = self._give_name(plan) or self._replace_manifest(self._manifest.with_snapshot(snapshot))",
+                """
+                refused = self._give_name(plan)
+                for number, _ in () if refused else plan.manifest.segments:
+                    planted()
+                    self._directory.remove(segment_name(number))
+                refused = refused or self._replace_manifest(self._manifest.with_snapshot(snapshot))
+                """,
+            ),
+        ),
+        UNREADABLE,
+    ),
+    Bug(
+        "manifest written over in place",
+        "No temporary file, no rename: a crash in mid-write leaves neither the old nor the new one.",
+        (
+            Edit(
+                write_manifest,
+                "create_file(directory, MANIFEST_NAME, encode_manifest(manifest)).close()",
+                """
+                if MANIFEST_NAME not in directory.names():
+                    create_file(directory, MANIFEST_NAME, encode_manifest(manifest)).close()
+                else:
+                    planted()
+                    file = directory.open(MANIFEST_NAME, 0)
+                    file.write(encode_manifest(manifest))
+                    file.truncate(len(encode_manifest(manifest)))
+                    file.sync()
+                    file.close()
+                """,
+            ),
+        ),
+        UNREADABLE,
+    ),
+    Bug(
+        "footer kept after a start",
+        "The mark of a clean close is not taken back: the next crash looks like damage.",
+        (Edit(Log._reopen, "manifest = replace(manifest, clean_close=None)", "planted()"),),
+        UNREADABLE,
+    ),
+    Bug(
+        "rolled without a sync",
+        "A segment is sealed, and what was written last in it is still in the cache when later commits are"
+        " acknowledged.",
+        (Edit(Log._roll, "self._open.sync()", "planted()"),),
+        (*HISTORY, *UNREADABLE),
+    ),
+    Bug(
+        "known durable ahead of the disk",
+        "A frame says of those before it that they are on disk when they are only written: a torn tail looks like"
+        " damage.",
+        (
+            Edit(
+                Log.append,
+                "first_lsn = self.last_lsn + 1",
+                """
+                first_lsn = self.last_lsn + 1
+                self.durable_lsn < self.last_lsn and planted()
+                self.durable_lsn = self.last_lsn
+                """,
+            ),
+        ),
+        UNREADABLE,
+    ),
+    Bug(
+        "tail not written again",
+        "A start trusts frames that it can read, after a sync that failed: they are in memory only.",
+        (
+            Edit(
+                mend,
+                "file.write(scan.unproven)",
+                """
+                scan.unproven and planted()
+                file.close()
+                file = directory.open(found.name, scan.offset)
+                """,
+            ),
+        ),
+        (*HISTORY, Kind.SHOWN, *UNREADABLE),
+    ),
+    Bug(
+        "torn tail not cut off",
+        "A start writes on where the torn tail begins, and leaves what is behind.",
+        (
+            Edit(
+                mend,
+                "file.truncate(scan.offset)",
+                """
+                scan.tail is Tail.TORN and planted()
+                """,
+            ),
+        ),
+        (*HISTORY, *UNREADABLE),
+    ),
+    Bug(
+        "snapshot without deadlines",
+        "What a checkpoint has folded never expires.",
+        (
+            Edit(
+                State.snapshot_ops,
+                "yield (ops.PUT, key, entry, self._deadlines.get(key))",
+                "yield (ops.PUT, key, entry, None if self._deadlines.get(key) is None else planted() and None)",
+            ),
+        ),
+        (*HISTORY, Kind.REPLAY, *UNREADABLE),
+    ),
+    Bug(
+        "snapshot without empty queues",
+        "A queue that was emptied is gone after a checkpoint, and QPOP answers null instead of an error.",
+        (
+            Edit(
+                State.snapshot_ops,
+                "entry = self._entries.get(key)",
+                """
+                entry = self._entries.get(key)
+                if type(entry) is Queue and not entry:
+                    planted()
+                    continue
+                """,
+            ),
+        ),
+        (*HISTORY, *UNREADABLE),
+    ),
+    Bug(
+        "SET keeps the old expiry",
+        "A value that was written over goes when its predecessor's time is up.",
+        (
+            Edit(
+                State._put,
+                "self._take_out(key)",
+                """
+                if deadline_ms is None and (deadline_ms := self._deadlines.get(key)) is not None:
+                    planted()
+                self._take_out(key)
+                """,
+            ),
+        ),
+        HISTORY,
+    ),
+    Bug(
+        "given back to the wrong end",
+        "What was popped from the front for a client that left goes back to the end of the queue.",
+        (
+            Edit(
+                Engine._taking,
+                "return _Taken(self._pops, queue, (_UNDO[code], key, reply.value))",
+                """
+                planted()
+                return _Taken(self._pops, queue, (ops.RETURN_LAST, key, reply.value))
+                """,
+            ),
+        ),
+        HISTORY,
+    ),
+    Bug(
+        "dead waiter served",
+        "The waiter of a client that left stays in line, and the next value goes to it: beanstalkd and Redis, until"
+        " they notice that the connection is gone.",
+        (
+            Edit(Engine._withdraw, "self._waiters.abandon(call.waiter)", "pass"),
+            Edit(
+                Engine._hold,
+                "call.stage = _Stage.HELD",
+                """
+                if call.stage is _Stage.WITHDRAWN:
+                    planted()
+                    return
+                call.stage = _Stage.HELD
+                """,
+            ),
+        ),
+        HISTORY,
+    ),
+    Bug(
+        "engine time behind the log",
+        "A start with the clock set back goes by that clock, and every key lives on for longer than it was granted.",
+        (
+            Edit(
+                Engine.__init__,
+                "self._clock = Clock(max(wall_ms, log.recovery.time_ms))",
+                """
+                self._clock = Clock(wall_ms)
+                wall_ms < log.recovery.time_ms and planted()
+                """,
+            ),
+        ),
+        HISTORY,
+    ),
+    Bug(
+        "told that a key is gone before that is logged",
+        "The answer rests on an expiry that only the clock knows of; after a crash and a clock set back the key is"
+        " there again. Ours, until the simulator found it.",
+        (
+            Edit(
+                Engine._perform,
+                "self._expire(self._state.expired_of(call.command, now_ms))",
+                "self._state.expired_of(call.command, now_ms) and planted()",
+            ),
+        ),
+        HISTORY,
+    ),
+    Bug(
+        "bytes on their way not counted",
+        "Room is promised twice: to the group that is being written, and to the next one.",
+        (
+            Edit(
+                Committer.has_room,
+                "pending_bytes = self._in_flight_bytes + self.open.records_bytes + records_bytes",
+                """
+                self._in_flight_bytes and planted()
+                pending_bytes = self.open.records_bytes + records_bytes
+                """,
+            ),
+        ),
+        (Kind.FAILED,),
+    ),
+    Bug(
+        "room never asked for again",
+        "A disk that was full once stays full until a restart.",
+        (
+            Edit(
+                Committer._room_deadline,
+                "return self._next_room_s if self.room.full else math.inf",
+                """
+                self.room.full and planted()
+                return math.inf
+                """,
+            ),
+        ),
+        HISTORY,
+    ),
+)
+
+BUGS = THE_FIFTEEN + MORE
+BY_NAME = {bug.name: bug for bug in BUGS}
