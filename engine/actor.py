@@ -168,6 +168,7 @@ class Engine:
             release=self._release,
             taken=self._group_taken,
             log_changed=self._log_changed,
+            keep_bytes=self._keep_bytes,
             watches_files=watches_files,
         )
         self._checkpointer: Checkpointer | None = None
@@ -500,6 +501,9 @@ class Engine:
                 self._returned_values += 1
                 grown[key] = None
         self._serve_waiters(grown)  # not before all are back: the oldest waiter gets the first value
+
+    def _keep_bytes(self) -> int:
+        return self._checkpointer.keep_bytes if self._checkpointer else 0
 
     def _log_changed(self) -> None:
         if self._backlog:

@@ -7,7 +7,10 @@ What is due:
 - the sealed segments together are as long as the snapshot before them (and three quarters of a segment): to fold
   them costs about what it took to write them;
 - the log takes more of the disk than twice what lives in it, and two segments: much was deleted;
-- the disk is full, and a snapshot of what lives would fit and give room back.
+- the disk is full, and a snapshot of what lives would fit and give room back;
+- the disk will be full soon: then what is sealed is folded at once.
+
+Room for the next snapshot is kept on the disk: it is full for those who write when there is none for them and for it.
 
 A checkpoint that fails for want of something (room, memory, descriptors) leaves the log as it was, and is tried again,
 less and less often. Damage that it finds ends the server: the next start would refuse that log, so nothing more
@@ -41,6 +44,10 @@ PAUSE_MAX_S = 60.0
 
 ROOM_MARGIN = 1.1
 """On a full disk, a checkpoint is tried when its snapshot, by estimate, would fit with so much to spare."""
+
+SCARCE_MARGIN = 1.4
+"""When no more than this times the next snapshot is free, and two segments, sealed segments are folded at once: while
+they are, what is written needs room as well."""
 
 _TRY_AGAIN = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
@@ -162,6 +169,11 @@ class Checkpointer:
         self._reclaim_pause_s = PAUSE_MIN_S
         self._reclaim_after_s = 0.0
 
+    @property
+    def keep_bytes(self) -> int:
+        """Room on the disk that the next snapshot needs."""
+        return int(self._live_bytes() * ROOM_MARGIN)
+
     def look(self) -> None:
         """Looks whether a checkpoint is due; to be called when the log has changed."""
         if self._is_due():
@@ -244,7 +256,10 @@ class Checkpointer:
         """Whether the sealed segments by themselves are worth a checkpoint."""
         log = self._log
         # A segment is sealed before the frame that would overfill it: one that is full may be well short of its size.
-        return not log.room.full and log.sealed_bytes >= max(log.segment_bytes_max * 3 // 4, log.snapshot_bytes)
+        if log.room.full or log.sealed_bytes < log.segment_bytes_max * 3 // 4:
+            return False
+        scarce_bytes = int(self._live_bytes() * SCARCE_MARGIN) + 2 * log.segment_bytes_max
+        return log.sealed_bytes >= log.snapshot_bytes or log.room.free_bytes < scarce_bytes
 
     def _is_due(self) -> bool:
         log = self._log
@@ -286,6 +301,8 @@ class Checkpointer:
             await self._run_blocking(partial(self._log.discard, plan))
             raise
         await self._remove_folded()
+        if self._log.room.full:
+            await self._with_log(self._log.make_room)
         self.checkpoints += 1
         duration_s = trio.current_time() - started_s
         done = Checkpoint(len(plan.manifest.segments), folded_bytes, snapshot.size_bytes, round(duration_s, 3))

@@ -117,6 +117,7 @@ class Committer(Generic[C]):
         release: lets one answer go.
         taken: told which group has just been swapped out.
         log_changed: told that something was done to the log; `room` may be another.
+        keep_bytes: how much room the next snapshot needs on the disk.
         watches_files: whether to look at the files of the log also when there is nothing to commit.
     """
 
@@ -129,6 +130,7 @@ class Committer(Generic[C]):
         release: Callable[[C], None],
         taken: Callable[[Group[C]], None],
         log_changed: Callable[[], None],
+        keep_bytes: Callable[[], int],
         watches_files: bool,
     ) -> None:
         self.open: Group[C] = Group()
@@ -140,6 +142,7 @@ class Committer(Generic[C]):
         self._release = release
         self._taken = taken
         self._log_changed = log_changed
+        self._keep_bytes = keep_bytes
         self._watches_files = watches_files
         self.room = log.room
         self._lock = trio.Lock()
@@ -186,6 +189,7 @@ class Committer(Generic[C]):
             self._lock.acquire_nowait()
         except trio.WouldBlock:
             await self._lock.acquire()
+        self._log.keep_bytes = self._keep_bytes()
         try:
             await self._run_commit(function)
         finally:

@@ -150,6 +150,7 @@ async def test_the_engine_recovers_by_itself_when_there_is_room_again(
 async def test_the_engine_recovers_also_while_it_is_never_idle(world: FoldingWorld, nursery: trio.Nursery) -> None:
     """B3: there is a commit of pops on its way at any moment."""
     count = await fill(world, 500)
+    world.disk.capacity_bytes = world.disk.used_bytes  # somebody else takes what was kept for a checkpoint
     world.commit_s = 0.01
 
     async def pop() -> None:
@@ -234,6 +235,7 @@ async def test_a_queue_is_worked_off_on_a_full_disk_of_any_size(
 async def test_checkpoints_that_are_asked_for_in_vain_do_not_use_up_the_reserve(world: FoldingWorld) -> None:
     """B4, C4"""
     count = await fill(world)
+    world.disk.capacity_bytes = world.disk.used_bytes
     for _ in range(10):
         with pytest.raises(Exception, match="No space left"):
             await world.engine.checkpoint()
@@ -376,3 +378,22 @@ async def test_everything_that_is_submitted_is_answered_whatever_room_there_is(
     await world.cut_power()
     await world.start()
     assert world.dump() == before
+
+
+async def test_room_for_the_next_snapshot_is_kept_so_that_a_disk_full_of_dead_data_recovers(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """B4, C4: a quarter of the disk lives, and is written over again and again."""
+    disk = FakeDisk(capacity_bytes=16 * SEGMENT_BYTES, allocates=True)
+    world = FoldingWorld(nursery, disk=disk, segment_bytes_max=SEGMENT_BYTES)
+    await world.start()
+    world.commit_s, world.fold_s = 0.001, 0.05
+    refused = 0
+    for number in range(400):
+        reply = await world.spawn([b"SET", b"k%d" % (number % 8), b"x" * (SEGMENT_BYTES // 2)]).wait()
+        if error_of(reply) is not None:
+            refused += 1
+            await trio.sleep(1)
+    assert refused < 100  # it is written far faster than folded; but never stuck
+    assert world.failure is None
+    assert world.engine.statistics().checkpoint_failures == 0

@@ -114,6 +114,9 @@ class Log:
         # Replaced, never changed: the statistics look at it while the commit thread rolls.
         self._sealed: dict[str, int] = {}
         self._failed = False
+        self._folding: FoldPlan | None = None
+        self.keep_bytes = 0
+        """What `make_room` leaves on the disk for the next snapshot; whoever makes checkpoints sets it."""
         self.last_lsn = header.first_lsn - 1
         self.durable_lsn = self.last_lsn
         self.recovery = Recovery(0, 0, 0)
@@ -253,7 +256,7 @@ class Log:
             LogFailed: the disk failed otherwise.
         """
         with self._failing():
-            self._open.make_room(wanted_bytes)
+            self._open.make_room(wanted_bytes, max(0, self.keep_bytes - self._folded_bytes()))
 
     def seal(self) -> None:
         """Begins a new segment, so that all that was appended can be folded; on a full disk a short one.
@@ -306,7 +309,8 @@ class Log:
         header = replace(
             self._open.header, number=sealed[-1][0], segment_id=self._directory.random_bytes(SEGMENT_ID_BYTES)
         )
-        return FoldPlan(folded, header)
+        self._folding = FoldPlan(folded, header)
+        return self._folding
 
     def install(self, plan: FoldPlan, snapshot: Snapshot) -> None:
         """Makes a snapshot that was written after a plan part of the log, in place of what it folds.
@@ -319,6 +323,7 @@ class Log:
             OSError: the disk has no room; the log is as it was.
             LogFailed: now or earlier a write or sync failed.
         """
+        self._folding = None
         with self._failing():
             refused = self._give_name(plan) or self._replace_manifest(self._manifest.with_snapshot(snapshot))
         if refused is not None:
@@ -331,6 +336,7 @@ class Log:
 
     def discard(self, plan: FoldPlan) -> None:
         """Removes what a fold may have left when its process was killed; the next start would as well."""
+        self._folding = None
         with suppress(OSError):
             self._directory.remove(plan.temporary_name)
 
@@ -390,9 +396,9 @@ class Log:
     # Rolling
 
     def _must_roll(self, frame_bytes: int) -> bool:
-        if self._open.size_bytes == HEADER_BYTES:
-            return False
-        return self._open.size_bytes + frame_bytes > self._roll_at_bytes or self._open.is_short_for(frame_bytes)
+        if self._open.is_short_for(frame_bytes):  # also while it is empty: on a full disk it may have been made short
+            return True
+        return HEADER_BYTES < self._open.size_bytes and self._open.size_bytes + frame_bytes > self._roll_at_bytes
 
     def _try_to_roll(self, frame_bytes: int, *, squeeze: bool = False) -> OSError | None:
         """Rolls, or goes on in the old segment and says why the process or the disk has nothing left for a new one."""
@@ -438,6 +444,15 @@ class Log:
         self._sealed = {**self._sealed, before.name: self._open.size_bytes}
         self._open.advance(spare)
         return None
+
+    def _folded_bytes(self) -> int:
+        """How much of a snapshot that is being written is on the disk already."""
+        if self._folding is None:
+            return 0
+        try:
+            return self._directory.size(self._folding.temporary_name)
+        except FileNotFoundError:
+            return 0
 
     def _give_name(self, plan: FoldPlan) -> OSError | None:
         """Gives a new snapshot its name, durably; returns why not when there was no room. No manifest names it yet."""

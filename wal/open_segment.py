@@ -41,7 +41,7 @@ class Room:
     Attributes:
         frames_bytes: frames of this length together fit, however they are divided.
         full: the disk had no room for the next segment when it was last asked.
-        free_bytes: on a full disk, what a new snapshot could take.
+        free_bytes: what a new snapshot could take, when the disk was last asked.
     """
 
     frames_bytes: int
@@ -49,7 +49,7 @@ class Room:
     free_bytes: int = 0
 
 
-_ENDLESS = Room(1 << 62)
+_ENDLESS = Room(1 << 62, free_bytes=1 << 62)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +99,13 @@ class OpenSegment:
             return _ENDLESS
         frames_bytes = max(self._rest_bytes, self._spare_bytes - HEADER_BYTES)
         if not self.full:
-            return Room(frames_bytes)
+            return Room(frames_bytes, free_bytes=self._free_bytes)
         kept_bytes = self._piece_bytes // RESERVE_SHARE
         return Room(max(0, frames_bytes - kept_bytes), full=True, free_bytes=self._free_bytes + self._rest_bytes // 2)
 
     def is_short_for(self, frame_bytes: int) -> bool:
-        """Whether a frame needs more than is allocated here, while there is a spare."""
-        return self._spare is not None and frame_bytes > self._rest_bytes
+        """Whether a frame needs more than is allocated here, while there is a spare that has more."""
+        return self._rest_bytes < min(frame_bytes, self._spare_bytes - HEADER_BYTES)
 
     def write(self, frame: bytes) -> None:
         """Hands a frame to the system; what is not allocated for it yet is allocated first."""
@@ -130,8 +130,12 @@ class OpenSegment:
             raise OSError(f"{self._directory.path}/{self.header.name} was removed or replaced by somebody else")
         self._check_length()
 
-    def make_room(self, wanted_bytes: int) -> None:
+    def make_room(self, wanted_bytes: int, keep_bytes: int) -> None:
         """Makes the spare when it is time, or when `wanted_bytes` would not fit; notes whether the disk is full.
+
+        Args:
+            wanted_bytes: frames of this length together are to fit.
+            keep_bytes: what has to be left on the disk.
 
         Raises:
             OSError: the disk failed otherwise.
@@ -140,8 +144,13 @@ class OpenSegment:
         timely = self._spare is not None or self._rest_bytes >= self._piece_bytes // 2
         if not self._can_allocate or (timely and room_bytes >= wanted_bytes and not self.full):
             return
+        spare_bytes = max(self._piece_bytes, HEADER_BYTES + wanted_bytes)
+        self._free_bytes = self._directory.free_bytes()
+        if self._free_bytes < spare_bytes - self._spare_bytes + keep_bytes:
+            self.full = True
+            return
         try:
-            self._make_spare(max(self._piece_bytes, HEADER_BYTES + wanted_bytes))
+            self._make_spare(spare_bytes)
             self.full = False
         except OSError as error:
             if error.errno in NO_DESCRIPTOR:
@@ -154,6 +163,7 @@ class OpenSegment:
     def allocate(self) -> None:
         """Allocates the segment whole, or on a full disk as much of it as there is."""
         rest_bytes = max(self._piece_bytes - self.size_bytes, ALLOCATE_BYTES_MIN)
+        self._free_bytes = self._directory.free_bytes()
         while rest_bytes >= ALLOCATE_BYTES_MIN // 16:
             try:
                 self._allocate(self.size_bytes + rest_bytes)
