@@ -18,6 +18,7 @@ from wal.files import DiskDirectory, LockedError
 from wal.frame import Frame
 from wal.log import Log, LogFailed, Recovery
 from wal.manifest import MANIFEST_NAME
+from wal.replay import replay_sealed
 from wal.segment import HEADER_BYTES
 
 
@@ -586,6 +587,31 @@ def test_a_command_for_which_there_is_no_room_does_not_cost_the_spare() -> None:
     disk.capacity_bytes = disk.used_bytes
     log.make_room()
     assert (log.room.frames_bytes, log.room.full) == (before.frames_bytes, False)
+
+
+def test_a_frame_that_only_the_spare_has_room_for_goes_there_though_the_segment_is_empty() -> None:
+    """B3: a segment without frames is a segment like any other."""
+    disk = FakeDisk(allocates=True)
+    reader = Reader(disk, segment_bytes_max=100_000)
+    append(reader.log, "a" * 10_000)
+    reader.log.seal()
+    reader.log.make_room(200_000)
+    disk.capacity_bytes = disk.used_bytes + 1_000
+    append(reader.log, "b" * 199_000)
+    reader.log.commit()
+    reader.log.check_files()
+    assert logs.listed(disk) == ["00000001.log", "00000002.log", "00000003.log", MANIFEST_NAME]
+    for _ in range(2):
+        disk.kill()
+        assert [value[0] for value in values(disk)] == ["a", "b"]
+    disk.capacity_bytes = None
+    log = Reader(disk).log
+    log.seal()
+    plan = log.plan_fold()
+    assert plan is not None
+    frames: list[Frame] = []
+    replay_sealed(disk.beside(), plan, frames.append, lambda _done, _total: None)
+    assert [frame.records[0][0][0] for frame in frames] == ["a", "b"]
 
 
 def test_the_log_says_what_it_takes_of_the_disk() -> None:

@@ -154,7 +154,8 @@ class Log:
         else:
             log = cls._create(directory, check_names(directory, names, None), segment_bytes_max)
         try:
-            write_manifest(directory, log._manifest)
+            if MANIFEST_NAME not in names or directory.read(MANIFEST_NAME) != encode_manifest(log._manifest):
+                write_manifest(directory, log._manifest)  # not otherwise: a full disk may have no room for it
             log._open.allocate()
         except BaseException:
             log._open.close()
@@ -398,7 +399,7 @@ class Log:
     def _must_roll(self, frame_bytes: int) -> bool:
         if self._open.is_short_for(frame_bytes):  # also while it is empty: on a full disk it may have been made short
             return True
-        return HEADER_BYTES < self._open.size_bytes and self._open.size_bytes + frame_bytes > self._roll_at_bytes
+        return self._open.size_bytes > HEADER_BYTES and self._open.size_bytes + frame_bytes > self._roll_at_bytes
 
     def _try_to_roll(self, frame_bytes: int, *, squeeze: bool = False) -> OSError | None:
         """Rolls, or goes on in the old segment and says why the process or the disk has nothing left for a new one."""
