@@ -159,6 +159,7 @@ class Engine:
         self._backlog: deque[_Call] = deque()
         self._short_of: Room | None = None
         self._abandoned: deque[_Call] = deque()
+        self._owed: list[_Taken] = []
         self._nap = trio.CancelScope()
         self._next_sweep_ms = 0
         self._committer: Committer[_Call] = Committer(
@@ -490,23 +491,33 @@ class Engine:
         return group.swept_keys < max(SWEEP_KEYS_MAX, len(group.answers)) and group.records_bytes < GROUP_BYTES_MAX
 
     def _return_values(self) -> None:
-        """Puts back what was popped for callers who left, the last pop first, so that the old order is restored."""
-        gone = sorted((call.taken for call in self._abandoned if call.taken), key=lambda taken: -taken.serial)
+        """Puts back what was popped for callers who left, the last pop first, so that the old order is restored.
+
+        What the disk has no room for waits until it has, at the latest until the end.
+        """
+        self._owed += [call.taken for call in self._abandoned if call.taken]
+        self._owed.sort(key=lambda taken: taken.serial)
         self._abandoned.clear()
         grown: dict[bytes, None] = {}
-        for taken in gone:
-            key = taken.undo[1]
-            if self._state.queue(key) is taken.queue:  # else it was deleted meanwhile, this value with it
-                self._log_and_apply(taken.undo)
+        while self._owed:
+            undo, queue = self._owed[-1].undo, self._owed[-1].queue
+            if self._state.queue(undo[1]) is queue:  # else it was deleted meanwhile, this value with it
+                records, records_bytes = _pack((undo,))
+                if not (self._committer.has_room(records_bytes) or self._closing):
+                    if not self._committer.room.full:  # else it is asked for room by itself
+                        self._committer.want_room(records_bytes)
+                    break
+                self._apply((undo,), records, records_bytes)
                 self._returned_values += 1
-                grown[key] = None
+                grown[undo[1]] = None
+            self._owed.pop()
         self._serve_waiters(grown)  # not before all are back: the oldest waiter gets the first value
 
     def _keep_bytes(self) -> int:
         return self._checkpointer.keep_bytes if self._checkpointer else 0
 
     def _log_changed(self) -> None:
-        if self._backlog:
+        if self._backlog or self._owed:
             self._nap.cancel()  # there may be room now
         if self._checkpointer is not None:
             self._checkpointer.look()
