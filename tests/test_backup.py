@@ -20,6 +20,7 @@ from tests.harness import damage, logs
 from tests.harness.damage import HEALTHY, STATES, Files, disk_of
 from tests.harness.disk import FakeDisk, failing
 from tests.harness.process import Server
+from wal import copying
 from wal.backup import Backup, NotEmpty, backup
 from wal.files import DiskDirectory
 from wal.log import Log
@@ -67,7 +68,8 @@ def test_sealed_files_are_shared_and_the_open_segment_is_not() -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK])
-def test_on_another_file_system_everything_is_copied(number: int) -> None:
+def test_on_another_file_system_everything_is_copied(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "READ_BYTES", 50)  # in several pieces
     source, target = disk_of(CLOSED), FakeDisk()
 
     def fault(operation: str, _name: str) -> None:
@@ -140,6 +142,14 @@ def once_at(moment: int, act: Callable[[], None]) -> Callable[[str, str], None]:
             act()
 
     return fault
+
+
+def test_a_frame_that_is_missed_while_it_is_written_is_copied_as_well() -> None:
+    for moment in (1, 2):  # later reads come after it has been seen
+        source, target = disk_of(HEALTHY["crashed"]), FakeDisk()
+        source.fault = damage.racing(source, LAST, moment)
+        assert copy(source, target).last_lsn == 12
+        assert logs.dump(target) == STATES["crashed"][12]
 
 
 @pytest.mark.parametrize("cut", [True, False])

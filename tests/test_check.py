@@ -16,6 +16,7 @@ from tests.harness.damage import HEALTHY, Files, disk_of
 from tests.harness.disk import FakeDisk, failing
 from tests.harness.logs import COMMITS, TIME_MS
 from wal.check import FileReport, Report, Torn, verify
+from wal.dump import dump
 from wal.frame import Scan, Tail, encode
 from wal.log import Log
 from wal.manifest import MANIFEST_NAME, CleanClose, decode_manifest, encode_manifest
@@ -217,6 +218,44 @@ def test_a_manifest_that_never_stands_still_is_given_up() -> None:
     disk.fault = fault
     with pytest.raises(Restless, match="changes faster than it can be read"):
         verify(disk.beside(), lambda: applying(State()), lambda _done, _total: None)
+
+
+def test_a_frame_that_is_missed_while_it_is_written_is_no_damage() -> None:
+    for moment in range(1, 8):
+        disk = disk_of(CRASHED)
+        disk.fault = damage.racing(disk, LAST, moment)
+        report = report_on(disk)
+        assert (report.damage, report.torn) == ([], None)
+        disk.fault = damage.racing(disk, LAST, moment)
+        entries = list(dump(disk.beside()))
+        assert not any(entry.is_damage for entry in entries)
+        assert entries[-1].item[2] == 11
+
+
+def test_a_server_that_starts_meanwhile_or_rolls_just_now_is_no_damage() -> None:
+    """It takes the footer back and appends; it has made a segment that the manifest is about to name."""
+    rolling = disk_of(CRASHED)
+    _, log = logs.start(rolling)
+    while len(rolling.segments()) == 3:
+        logs.append(log, ((ops.PUT, b"key", b"value", None),))
+    log.abandon()
+    new = rolling.segments()[-1]
+    between = {LAST: rolling.get(LAST), new: rolling.get(new)[:HEADER_BYTES]}
+
+    def roll(disk: FakeDisk) -> None:
+        disk.put(MANIFEST_NAME, rolling.get(MANIFEST_NAME))
+        disk.names[new].write(0, rolling.get(new))
+
+    def begin(disk: FakeDisk) -> None:
+        _, log = logs.start(disk)
+        logs.append(log, ((ops.PUT, b"key", b"value", None),))
+        log.abandon()
+
+    for files, act in ((CRASHED | between, roll), (CLOSED, begin)):
+        for moment in range(1, 40):
+            disk = disk_of(files)
+            interfere(disk, moment, lambda disk=disk, act=act: act(disk))  # type: ignore[misc]
+            assert report_on(disk).damage == [], moment
 
 
 class Racing:

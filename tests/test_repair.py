@@ -210,6 +210,28 @@ def test_when_the_beginning_is_gone_it_is_refused(files: Files, reason: str) -> 
         plan_for(disk_of(files))
 
 
+def test_a_missing_segment_behind_the_damage_has_to_be_agreed_to_though_nothing_of_it_can_be_read() -> None:
+    plan = plan_for(disk_of(without(broken(CLOSED, MIDDLE, 170), LAST)))
+    assert [one.file for one in plan.damage] == [MIDDLE]
+    assert plan.reasons == [f"{MIDDLE} is not the last segment"]
+
+
+def test_without_a_manifest_a_segment_that_follows_another_one_is_set_aside() -> None:
+    """A9: it is from another life of the same store."""
+    fork = disk_of(without(CRASHED, LAST) | {MANIFEST_NAME: b""})
+    mend(fork, plan_for(fork))
+    fork.random_bytes(99)
+    _, log = logs.start(fork)
+    for number in range(8):
+        logs.append(log, ((ops.PUT, b"key", b"%d" % number, None),))
+    log.close()
+    later = sorted(set(fork.segments()) - set(CRASHED))[0]
+    plan = plan_for(disk_of(without(CRASHED, MANIFEST_NAME) | {later: fork.get(later)}))
+    assert plan.removed == [later]
+    assert plan.reasons == [f"{later} was a part of this log at some time"]
+    assert plan.after.last_lsn == 12
+
+
 def test_a_segment_of_another_store_is_set_aside_without_more_and_one_of_this_log_has_to_be_agreed_to() -> None:
     """A9"""
     other = FakeDisk(seed=1)

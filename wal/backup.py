@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from wal.check import Check, Report
-from wal.copying import copy, link_or_copy
+from wal.copying import link_or_copy
 from wal.files import LOCK_NAME, Directory
 from wal.frame import Scan, Tail
 from wal.manifest import MANIFEST_NAME, UNFINISHED, CleanClose, Manifest, write_manifest
@@ -118,12 +118,12 @@ class _Copying:
             if link_or_copy(self._directory, name, self._view, self._target, name, self._say):
                 self.linked_bytes += self._view.size(name)
             self.size_bytes += self._view.size(name)
-        end = _find_end(self._view, self.manifest, last)
-        copy(self._view, last, self._target, last, end.last_segment_bytes, self._say)
-        self._target.sync()
-        self.size_bytes += end.last_segment_bytes
-        self.last_lsn = end.last_lsn
-        self.manifest = replace(self.manifest, clean_close=end)
+        data, last_lsn = _whole_frames(self._view, self.manifest, last)
+        create_file(self._target, last, data).close()  # makes sure of the other names as well
+        self.size_bytes += len(data)
+        self._progress(self.size_bytes, self._total_bytes)
+        self.last_lsn = last_lsn
+        self.manifest = replace(self.manifest, clean_close=CleanClose(last_lsn, len(data)))
 
     def _say(self, copied_bytes: int) -> None:
         self._progress(self.size_bytes + copied_bytes, self._total_bytes)
@@ -135,23 +135,26 @@ def _refuse_damage(directory: Directory, report: Report) -> None:
         raise Damage(directory.path, damage.file, damage.offset, damage.lsn, damage.reason)
 
 
-def _find_end(view: View, manifest: Manifest, name: str) -> CleanClose:
-    """Where the last whole frame of the last segment ends."""
+def _whole_frames(view: View, manifest: Manifest, name: str) -> tuple[bytes, int]:
+    """The last segment up to the end of its last whole frame, and the LSN of that one's last record."""
     if name not in view.names():
         raise Damage(view.path, name, 0, 0, "the segment is missing")
     header = read_header(view, name)
     if header is None or (header.number, header.segment_id) != manifest.segments[-1]:
         raise Damage(view.path, name, 0, 0, "the segment is not the one that the manifest names")
-    scan = Scan(view.read(name), HEADER_BYTES, header.identity, header.first_lsn)
+    data = view.read(name)
+    scan = Scan(data, HEADER_BYTES, header.identity, header.first_lsn)
     for _ in scan:
         pass
-    scan = settle(view, name, header.identity, scan)
+    if scan.tail is Tail.CORRUPT:
+        scan = settle(view, name, header.identity, scan)
+        data = view.read(name, 0, scan.offset)  # what was missed is there now
     end = CleanClose(scan.next_lsn - 1, scan.offset)
     if scan.tail is Tail.CORRUPT:
         raise Damage(view.path, name, scan.offset, scan.next_lsn, scan.reason)
     if manifest.clean_close not in (None, end) and view.is_current():
         raise Damage(view.path, name, scan.offset, scan.next_lsn, "the log does not end where it was closed")
-    return end
+    return data[: scan.offset], end.last_lsn
 
 
 def _clear(target: Directory) -> None:

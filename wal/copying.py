@@ -44,18 +44,13 @@ def link_or_copy(
             raise
     else:
         return True
-    copy(source, name, target, new, source.size(name), said)
+    _copy(source, name, target, new, said)
     return False
 
 
-def copy(
-    source: Readable, name: str, target: Directory, new: str, size_bytes: int, said: Callable[[int], None]
-) -> None:
-    """Copies the first bytes of a file, durably; a power cut leaves all of them or nothing.
-
-    Raises:
-        OSError: the disk refused, or the file is shorter.
-    """
+def _copy(source: Readable, name: str, target: Directory, new: str, said: Callable[[int], None]) -> None:
+    """Copies a file, durably; a power cut leaves all of it or nothing."""
+    size_bytes = source.size(name)
     file = begin_file(target, new)
     done = 0
     try:

@@ -26,7 +26,7 @@ from wal.walk import walk
 
 
 def rebuild(source: Readable) -> Manifest | None:
-    """Puts together the log that starts from the newest snapshot that is whole, or from the first segment.
+    """Puts together the log that starts from the newest snapshot that a segment follows, or from the first segment.
 
     Args:
         source: the data directory.
@@ -49,10 +49,8 @@ def rebuild(source: Readable) -> Manifest | None:
         return None
     for number in sorted(snapshots, reverse=True):
         header = snapshots[number]
-        snapshot = None if header is None else _entry(source, header)
-        chain = [] if header is None or snapshot is None else _chain(segments, header)
-        if chain:
-            return Manifest(known[0].store_id, tuple(chain), snapshot=snapshot)
+        if header is not None and (chain := _chain(segments, header)):
+            return Manifest(known[0].store_id, tuple(chain), snapshot=_entry(source, header))
     start = SegmentHeader(0, known[0].store_id, bytes(SEGMENT_ID_BYTES), first_lsn=1)
     chain = _chain(segments, start)
     return Manifest(known[0].store_id, tuple(chain)) if chain else None
@@ -89,12 +87,9 @@ def _end(header: SegmentHeader) -> tuple[int, bytes, int]:
     return header.first_lsn, header.previous_id, header.previous_bytes
 
 
-def _entry(source: Readable, header: SegmentHeader) -> Snapshot | None:
-    """How a manifest names a snapshot; None when it is not whole."""
+def _entry(source: Readable, header: SegmentHeader) -> Snapshot:
+    """How a manifest names a snapshot; whether it is whole is for the replay to say."""
     name = snapshot_name(header.number)
-    time_ms = 0
-    for item in walk(source, name, header.identity, HEADER_BYTES, 1):
-        if not isinstance(item, Frame):
-            return None
-        time_ms = item.time_ms
+    first = next(walk(source, name, header.identity, HEADER_BYTES, 1), None)
+    time_ms = first.time_ms if isinstance(first, Frame) else 0  # all its frames have the same
     return Snapshot(header.number, header.segment_id, source.size(name), time_ms)

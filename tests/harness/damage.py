@@ -16,7 +16,7 @@ from engine.limits import Limits
 from engine.recovery import applying
 from engine.state import State
 from tests.harness import logs
-from tests.harness.disk import FakeDisk
+from tests.harness.disk import FakeDisk, Fault
 from tests.harness.logs import TIME_MS, Dump
 from wal.files import Directory
 from wal.frame import Frame, Scan, encode
@@ -99,6 +99,22 @@ def header(files: Files, name: str) -> SegmentHeader:
 def segments(files: Files) -> list[str]:
     """Names of the segments, oldest first."""
     return sorted(name for name in files if name.endswith(".log"))
+
+
+def racing(disk: FakeDisk, name: str, moment: int) -> Fault:
+    """A fault by which the n-th read of a segment sees its last frame and not the one before, which is being written."""
+    whole = disk.get(name)
+    *_, missed, last = _ends(disk.content(), name)
+    image, left = disk.names[name].seen, moment
+
+    def fault(operation: str, found: str) -> None:
+        nonlocal left
+        image.data[:] = whole
+        left -= (operation, found) == ("read", name)
+        if left == 0 and (operation, found) == ("read", name):
+            image.data[missed:last] = bytes(last - missed)
+
+    return fault
 
 
 def flips(files: Files) -> Iterator[tuple[str, Files]]:
