@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import trio
@@ -216,6 +217,24 @@ async def fill_on(world: FoldingWorld) -> None:
         pass
 
 
+async def test_deleting_on_a_full_disk_frees_room_by_a_checkpoint(world: FoldingWorld) -> None:
+    """B4: and everything is there after a restart."""
+    for number in range(1_000):
+        if error_of(await world.spawn([b"SET", b"%03d" % number, b"x" * 9_000]).wait()) is not None:
+            break
+    for gone in range(number - 10):
+        assert await world.do(f"DELETE {gone:03}") == Integer(1)
+    await trio.sleep(30)
+    assert not is_full(world)
+    assert world.engine.statistics().checkpoints >= 1
+    assert await world.do("SET k v") == Ok()
+    before = world.dump()
+    await world.cut_power()
+    await world.start()
+    assert world.dump() == before
+    assert len(before) in (11, 12)
+
+
 @pytest.mark.parametrize("kib", range(400, 1500, 97))
 async def test_a_queue_is_worked_off_on_a_full_disk_of_any_size(
     nursery: trio.Nursery, autojump_clock: MockClock, kib: int
@@ -406,3 +425,95 @@ async def test_room_for_the_next_snapshot_is_kept_so_that_a_disk_full_of_dead_da
     assert refused < 100  # it is written far faster than folded; but never stuck
     assert world.failure is None
     assert world.engine.statistics().checkpoint_failures == 0
+
+
+async def test_pings_and_reads_are_answered_while_the_disk_is_slow(world: FoldingWorld) -> None:
+    """B7: a ping at once, a read with the group it joined; nothing waits for room that is there."""
+    world.commit_s = 5.0
+    jobs = [world.spawn([b"SET", b"k", b"x" * 9_000]) for _ in range(3)]
+    await world.settle()
+    read = world.spawn("GET k")
+    assert await world.do("PING") == Value(b"PONG")
+    assert trio.current_time() == 0
+    await trio.sleep(11)
+    assert [job.reply for job in (*jobs, read)] == [Ok(), Ok(), Ok(), Value(b"x" * 9_000)]
+
+
+async def test_without_descriptors_writes_go_on_in_the_old_segment(world: FoldingWorld) -> None:
+    """B6: far beyond its size; and it rolls when there are some again."""
+
+    def fault(operation: str, _name: str) -> None:
+        if operation == "create":
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    world.disk.fault = fault
+    for number in range(30):
+        assert await world.spawn([b"SET", b"%d" % number, b"x" * 9_000]).wait() == Ok()
+    assert world.disk.segments() == ["00000001.log"]
+    assert not is_full(world)
+    world.disk.fault = None
+    assert await world.do("SET k v") == Ok()
+    await trio.sleep(5)
+    assert world.disk.segments() != ["00000001.log"]
+    before = world.dump()
+    await world.cut_power()
+    await world.start()
+    assert world.dump() == before
+
+
+async def test_nobody_is_answered_after_a_file_of_the_log_was_taken_away(world: FoldingWorld) -> None:
+    """B10: the open segment at once, any other file within a second."""
+    await world.do("SET k v")
+    await world.engine.checkpoint()
+    await world.do("SET k v")
+    await trio.sleep(5)
+    del world.disk.names["00000001.snapshot"]
+    job = world.spawn("SET k w")
+    await job.done.wait()
+    assert job.reply is None
+    assert isinstance(world.failure, ExceptionGroup)
+    found = world.failure.subgroup(LogFailed)
+    assert found is not None
+    assert "00000001.snapshot was removed" in str(found.exceptions[0])
+    late = world.spawn("GET k")
+    await world.settle()
+    assert not isinstance(late.reply, Value | Ok)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_commits_checkpoints_and_looks_never_touch_the_log_at_once(
+    world: FoldingWorld, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """C5: one at a time, whatever comes when; and none is starved."""
+    chance = random.Random(seed)
+    busy = 0
+    run_commit = world._run_commit
+
+    async def alone(function: Callable[[], None]) -> None:
+        nonlocal busy
+        assert busy == 0, "two at once"
+        busy += 1
+        world.commit_s = chance.random() / 100
+        await run_commit(function)
+        busy -= 1
+
+    monkeypatch.setattr(world.engine._committer, "_run_commit", alone)
+    world.fold_s = 0.05
+    asked = 0
+
+    async def ask() -> None:
+        nonlocal asked
+        while True:
+            await world.engine.checkpoint()
+            asked += 1
+
+    for _ in range(3):
+        nursery.start_soon(ask)
+    jobs = []
+    for number in range(200):
+        jobs.append(world.spawn([b"SET", b"%d" % (number % 5), b"x" * chance.randrange(9_000)]))
+        await trio.sleep(chance.random() / 50)
+    await trio.sleep(1)
+    assert [job.reply for job in jobs] == [Ok()] * 200
+    assert asked > 20
+    nursery.cancel_scope.cancel()
