@@ -102,7 +102,7 @@ def segments(files: Files) -> list[str]:
 
 
 def racing(disk: FakeDisk, name: str, moment: int) -> Fault:
-    """A fault by which the n-th read of a segment sees its last frame and not the one before, which is being written."""
+    """A fault: the n-th read of a segment sees its last frame and not the one before, which is being written."""
     whole = disk.get(name)
     *_, missed, last = _ends(disk.content(), name)
     image, left = disk.names[name].seen, moment
