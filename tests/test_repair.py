@@ -155,7 +155,11 @@ def test_a_manifest_is_put_together_from_the_headers_and_nothing_goes(which: str
 
 
 def test_a_manifest_that_is_older_than_the_log_is_brought_up_to_date() -> None:
-    """The one of an older copy, put over a log that rolled and was folded since: nothing goes."""
+    """The one of an older copy, put over a log that was folded, rolled, or both since: nothing goes."""
+    folded = disk_of(CRASHED)
+    _, log = logs.start(folded)
+    damage.checkpoint(log, folded.beside())
+    log.abandon()
     disk = disk_of(CRASHED)
     _, log = logs.start(disk)
     for number in range(6):
@@ -165,7 +169,7 @@ def test_a_manifest_that_is_older_than_the_log_is_brought_up_to_date() -> None:
     log.seal()
     damage.checkpoint(log, disk.beside())
     log.abandon()
-    for files in (rolled, disk.content()):
+    for files in (folded.content(), rolled, disk.content()):
         assert set(files) != set(CRASHED)
         old = disk_of(files | {MANIFEST_NAME: CRASHED[MANIFEST_NAME]})
         plan = plan_for(old)
@@ -303,6 +307,8 @@ def test_nothing_is_written_into_a_file_that_is_there_because_a_backup_may_share
     disk = disk_of(broken(CLOSED, MIDDLE, 120))
     mend(disk, plan_for(disk))
     assert "open" not in {operation for operation, _ in disk.log}
+    renamed = [name for operation, name in disk.log if operation == "rename"]
+    assert renamed.index(MANIFEST_NAME) == len(renamed) - 1, "the manifest comes last"
 
 
 def test_where_files_cannot_have_two_names_they_are_copied() -> None:

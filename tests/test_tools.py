@@ -335,6 +335,7 @@ def test_a_file_that_cannot_be_read_exits_1_without_a_traceback(data: Path) -> N
     put(data, CLOSED)
     (data / MIDDLE).unlink()
     (data / MIDDLE).mkdir()
+    put(data.parent, {"x": CLOSED[FIRST]})
     for command in (["wal", "dump", data, "--file", MIDDLE], ["wal", "dump", data, "--file", "../x"]):
         result = run(*command)
         assert result.exit_code == 1
