@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.harness.disk import SECTOR_BYTES, FakeDirectory, FakeDisk, failing
+from tests.harness.content import SECTOR_BYTES
+from tests.harness.disk import FakeDirectory, FakeDisk, failing
 
 CUTS = 300
 
