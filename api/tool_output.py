@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine import ops
-from wal.backup import Backup
-from wal.check import FileReport, Report
-from wal.dump import Entry
 from wal.frame import Frame, Record
-from wal.repair import Plan
 from wal.segment import Damage
+from wal.tools.backup import Backup
+from wal.tools.check import FileReport, Report
+from wal.tools.dump import Entry
+from wal.tools.repair import Plan
 
 SHOWN_BYTES_MAX = 100
 """Of a key or value in a text; JSON shows all of it."""

@@ -31,15 +31,15 @@ from api.server import ExitCode
 from engine import ops
 from engine.recovery import applying
 from engine.state import State
-from wal.backup import Backup, NotEmpty, backup
-from wal.check import Report, verify
-from wal.dump import Entry, dump
 from wal.files import DirectoryError, DiskDirectory, LockedError
 from wal.frame import Frame, Record
-from wal.repair import CannotRepair, Plan, plan_repair, repair
 from wal.replay import Apply
 from wal.segment import Damage, NewerFormat
-from wal.view import NoLog, Restless
+from wal.tools.backup import Backup, NotEmpty, backup
+from wal.tools.check import Report, verify
+from wal.tools.dump import Entry, dump
+from wal.tools.repair import CannotRepair, Plan, plan_repair, repair
+from wal.tools.view import NoLog, Restless
 
 CONNECT_WITHIN_S = 10.0
 """For a connection to the server; a checkpoint itself takes as long as it takes."""

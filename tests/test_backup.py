@@ -20,13 +20,13 @@ from tests.harness import damage, logs
 from tests.harness.damage import HEALTHY, STATES, Files, disk_of
 from tests.harness.disk import FakeDisk, failing
 from tests.harness.process import Server
-from wal import copying
-from wal.backup import Backup, NotEmpty, backup
 from wal.files import DiskDirectory
 from wal.log import Log
 from wal.manifest import MANIFEST_NAME, UNFINISHED
 from wal.segment import Damage
-from wal.view import NoLog
+from wal.tools import copying
+from wal.tools.backup import Backup, NotEmpty, backup
+from wal.tools.view import NoLog
 
 CLOSED = HEALTHY["closed"]
 FIRST, MIDDLE, LAST = damage.segments(CLOSED)

@@ -15,14 +15,14 @@ from tests.harness import damage, logs
 from tests.harness.damage import HEALTHY, Files, disk_of
 from tests.harness.disk import FakeDisk, failing
 from tests.harness.logs import COMMITS, TIME_MS
-from wal.check import FileReport, Report, Torn, verify
-from wal.dump import dump
 from wal.frame import Scan, Tail, encode
 from wal.log import Log
 from wal.manifest import MANIFEST_NAME, CleanClose, decode_manifest, encode_manifest
 from wal.segment import HEADER_BYTES, Damage, NewerFormat, SegmentHeader, segment_name, with_crc
-from wal.view import NoLog, Restless
-from wal.walk import settle
+from wal.tools.check import FileReport, Report, Torn, verify
+from wal.tools.dump import dump
+from wal.tools.view import NoLog, Restless
+from wal.tools.walk import settle
 
 CRASHED, CLOSED = HEALTHY["crashed"], HEALTHY["closed"]
 FIRST, MIDDLE, LAST = damage.segments(CRASHED)

@@ -15,9 +15,9 @@ from tests.harness.damage import HEALTHY, STATES, Files, disk_of, states
 from tests.harness.disk import FakeDisk
 from tests.harness.logs import TIME_MS
 from wal.manifest import MANIFEST_NAME, decode_manifest
-from wal.repair import CannotRepair, Plan, plan_repair, repair
 from wal.segment import HEADER_BYTES, Damage
-from wal.view import NoLog
+from wal.tools.repair import CannotRepair, Plan, plan_repair, repair
+from wal.tools.view import NoLog
 
 CRASHED, CLOSED = HEALTHY["crashed"], HEALTHY["closed"]
 FOLDED = HEALTHY["closed with snapshot"]

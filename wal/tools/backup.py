@@ -16,16 +16,16 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from wal.check import Check, Report
-from wal.copying import link_or_copy
 from wal.files import LOCK_NAME, Directory
 from wal.frame import Scan, Tail
 from wal.manifest import MANIFEST_NAME, UNFINISHED, CleanClose, Manifest, write_manifest
-from wal.rebuild import read_header
 from wal.replay import Apply, Progress
 from wal.segment import HEADER_BYTES, Damage, create_file
-from wal.view import NoLog, View, listed, look, view_as
-from wal.walk import settle
+from wal.tools.check import Check, Report
+from wal.tools.copying import link_or_copy
+from wal.tools.rebuild import read_header
+from wal.tools.view import NoLog, View, listed, look, view_as
+from wal.tools.walk import settle
 
 
 class NotEmpty(Exception):

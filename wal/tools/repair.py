@@ -19,12 +19,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from wal.check import Check, Report, stated_header
-from wal.copying import link_or_copy
 from wal.files import Directory, Readable
 from wal.frame import Frame, Record, Scan
 from wal.manifest import MANIFEST_NAME, Manifest, decode_manifest, encode_manifest
-from wal.rebuild import read_header, rebuild
 from wal.replay import Apply, Kind, Progress, explain, kind_of
 from wal.segment import (
     HEADER_BYTES,
@@ -37,8 +34,11 @@ from wal.segment import (
     segment_number,
     snapshot_name,
 )
-from wal.view import NoLog, listed
-from wal.walk import walk
+from wal.tools.check import Check, Report, stated_header
+from wal.tools.copying import link_or_copy
+from wal.tools.rebuild import read_header, rebuild
+from wal.tools.view import NoLog, listed
+from wal.tools.walk import walk
 
 
 class CannotRepair(Exception):

@@ -22,7 +22,7 @@ from wal.segment import (
     snapshot_name,
     snapshot_number,
 )
-from wal.walk import walk
+from wal.tools.walk import walk
 
 
 def rebuild(source: Readable) -> Manifest | None:

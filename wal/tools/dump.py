@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from wal.check import open_view, stated_header
 from wal.files import Directory, Readable
 from wal.frame import Frame, Tail
 from wal.manifest import Manifest
@@ -19,8 +18,9 @@ from wal.segment import (
     segment_number,
     snapshot_number,
 )
-from wal.view import View, listed
-from wal.walk import Hole, walk
+from wal.tools.check import open_view, stated_header
+from wal.tools.view import View, listed
+from wal.tools.walk import Hole, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def dump(directory: Directory, file: str | None = None) -> Iterator[Entry]:
         NoLog: there is nothing to dump.
         NewerFormat: a later version wrote it.
         FileNotFoundError: there is no such file.
-        Restless, OSError: see `wal.check.verify`.
+        Restless, OSError: see `wal.tools.check.verify`.
     """
     if file is not None:
         yield from _dump_file(directory, file, None, may_be_torn=True)

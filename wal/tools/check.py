@@ -5,8 +5,8 @@ functions (`wal/replay.py`). Only when those have found damage, what stands behi
 be told what it should be: frames behind a hole, and the segments after a damaged one. Their records are not applied,
 because there is no state any more that they would fit.
 
-Beside a server nothing is taken for damage that the server may be doing: see `wal/view.py`, and `settle` for what is
-written while it is read.
+Beside a server nothing is taken for damage that the server may be doing: see `wal/tools/view.py`, and `settle` for what
+is written while it is read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from wal.files import LOCK_NAME, Directory, Readable
 from wal.frame import Frame, Tail
 from wal.manifest import MANIFEST_NAME, Manifest, encode_manifest
-from wal.rebuild import read_header, rebuild
 from wal.replay import Apply, Found, Kind, Progress, check_end, explain, kind_of, replay
 from wal.segment import (
     HEADER_BYTES,
@@ -30,8 +29,9 @@ from wal.segment import (
     snapshot_name,
     snapshot_number,
 )
-from wal.view import NoLog, Restless, View, listed, look
-from wal.walk import Hole, settle, walk
+from wal.tools.rebuild import read_header, rebuild
+from wal.tools.view import NoLog, Restless, View, listed, look
+from wal.tools.walk import Hole, settle, walk
 
 PASSES_MAX = 5
 """Times a log is read when damage may be the doing of a server."""

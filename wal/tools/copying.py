@@ -1,7 +1,7 @@
 """Giving a file of a log a second place: by a second name where the file system can, else by a copy.
 
 A second name is as good as a copy for a file that nobody writes to in place any more. Sealed segments and snapshots are
-such files, and whoever mends a log replaces files and does not write to them (`wal/repair.py`).
+such files, and whoever mends a log replaces files and does not write to them (`wal/tools/repair.py`).
 """
 
 from __future__ import annotations
