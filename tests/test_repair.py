@@ -178,7 +178,10 @@ def test_a_manifest_that_is_older_than_the_log_is_brought_up_to_date() -> None:
         assert logs.dump(old) == max(states(files).items())[1]
 
 
-def test_what_an_interrupted_checkpoint_left_takes_the_place_of_a_damaged_snapshot() -> None:
+@pytest.mark.parametrize("missing", [False, True])
+def test_what_an_interrupted_checkpoint_left_takes_the_place_of_a_snapshot_that_is_damaged_or_missing(
+    *, missing: bool
+) -> None:
     disk = disk_of(CLOSED)
     _, log = logs.start(disk)
     log.seal()
@@ -188,9 +191,11 @@ def test_what_an_interrupted_checkpoint_left_takes_the_place_of_a_damaged_snapsh
     files = disk.content()
     snapshot = next(name for name in files if name.endswith(".snapshot"))
     assert not set(before) <= set(files)
-    plan = plan_for(disk_of(before | broken(files, snapshot, 80)))
+    files = before | (without(files, snapshot) if missing else broken(files, snapshot, 80))
+    plan = plan_for(disk_of(files))
     assert (list(plan.lost), plan.reasons) == ([], [])
-    mended = disk_of(before | broken(files, snapshot, 80))
+    assert [step.file for step in plan.steps] == ([MANIFEST_NAME] if missing else [MANIFEST_NAME, snapshot])
+    mended = disk_of(files)
     mend(mended, plan)
     assert logs.dump(mended) == STATES["closed"][12]
 

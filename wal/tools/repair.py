@@ -200,7 +200,7 @@ class _Planner:
 
     def _finish(self, report: Report) -> Plan:
         changed = {name: data for name, data in self._overlay.changed.items() if data != self._original(name)}
-        removed = sorted(self._overlay.removed)
+        removed = sorted(self._overlay.removed & set(self._source.names()))  # a missing file stays missing
         steps = [Step(name, self._describe(name, data)) for name, data in sorted(changed.items())]
         steps += [Step(name, "is set aside") for name in removed]
         return Plan(self._damage, steps, changed, removed, self._loss, self._reasons, self._caveats, report)
