@@ -108,12 +108,23 @@ def in_child(directory: str) -> Fold:
         except OSError as error:  # none of the disk's: the interpreter may have been replaced by an update
             raise FoldFailed(f"its process cannot be started: {error}") from error
         if done.returncode < 0:
-            raise FoldFailed(f"its process was ended by {signal.Signals(-done.returncode).name}")
+            raise FoldFailed(f"its process was ended by {_signal_name(-done.returncode)}")
         if done.returncode > 0:
             raise FoldFailed(f"its process failed: {done.stderr.decode(errors='replace').strip()[-500:]}")
-        return unpack_result(done.stdout)
+        try:
+            return unpack_result(done.stdout)
+        except (ValueError, TypeError) as error:
+            raise FoldFailed(f"its process answered with what is no result: {error}") from error
 
     return fold
+
+
+def _signal_name(number: int) -> str:
+    """Name of a signal; the real-time ones have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 @contextmanager

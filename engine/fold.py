@@ -76,7 +76,7 @@ def pack_result(outcome: Snapshot | Damage | OSError) -> bytes:
         fields = ("damage", outcome.directory, outcome.file, outcome.offset, outcome.lsn, outcome.reason)
     else:
         fields = ("error", outcome.errno, outcome.strerror or str(outcome), outcome.filename)
-    packed: bytes = msgpack.packb(fields)
+    packed: bytes = msgpack.packb(fields, unicode_errors="surrogateescape")  # paths need not be UTF-8
     return packed
 
 
@@ -85,9 +85,9 @@ def unpack_result(data: bytes) -> Snapshot:
 
     Raises:
         Damage, OSError: as they were raised over there.
-        ValueError: the bytes are none that `pack_result` made.
+        ValueError, TypeError: the bytes are none that `pack_result` made.
     """
-    kind, *fields = msgpack.unpackb(data)
+    kind, *fields = msgpack.unpackb(data, unicode_errors="surrogateescape")
     if kind == "damage":
         raise Damage(*fields)
     if kind == "error":

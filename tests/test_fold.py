@@ -146,6 +146,11 @@ async def test_a_child_that_is_killed_has_failed(data: Path, log: Log, monkeypat
         await through_shell(data, log, monkeypatch, command)
     with pytest.raises(FoldFailed, match="failed: this is why"):
         await through_shell(data, log, monkeypatch, "echo this is why >&2; exit 1")
+    with pytest.raises(FoldFailed, match="ended by signal 40"):
+        await through_shell(data, log, monkeypatch, "kill -40 $$")
+    for words in ("true", "echo hello"):
+        with pytest.raises(FoldFailed, match="no result"):
+            await through_shell(data, log, monkeypatch, words)
 
 
 async def through_shell(data: Path, log: Log, monkeypatch: pytest.MonkeyPatch, command: str) -> Snapshot:
@@ -230,6 +235,7 @@ def test_a_fold_gives_up_wherever_it_notices_that_the_server_is_gone(data: Path,
 
 OUTCOMES: list[Snapshot | Damage | OSError] = [
     Snapshot(3, b"\x00\xff12345\n", 1 << 40, TIME_MS),
+    Damage("/data/\udcff is no UTF-8", "00000003.log", 1 << 33, 1 << 50, "broken"),
     Damage("/data with ünicode", "00000003.log", 1 << 33, 1 << 50, 'it\'s "broken"\n'),
     OSError(errno.ENOSPC, "No space left on device", "00000003.snapshot.tmp"),
     OSError(errno.EIO, "Input/output error"),
