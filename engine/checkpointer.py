@@ -49,7 +49,7 @@ SCARCE_MARGIN = 1.4
 """When no more than this times the next snapshot is free, and two segments, sealed segments are folded at once: while
 they are, what is written needs room as well."""
 
-_TRY_AGAIN = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+_TRY_AGAIN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 _logger = logging.getLogger("holdfast.engine")
 

@@ -223,6 +223,22 @@ def test_out_of_descriptors_the_server_goes_on(server: Server) -> None:
     assert stat_of(server, "keys") == 70
 
 
+def test_where_files_may_not_grow_long_the_server_goes_on(tmp_path: Path) -> None:
+    """B3, C4: a command, and later a snapshot, would be longer than any file may be."""
+    with Server(tmp_path / "data", "--segment-size", "1MiB") as server:
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
+        assert server.post({"command": "QPUSH", "key": "q", "value": ["x" * 1_000_000] * 6})[0] == 507
+        until(lambda: server.post({"command": "SET k v"})[0] == 200)
+        for number in range(6):
+            assert server.post({"command": "SET", "key": f"k{number}", "value": "x" * 1_000_000})[0] == 200
+        until(lambda: stat_of(server, "checkpoint_failures") > 0)
+        assert "File too large" in server.log
+        assert server.post({"command": "SET k w"})[0] == 200
+        server.stop()
+        server.start()
+        assert stat_of(server, "keys") == 7
+
+
 def test_sighup_and_sigusr1_do_not_end_the_server(server: Server) -> None:
     """H2"""
     server.signal(signal.SIGHUP)

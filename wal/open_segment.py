@@ -155,7 +155,7 @@ class OpenSegment:
         except OSError as error:
             if error.errno in NO_DESCRIPTOR:
                 self._extend(max(self._piece_bytes, wanted_bytes))
-            elif error.errno in NO_ROOM:
+            elif error.errno in (*NO_ROOM, errno.EFBIG):  # no file may be as long as what was wanted
                 self._note_full()
             else:
                 raise
