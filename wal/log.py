@@ -278,19 +278,30 @@ class Log:
     def close(self) -> None:
         """Commits, notes the clean close in the manifest, and gives up the directory.
 
+        On a full disk all stays as it is, without the note: the next start must have the room to take it back, and the
+        reserve, which somebody else would take.
+
         Raises:
             LogFailed: now or earlier a write or sync failed; the directory is given up all the same.
         """
         try:
-            with self._failing():
-                self._open.drop_spare()
-                self._open.cut()
-            self.commit()
-            footer = CleanClose(self.last_lsn, self._open.size_bytes)
-            with self._failing():
-                write_manifest(self._directory, replace(self._manifest, clean_close=footer))
+            if self._open.full:
+                self.commit()
+            else:
+                self._close_cleanly()
         finally:
             self.abandon()
+
+    def _close_cleanly(self) -> None:
+        with self._failing():
+            self._open.drop_spare()
+            self._open.cut()
+        self.commit()
+        footer = CleanClose(self.last_lsn, self._open.size_bytes)
+        with self._failing():
+            refused = self._replace_manifest(replace(self._manifest, clean_close=footer))
+        if refused is not None:
+            _logger.warning("%s: everything is on disk, but not that the log was closed", refused)
 
     def abandon(self) -> None:
         """Gives up the directory as a crash would: no sync, no footer."""
