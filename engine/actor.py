@@ -27,18 +27,17 @@ An exception in the actor or the committer leaves `run` and must end the process
 
 from __future__ import annotations
 
-import enum
 import math
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
 import trio
 
 from engine import ops
+from engine.calls import Call, Stage, Taken
 from engine.checkpointer import Checkpoint, Checkpointer, Fold, FoldFailed
 from engine.clock import Clock
 from engine.commands import BQPop, Command, Ping
@@ -46,9 +45,9 @@ from engine.committer import Committer, FsyncPolicy, Group, RunCommit, in_thread
 from engine.limits import Limits
 from engine.ops import Op
 from engine.replies import Error, Failure, Reply, Value
-from engine.state import Queue, State
+from engine.state import State
 from engine.statistics import Statistics
-from engine.waiters import Waiter, Waiters
+from engine.waiters import Waiters
 from wal.log import Log
 from wal.open_segment import Room
 
@@ -92,35 +91,6 @@ _GROWING = {ops.PUSH, ops.RETURN_FIRST, ops.RETURN_LAST}
 """Ops after which somebody who waits may be served."""
 
 
-class _Stage(enum.Enum):
-    QUEUED = enum.auto()
-    PARKED = enum.auto()
-    HELD = enum.auto()
-    ANSWERED = enum.auto()
-    WITHDRAWN = enum.auto()
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """A popped value on its way to a caller: its rank among all pops, the queue object, the op that undoes it."""
-
-    serial: int
-    queue: Queue
-    undo: Op
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """One submitted command and its caller."""
-
-    command: Command
-    task: trio.lowlevel.Task
-    stage: _Stage = _Stage.QUEUED
-    reply: Reply | None = None
-    waiter: Waiter[_Call] | None = None
-    taken: _Taken | None = None
-
-
 class Engine:
     """The embedded engine.
 
@@ -154,15 +124,15 @@ class Engine:
         self._run_commit = run_commit or in_thread()
         self._clock = Clock(max(wall_ms, log.recovery.time_ms))
         self._started_s = trio.current_time()
-        self._send, self._mailbox = trio.open_memory_channel[_Call](limits.mailbox_max)
-        self._waiters: Waiters[_Call] = Waiters()
-        self._backlog: deque[_Call] = deque()
+        self._send, self._mailbox = trio.open_memory_channel[Call](limits.mailbox_max)
+        self._waiters: Waiters[Call] = Waiters()
+        self._backlog: deque[Call] = deque()
         self._short_of: Room | None = None
-        self._abandoned: deque[_Call] = deque()
-        self._owed: list[_Taken] = []
+        self._abandoned: deque[Call] = deque()
+        self._owed: list[Taken] = []
         self._nap = trio.CancelScope()
         self._next_sweep_ms = 0
-        self._committer: Committer[_Call] = Committer(
+        self._committer: Committer[Call] = Committer(
             log,
             fsync,
             self._run_commit,
@@ -202,7 +172,7 @@ class Engine:
         """
         if not self.accepting:
             return Failure(Error.UNAVAILABLE, "shutting down")
-        call = _Call(command, trio.lowlevel.current_task())
+        call = Call(command, trio.lowlevel.current_task())
         try:
             self._send.send_nowait(call)
         except trio.WouldBlock:
@@ -312,7 +282,7 @@ class Engine:
             self._return_values()
             while self._backlog and not self._is_short_of_room:
                 call = self._backlog.popleft()
-                if call.stage is _Stage.QUEUED:
+                if call.stage is Stage.QUEUED:
                     self._perform(call, now_ms)
             self._time_out_waiters(now_ms)
             self._sweep(now_ms)
@@ -352,7 +322,7 @@ class Engine:
             deadlines_ms.append(max(self._state.next_deadline_ms, self._next_sweep_ms))
         return self._clock.when(min(deadlines_ms)) if deadlines_ms else math.inf
 
-    def _perform(self, call: _Call, now_ms: int) -> None:
+    def _perform(self, call: Call, now_ms: int) -> None:
         self._commands += 1
         self._expire(self._state.expired_of(call.command, now_ms))
         decision = self._state.decide(call.command, now_ms)
@@ -367,7 +337,7 @@ class Engine:
         else:
             self._carry_out(call, decision.ops, decision.reply)
 
-    def _carry_out(self, call: _Call, effects: tuple[Op, ...], reply: Reply) -> None:
+    def _carry_out(self, call: Call, effects: tuple[Op, ...], reply: Reply) -> None:
         records, records_bytes = _pack(effects)
         if records_bytes > COMMAND_BYTES_MAX:
             detail = f"the command's records would have more than {COMMAND_BYTES_MAX} bytes"
@@ -381,7 +351,7 @@ class Engine:
         self._hold(call, reply)
         self._serve_waiters([op[1] for op in effects if op[0] in _GROWING])
 
-    def _find_room(self, call: _Call, effects: tuple[Op, ...], records_bytes: int) -> bool:
+    def _find_room(self, call: Call, effects: tuple[Op, ...], records_bytes: int) -> bool:
         """Whether the records fit the disk. If not, the call is refused, or waits at the head of the backlog."""
         room, fits = self._committer.room, self._committer.has_room(records_bytes)
         if fits and not (room.full and any(op[0] in _STORING for op in effects)):
@@ -399,7 +369,7 @@ class Engine:
         """Whether the command at the head of the backlog waits until something is done to the log."""
         return self._short_of is self._committer.room
 
-    def _park(self, call: _Call, now_ms: int) -> None:
+    def _park(self, call: Call, now_ms: int) -> None:
         command = call.command
         assert isinstance(command, BQPop), "only a blocking pop waits"
         if not self.accepting:
@@ -409,7 +379,7 @@ class Engine:
         else:
             deadline_ms = None if command.timeout_ms is None else now_ms + command.timeout_ms
             call.waiter = self._waiters.park(command.key, deadline_ms, call)
-            call.stage = _Stage.PARKED
+            call.stage = Stage.PARKED
 
     def _log_and_apply(self, op: Op) -> None:
         """Does what no command asked for by itself, and what cannot be refused."""
@@ -421,14 +391,14 @@ class Engine:
             self._state.apply(op)
         self._committer.open.add(records, records_bytes)
 
-    def _taking(self, pop: Op, reply: Reply) -> _Taken:
+    def _taking(self, pop: Op, reply: Reply) -> Taken:
         """Notes what a pop is about to take, should it have to go back."""
         code, key = pop
         queue = self._state.queue(key)
         assert queue is not None
         assert isinstance(reply, Value)
         self._pops += 1
-        return _Taken(self._pops, queue, (_UNDO[code], key, reply.value))
+        return Taken(self._pops, queue, (_UNDO[code], key, reply.value))
 
     def _serve_waiters(self, grown: Iterable[bytes]) -> None:
         """Hands the values of queues that have just grown to those who wait for them, the oldest first."""
@@ -522,40 +492,40 @@ class Engine:
         if self._checkpointer is not None:
             self._checkpointer.look()
 
-    def _group_taken(self, group: Group[_Call]) -> None:
+    def _group_taken(self, group: Group[Call]) -> None:
         if group.swept_keys:
             self._nap.cancel()  # there is room for the next slice
 
     # Answers
 
-    def _hold(self, call: _Call, reply: Reply) -> None:
+    def _hold(self, call: Call, reply: Reply) -> None:
         """Lets the answer go with the open group."""
         call.reply = reply
-        call.stage = _Stage.HELD
+        call.stage = Stage.HELD
         self._committer.open.answers.append(call)
 
-    def _answer_now(self, call: _Call, reply: Reply) -> None:
+    def _answer_now(self, call: Call, reply: Reply) -> None:
         """Answers at once; only for replies that rest on nothing."""
         call.reply = reply
-        call.stage = _Stage.HELD
+        call.stage = Stage.HELD
         self._release(call)
 
-    def _release(self, call: _Call) -> None:
-        if call.stage is _Stage.HELD:
-            call.stage = _Stage.ANSWERED
+    def _release(self, call: Call) -> None:
+        if call.stage is Stage.HELD:
+            call.stage = Stage.ANSWERED
             trio.lowlevel.reschedule(call.task)
 
-    def _withdraw(self, call: _Call, _raise_cancel: object = None) -> trio.lowlevel.Abort:
+    def _withdraw(self, call: Call, _raise_cancel: object = None) -> trio.lowlevel.Abort:
         """Takes a cancelled caller out, whatever stage its call is in. Sync: it runs inside the cancellation."""
-        if call.stage is _Stage.WITHDRAWN or self._broken:
+        if call.stage is Stage.WITHDRAWN or self._broken:
             pass
-        elif call.stage is _Stage.PARKED:
+        elif call.stage is Stage.PARKED:
             assert call.waiter is not None
             self._waiters.abandon(call.waiter)
         elif call.taken is not None:
             self._abandoned.append(call)
             self._nap.cancel()
-        call.stage = _Stage.WITHDRAWN
+        call.stage = Stage.WITHDRAWN
         return trio.lowlevel.Abort.SUCCEEDED
 
 

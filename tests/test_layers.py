@@ -15,6 +15,7 @@ ALLOWED_THIRD_PARTY = {
     "wal": {"msgpack"},
     "engine": {"msgpack", "sortedcontainers"},
     "engine/actor.py": {"trio"},
+    "engine/calls.py": {"trio"},
     "engine/checkpointer.py": {"trio"},
     "engine/clock.py": {"trio"},
     "engine/committer.py": {"trio"},

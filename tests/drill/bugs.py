@@ -423,10 +423,10 @@ MORE: tuple[Bug, ...] = (
         (
             Edit(
                 Engine._taking,
-                "return _Taken(self._pops, queue, (_UNDO[code], key, reply.value))",
+                "return Taken(self._pops, queue, (_UNDO[code], key, reply.value))",
                 """
                 planted()
-                return _Taken(self._pops, queue, (ops.RETURN_LAST, key, reply.value))
+                return Taken(self._pops, queue, (ops.RETURN_LAST, key, reply.value))
                 """,
             ),
         ),
@@ -440,12 +440,12 @@ MORE: tuple[Bug, ...] = (
             Edit(Engine._withdraw, "self._waiters.abandon(call.waiter)", "pass"),
             Edit(
                 Engine._hold,
-                "call.stage = _Stage.HELD",
+                "call.stage = Stage.HELD",
                 """
-                if call.stage is _Stage.WITHDRAWN:
+                if call.stage is Stage.WITHDRAWN:
                     planted()
                     return
-                call.stage = _Stage.HELD
+                call.stage = Stage.HELD
                 """,
             ),
         ),
