@@ -177,6 +177,7 @@ class Engine:
             self._send.send_nowait(call)
         except trio.WouldBlock:
             return Failure(Error.UNAVAILABLE, "too many commands are waiting")
+        self._commands += 1
         self._callers += 1
         try:
             await trio.lowlevel.wait_task_rescheduled(partial(self._withdraw, call))
@@ -323,7 +324,6 @@ class Engine:
         return self._clock.when(min(deadlines_ms)) if deadlines_ms else math.inf
 
     def _perform(self, call: Call, now_ms: int) -> None:
-        self._commands += 1
         self._expire(self._state.expired_of(call.command, now_ms))
         decision = self._state.decide(call.command, now_ms)
         if decision.reply is None:

@@ -290,20 +290,20 @@ class Checkpointer:
 
     async def _checkpoint(self, *, seal: bool) -> Checkpoint:
         started_s = trio.current_time()
-        plans: list[FoldPlan | None] = []
+        plan: FoldPlan | None = None
+        folded_bytes = 0
 
         def plan_it() -> None:
+            nonlocal plan, folded_bytes
             if seal:
                 self._log.seal()
-            plans.append(self._log.plan_fold())
+            plan = self._log.plan_fold()
+            folded_bytes = self._log.snapshot_bytes + self._log.sealed_bytes
 
         with _refusals():
             await self._with_log(plan_it)
-        plan = plans[0]
-        before_bytes = self._log.snapshot_bytes
         if plan is None:
-            return Checkpoint(0, 0, before_bytes, 0.0)
-        folded_bytes = before_bytes + self._log.sealed_bytes
+            return Checkpoint(0, 0, folded_bytes, 0.0)
         try:
             with _refusals():
                 snapshot = await self._fold(plan)
