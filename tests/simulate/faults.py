@@ -50,6 +50,7 @@ class Plan:
         error: with which errno.
         fail_at: the first of them that fails; None for never.
         failures: how many fail in a row.
+        strike_after: when the last of these has failed, everything ends so many of `CHANGING` later; None for never.
     """
 
     strike_at: int | None = None
@@ -58,6 +59,7 @@ class Plan:
     error: int = errno.EIO
     fail_at: int | None = None
     failures: int = 1
+    strike_after: int | None = None
 
 
 def draw_plan(chance: random.Random, *, strikes: float, errors: float, within: int) -> Plan:
@@ -78,6 +80,8 @@ def draw_plan(chance: random.Random, *, strikes: float, errors: float, within: i
         plan.error = chance.choice(ERRORS)
         plan.fail_at = chance.randrange(within // 8 + 1)
         plan.failures = chance.choice((1, 1, 1, 1, 3, FOR_EVER))
+        if chance.random() < 0.5:
+            plan.strike_after = chance.randint(1, within // 8)  # late enough for what failed to be taken for done
         if chance.random() < 0.1:
             plan.targets, plan.error = OF_DESCRIPTORS, errno.EMFILE
     return plan
@@ -125,6 +129,8 @@ class Faults:
             elif plan.failures > 0:
                 plan.failures -= 1
                 self.injected += 1
+                if plan.failures == 0 and plan.strike_after is not None:
+                    plan.strike_at, plan.struck = plan.strike_after, CHANGING
                 if self._trace is not None:
                     self._trace(f"disk: {operation} {name} fails with {errno.errorcode[plan.error]}")
                 raise OSError(plan.error, "injected", name)

@@ -51,6 +51,8 @@ FAR_MS = 400 * 86_400_000
 
 LIFE_S_MAX = 4 * 3600
 AUDITOR = 99
+LARGE_BYTES = 40_000
+"""Length of values a few of which overfill a segment, as far as it is allocated."""
 
 
 @dataclass
@@ -262,8 +264,8 @@ class Simulation:
             await self._world.kill()
         elif self._world.failure is not None:
             self._trace(f"the engine failed: {self._world.failure}")
-            if self._faults.injected == injected and not life.full_until_ms:
-                raise Violation(f"the engine failed without a reason: {self._world.failure}")
+            if self._faults.injected == injected and not (life.full_until_ms and not self._disk.allocates):
+                raise Violation(f"the engine failed without a reason: {_cause(self._world.failure)}")
             self.result.failures += 1
             self._books.close(End.KILL, self._now_ms())
             self._disk.kill()
@@ -274,15 +276,15 @@ class Simulation:
             await self._crash(end)
 
     async def _audit(self) -> None:
-        """A last, calm life reads everything there is."""
+        """A last, calm life reads everything there is; then its disk becomes full."""
         await self._start(calm=True)
         self._faults.arm(Plan())
-        for group in GROUPS:
-            for key in group:
-                await self._send(AUDITOR, (b"TTL", key))
-                if await self._send(AUDITOR, (b"GET", key)) == WRONG_TYPE:
-                    while await self._send(AUDITOR, (b"BQPOP", key, b"0")) != NULL:
-                        pass
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._refuse_a_failure)
+            await self._read_everything()
+            if self._disk.allocates:
+                await self._fill_and_empty_the_disk()
+            nursery.cancel_scope.cancel()
         self._books.life.stopping_ms = self._now_ms()
         await self._world.stop()
         self._books.close(End.STOP, self._now_ms())
@@ -290,6 +292,35 @@ class Simulation:
         self._judge.finish(invariants.replayed(self._disk, self._world.wall_ms))
         if self._fsync is FsyncPolicy.ALWAYS:
             invariants.check_accounts(self._books.operations)
+
+    async def _refuse_a_failure(self) -> None:
+        await self._world.ended.wait()
+        assert self._world.failure is not None
+        raise Violation(f"the engine failed without a reason: {_cause(self._world.failure)}")
+
+    async def _read_everything(self) -> None:
+        for group in GROUPS:
+            for key in group:
+                await self._send(AUDITOR, (b"TTL", key))
+                if await self._send(AUDITOR, (b"GET", key)) == WRONG_TYPE:
+                    while await self._send(AUDITOR, (b"BQPOP", key, b"0")) != NULL:
+                        pass
+
+    async def _fill_and_empty_the_disk(self) -> None:
+        """What grows may be refused on a full disk, but not for long after there is room again."""
+        self._books.life.full_until_ms = math.inf
+        self._disk.capacity_bytes = self._disk.used_bytes
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(self._send_large, number)
+        self._disk.capacity_bytes = None
+        self._books.life.full_until_ms = self._now_ms() + invariants.LATE_MS
+        await trio.sleep(invariants.LATE_MS / 1000)
+        await self._send(AUDITOR, (b"SET", b"b", b"there is room"))
+
+    async def _send_large(self, number: int) -> None:
+        await trio.sleep(self._chance.choice(DELAYS_MS) / 1000)
+        await self._send(AUDITOR, (b"SET", b"b", b"large %d" % number + LARGE_BYTES * b"x"))
 
     # The ends
 
@@ -399,10 +430,18 @@ async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-def _violation(error: BaseException) -> Violation:
-    """The violation in an error; any other error is one."""
+def _cause(error: BaseException) -> BaseException:
+    """The first error in a group of groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    return error
+
+
+def _violation(error: BaseException) -> Violation:
+    """The violation in an error; any other error is one."""
+    error = _cause(error)
     if isinstance(error, Violation):
         return error
+    if isinstance(error, (Damage, NewerFormat)):  # by a checkpoint, or when it was replayed once more
+        return Violation(f"damage was found where there is none: {error}")
     return Violation("".join(traceback.format_exception(error)))
