@@ -1,4 +1,4 @@
-"""`python -m tests.drill` plants every bug and has the simulator find it; exit code 1 when one escapes."""
+"""`python -m tests.drill` plants every bug and has it found; exit code 1 when one escapes."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def report(name: str, found: Catch | None, reason: str) -> None:
     if found is None:
         print(f"{name:56} ESCAPED\n{reason[:SHOWN_CHARACTERS]}", flush=True)
     else:
-        print(f"{name:56} {found.seed:>5} {found.seeds:>5} {found.cpu_s:>6.1f}  {found.kind.value}", flush=True)
+        print(f"{name:56} {found.seeds or '':>5} {found.seconds:>6.1f}  {found.by}", flush=True)
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.drill", description=__doc__)
     parser.add_argument("--bug", choices=BY_NAME, metavar="NAME", help="only this one, and say what it is")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many seeds are tried for each")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="tried for each, from 1")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     options = parser.parse_args()
     names = [options.bug] if options.bug else list(BY_NAME)
     if options.bug:
         print(f"{BY_NAME[options.bug].story}\n")
-    print(f"{'bug':56} {'seed':>5} {'seeds':>5} {'CPU s':>6}  violated")
+    print(f"{'bug':56} {'seeds':>5} {'s':>6}  caught by")
     escaped = []
     for name, found, reason in look_for_all(names, range(1, options.seeds + 1), min(options.jobs, len(names))):
         report(name, found, reason)

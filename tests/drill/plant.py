@@ -17,6 +17,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 HIT_NAME = "planted"
+FILE_NAME = "<planted>"
 
 
 class Gone(Exception):
@@ -63,12 +64,14 @@ class Bug:
         story: what it would be in real life, and who had it.
         edits: how it would look here.
         kinds: what the simulator may say about it; anything else, a crash above all, is not a catch.
+        test: the test that finds it, if the simulator does not, or too seldom.
     """
 
     name: str
     story: str
     edits: tuple[Edit, ...]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[Kind, ...] = ()
+    test: str = ""
 
 
 class Hits:
@@ -95,6 +98,16 @@ def planted(bug: Bug) -> Iterator[Hits]:
         for function, code in codes:
             stack.enter_context(_exchanged(function, code, hits))
         yield hits
+
+
+def failed_itself(error: BaseException) -> bool:
+    """Whether an error comes from planted lines themselves, such as one that names what is not there any more."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename == FILE_NAME
 
 
 @contextmanager
@@ -129,7 +142,7 @@ def _edited(edit: Edit) -> CodeType:
     indentation = lines[at[0]].removesuffix(edit.old)
     lines[at[0]] = textwrap.indent(textwrap.dedent(edit.new).strip("\n"), indentation)
     source = "\n".join(["from __future__ import annotations", *lines])
-    code = compile(source, f"<planted in {function.__qualname__}>", "exec", dont_inherit=True)
+    code = compile(source, FILE_NAME, "exec", dont_inherit=True)
     scope: dict[str, Any] = dict(function.__globals__)
     exec(code, scope)
     edited = _function(Edit(scope[function.__name__], edit.old, edit.new))
