@@ -289,6 +289,18 @@ async def test_a_start_on_a_full_disk_has_everything(world: FoldingWorld, *, cle
     assert world.failure is None
 
 
+async def test_a_start_that_finds_little_room_still_lets_data_go(world: FoldingWorld) -> None:
+    """B4, H4"""
+    await fill(world)
+    needed_bytes = world.engine.statistics().log_bytes + len(world.disk.get("MANIFEST"))
+    await world.kill()
+    world.disk.capacity_bytes = needed_bytes + 8 * KIB
+    await world.start()
+    assert error_of(await world.do("SET k v")) is Error.STORAGE_FULL
+    for _ in range(20):
+        assert isinstance(await world.do("BQPOP q"), Value)
+
+
 async def test_when_the_reserve_runs_out_what_lets_go_is_refused_as_well(world: FoldingWorld) -> None:
     """B4: never a crash; somebody else has taken all the rest of the disk."""
     await fill(world)

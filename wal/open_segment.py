@@ -100,7 +100,7 @@ class OpenSegment:
         frames_bytes = max(self._rest_bytes, self._spare_bytes - HEADER_BYTES)
         if not self.full:
             return Room(frames_bytes, free_bytes=self._free_bytes)
-        kept_bytes = self._piece_bytes // RESERVE_SHARE
+        kept_bytes = min(self._piece_bytes // RESERVE_SHARE, frames_bytes // 2)  # a start may have found very little
         return Room(max(0, frames_bytes - kept_bytes), full=True, free_bytes=self._free_bytes + self._rest_bytes // 2)
 
     def is_short_for(self, frame_bytes: int) -> bool:
