@@ -64,9 +64,9 @@ QUEUE_RECORD_BYTES = 6
 ITEM_RECORD_BYTES = 2
 DEADLINE_RECORD_BYTES = 8
 
-PUSH_VALUES_MAX = 1_000
 PUSH_BYTES_MAX = 1024 * 1024
-"""A longer queue is several ops of a snapshot: a frame holds at least one op whole."""
+"""A longer queue is several ops of a snapshot: a frame holds at least one op whole. Not much less, because each holds
+the key as well, which may be far longer than the values."""
 
 BIG_QUEUE_LENGTH = 100
 """A removed queue longer than this is freed in slices: a million values at once are a stall of 30 ms, and so are
@@ -439,11 +439,12 @@ def _pushes(key: bytes, queue: Queue) -> Iterator[Op]:
     values: list[bytes] = []
     values_bytes = 0
     for value in queue:
-        if len(values) == PUSH_VALUES_MAX or (values and values_bytes + len(value) > PUSH_BYTES_MAX):
+        value_bytes = len(value) + ITEM_RECORD_BYTES
+        if values and values_bytes + value_bytes > PUSH_BYTES_MAX:
             yield (ops.PUSH, key, tuple(values))
             values, values_bytes = [], 0
         values.append(value)
-        values_bytes += len(value)
+        values_bytes += value_bytes
     yield (ops.PUSH, key, tuple(values))
 
 

@@ -13,7 +13,7 @@ from engine.commands import Command, parse
 from engine.limits import Limits
 from engine.ops import BadOp, Op
 from engine.replies import Error, Failure, Integer, Ok, Reply, Value
-from engine.state import BIG_QUEUE_LENGTH, PUSH_BYTES_MAX, PUSH_VALUES_MAX, State
+from engine.state import BIG_QUEUE_LENGTH, ITEM_RECORD_BYTES, PUSH_BYTES_MAX, State
 
 NOW_MS = 1_000_000
 LIMITS = Limits()
@@ -401,13 +401,17 @@ def test_the_ops_of_a_snapshot_do_not_depend_on_the_order_of_writing() -> None:
     assert list(replayed(reversed(snapshot)).snapshot_ops()) == snapshot
 
 
+EMPTY_MAX = PUSH_BYTES_MAX // ITEM_RECORD_BYTES
+"""Empty values of one op."""
+
+
 @pytest.mark.parametrize(
     ("values", "lengths"),
     [
-        ((b"",) * PUSH_VALUES_MAX, [PUSH_VALUES_MAX]),
-        ((b"",) * (2 * PUSH_VALUES_MAX + 1), [PUSH_VALUES_MAX, PUSH_VALUES_MAX, 1]),
-        ((bytes(PUSH_BYTES_MAX // 2),) * 3, [2, 1]),
-        ((b"", bytes(PUSH_BYTES_MAX), bytes(PUSH_BYTES_MAX + 1), b""), [2, 1, 1]),
+        ((b"",) * EMPTY_MAX, [EMPTY_MAX]),
+        ((b"",) * (2 * EMPTY_MAX + 1), [EMPTY_MAX, EMPTY_MAX, 1]),
+        ((bytes(PUSH_BYTES_MAX // 2 - ITEM_RECORD_BYTES),) * 3, [2, 1]),
+        ((b"", bytes(PUSH_BYTES_MAX), bytes(PUSH_BYTES_MAX + 1), b""), [1, 1, 1, 1]),
     ],
     ids=["at the limit", "many", "large", "larger than the limit"],
 )
@@ -424,6 +428,12 @@ def test_the_live_bytes_are_those_of_the_records_of_a_snapshot() -> None:
     for key in [key for _, key, *_ in state.dump()]:
         state.apply((ops.REMOVE, key))
     assert state.live_bytes == 0
+
+
+def test_the_live_bytes_of_short_values_under_a_long_key_are_those_of_a_snapshot_as_well() -> None:
+    """C8: else the disk bound is missed, and one checkpoint follows the other."""
+    state = replayed([(ops.PUSH, b"k" * 4096, (b"x",) * 400_000)])
+    assert state.live_bytes == pytest.approx(sum(len(ops.pack(op)) for op in state.snapshot_ops()), rel=0.02)
 
 
 # Replay
