@@ -37,6 +37,7 @@ from tests.simulate.faults import Faults, Plan, draw_plan
 from tests.simulate.history import Answer, Dump, End, Violation, answer_of
 from tests.simulate.linearizability import Judge
 from tests.simulate.shelf import NULL, UNAVAILABLE, WRONG_TYPE
+from wal.manifest import read_manifest
 from wal.segment import Damage, NewerFormat
 
 LIMITS = Limits()
@@ -213,7 +214,8 @@ class Simulation:
         """Damages a copy of what the last life left."""
         if not self._books.lives or self._chance.random() > 0.3:
             return
-        clean = self._books.life.end is End.STOP
+        # A stop on a full disk leaves no note that it was one.
+        clean = read_manifest(self._disk.copy().directory()).clean_close is not None
         if clean or self._fsync is FsyncPolicy.ALWAYS:
             self._trace(invariants.check_damage(self._disk.copy(), self._chance, clean=clean))
             self.result.flips += 1
