@@ -301,6 +301,19 @@ async def test_a_start_that_finds_little_room_still_lets_data_go(world: FoldingW
         assert isinstance(await world.do("BQPOP q"), Value)
 
 
+async def test_what_is_being_written_counts_when_the_room_is_reckoned(world: FoldingWorld) -> None:
+    """B3: each of the two would find room, but not both."""
+    world.disk.capacity_bytes = world.disk.used_bytes
+    world.commit_s = 0.1
+    value = b"x" * (SEGMENT_BYTES * 3 // 5)
+    first = world.spawn([b"SET", b"a", value])
+    await trio.sleep(0.05)
+    second = world.spawn([b"SET", b"b", value])
+    assert await first.wait() == Ok()
+    assert error_of(await second.wait()) is Error.STORAGE_FULL
+    assert world.failure is None
+
+
 async def test_when_the_reserve_runs_out_what_lets_go_is_refused_as_well(world: FoldingWorld) -> None:
     """B4: never a crash; somebody else has taken all the rest of the disk."""
     await fill(world)
