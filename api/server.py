@@ -61,6 +61,9 @@ EXIT_WITHIN_S = 5
 FAIL_WITHIN_S = 1
 """From a failed write or sync to the end of the process."""
 
+SAME_SIGNAL_S = 0.3
+"""A signal that comes again so soon is the same one."""
+
 SELDOM_S = 30.0
 """Between two lines about the same lasting trouble."""
 
@@ -221,6 +224,7 @@ class _Stop:
         self.engine: Engine | None = None
         self.engine_ended = trio.Event()
         self.wished = False
+        self._wished_s = 0.0
         self._event = trio.Event()
 
     async def wait(self) -> None:
@@ -241,6 +245,8 @@ class _Stop:
                 _logger.info("%s: %s", name, self._describe())
             elif number == signal.SIGHUP:
                 _logger.info("%s: nothing to reload, going on", name)
+            elif self.wished and time.monotonic() < self._wished_s + SAME_SIGNAL_S:
+                pass  # sent to the process and to its group, as timeout(1) does
             elif self.wished:
                 _logger.warning("%s again: exiting now", name)
                 _exit(128 + number)
@@ -254,6 +260,7 @@ class _Stop:
     def wish(self) -> None:
         """Starts the shutdown and the timer."""
         self.wished = True
+        self._wished_s = time.monotonic()
         # Ten thousand clients that leave at once are garbage for seconds of collector runs; the process ends anyway.
         gc.disable()
         self._event.set()
@@ -321,6 +328,9 @@ async def _run_engine(engine: Engine, stop: _Stop, task_status: trio.TaskStatus[
     except* LogFailed as errors:
         code = stop.fail(errors, ExitCode.LOG_FAILED)
     except* Damage as errors:
+        _logger.critical(
+            "a checkpoint found damage on disk: what is acknowledged now could not be read again; stopping"
+        )
         code = stop.fail(errors, ExitCode.DAMAGE)
     except* Exception as errors:
         code = stop.fail(errors, ExitCode.FAILURE)

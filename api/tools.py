@@ -260,18 +260,20 @@ def repair_command(directory: str, fix: bool, accept_data_loss: bool, as_json: b
         with _progress("reading") as progress:
             plan = plan_repair(opened, replaying, progress)
         kept: list[str] = []
+        fixed = False
         is_agreed = not plan.reasons or accept_data_loss
         if fix and is_agreed and plan.damage:
             kept = repair(opened, plan, time.time_ns() // 1_000_000)
+            fixed = True
             with _progress("verifying") as progress:
                 left = verify(opened, replaying, progress).damage
             if left:
                 raise left[0]
-    is_fine = not plan.damage or bool(kept)
+    is_fine = not plan.damage or fixed
     if as_json:
-        _print_json(output.plan_json(plan) | {"fixed": bool(kept), "kept": kept})
+        _print_json(output.plan_json(plan) | {"fixed": fixed, "kept": kept})
     else:
-        _print(_repair_text(plan, kept, fix=fix, is_agreed=is_agreed))
+        _print(_repair_text(plan, kept, fixed=fixed, refused=fix and not is_agreed))
     sys.exit(ExitCode.OK if is_fine else ExitCode.DAMAGE)
 
 
@@ -288,7 +290,7 @@ def _open_for_repair(path: str, fix: bool) -> Iterator[DiskDirectory]:
         directory.close()
 
 
-def _repair_text(plan: Plan, kept: list[str], *, fix: bool, is_agreed: bool) -> Iterator[str]:
+def _repair_text(plan: Plan, kept: list[str], *, fixed: bool, refused: bool) -> Iterator[str]:
     where, torn = plan.after.directory, plan.after.torn
     tail = None if torn is None else f"The next start cuts a torn tail of {torn.size_bytes:,} bytes off {torn.file}"
     if not plan.damage:
@@ -298,22 +300,23 @@ def _repair_text(plan: Plan, kept: list[str], *, fix: bool, is_agreed: bool) -> 
         return
     yield f"{where} is damaged:"
     yield from output.damage_text(plan.damage)
-    yield "Repaired:" if kept else "To repair it:"
+    yield "Repaired:" if fixed else "To repair it:"
     yield from output.steps_text(plan)
     yield from output.loss_text(plan)
-    if plan.lost and plan.loss.records and not kept:
-        yield f"  (holdfast wal dump {quote(where)} --from-lsn {plan.lost[0]} prints them)"
+    if plan.lost and plan.loss.records and not fixed:
+        yield f"What is lost is printed by: holdfast wal dump {quote(where)} --from-lsn {plan.lost[0]}"
     yield from plan.caveats
     if tail is not None:
         yield tail
-    if kept:
-        yield f"The files as they were: {', '.join(kept)}"
+    if fixed:
+        if kept:
+            yield f"The files as they were: {', '.join(kept)}"
         yield "Verified: a server starts on it"
         return
     for reason in plan.reasons:
         yield f"This must be agreed to: {reason}"
     flags = "--fix" + (" --accept-data-loss" if plan.reasons else "")
-    done = "Refused, nothing" if fix and not is_agreed else "Nothing"
+    done = "Refused, nothing" if refused else "Nothing"
     yield f"{done} was changed. To do it, with the server stopped: holdfast wal repair {quote(where)} {flags}"
 
 
@@ -364,7 +367,7 @@ def _open_target(path: Path) -> Iterator[DiskDirectory]:
 def _backup_text(done: Backup, source: str, target: str) -> Iterator[str]:
     yield f"{source} is backed up in {target}: {done.size_bytes:,} bytes, last record {done.last_lsn:,}"
     if done.linked_bytes:
-        yield f"{done.linked_bytes:,} of them in files that both share; for another disk copy {target} there"
+        yield f"{done.linked_bytes:,} of them are hard links: one copy with two names, until {target} is copied to another disk"
     if done.report is not None:
         yield f"Verified: {sum(file.records for file in done.report.files):,} records can be replayed"
     yield f"To serve it: holdfast serve --data {quote(target)}"

@@ -289,6 +289,11 @@ class Checkpointer:
         return is_long and log.disk_bytes > 2 * (live_bytes + segment_bytes)
 
     async def _checkpoint(self, *, seal: bool) -> Checkpoint:
+        room = self._log.room
+        if room.full and room.free_bytes < self.keep_bytes:  # to try would only use up the reserve
+            raise FoldFailed(
+                f"the disk has no room for a snapshot: {self.keep_bytes} bytes are needed, {room.free_bytes} are free"
+            )
         started_s = trio.current_time()
         plan: FoldPlan | None = None
         folded_bytes = 0

@@ -299,6 +299,17 @@ def test_what_would_lose_records_before_others_has_to_be_agreed_to(data: Path) -
     assert run("wal", "verify", data).exit_code == 0
 
 
+def test_a_repair_that_has_nothing_to_keep_is_a_repair_all_the_same(data: Path) -> None:
+    """A17: the manifest follows from the headers of the segments."""
+    put(data, CLOSED)
+    (data / MANIFEST_NAME).unlink()
+    result = run("wal", "repair", data, "--fix")
+    assert (result.exit_code, "Repaired:" in result.stdout, "Nothing was changed" in result.stdout) == (0, True, False)
+    (data / MANIFEST_NAME).unlink()
+    code, done = run_json("wal", "repair", data, "--fix")
+    assert (code, done["fixed"], done["kept"]) == (0, True, [])
+
+
 def test_what_cannot_be_repaired_exits_3_and_says_so(data: Path) -> None:
     put(data, {name: files for name, files in CLOSED.items() if name != FIRST})
     result = run("wal", "repair", data, "--fix", "--accept-data-loss")
