@@ -159,7 +159,7 @@ def decode_header(data: bytes, directory: str, name: str, lsn: int, magic: bytes
     if found != magic:
         raise Damage(directory, name, 0, lsn, "this is no such file of Holdfast's")
     body_bytes = header_bytes - _CRC.size
-    if body_bytes < _HEADER_START.size or not has_crc(data[:header_bytes]):
+    if body_bytes < _HEADER_START.size or header_bytes > len(data) or not has_crc(data[:header_bytes]):
         raise Damage(directory, name, 0, lsn, "the header's checksum does not match")
     if version > HEADER_VERSION:
         raise NewerFormat(directory, name, version, HEADER_VERSION)

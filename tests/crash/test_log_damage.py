@@ -315,6 +315,7 @@ def test_segments_that_changed_places_or_names_are_refused() -> None:
                 assert (damage.file, damage.reason) == (name, f"the segment is a copy of {other}")
         moved = {f"x{name}" if old == name else old: data for old, data in CRASHED.items()}
         assert refused(disk_of(moved)).file == name
+        assert refused(disk_of(CRASHED | {name: CRASHED[MANIFEST_NAME]})).file == name  # it begins in the same way
 
 
 def test_segments_and_manifests_of_another_store_are_refused() -> None:
