@@ -367,7 +367,8 @@ def _open_target(path: Path) -> Iterator[DiskDirectory]:
 def _backup_text(done: Backup, source: str, target: str) -> Iterator[str]:
     yield f"{source} is backed up in {target}: {done.size_bytes:,} bytes, last record {done.last_lsn:,}"
     if done.linked_bytes:
-        yield f"{done.linked_bytes:,} of them are hard links: one copy with two names, until {target} is copied to another disk"
+        shared = "are hard links: one copy with two names"
+        yield f"{done.linked_bytes:,} of them {shared}, until {target} is copied to another disk"
     if done.report is not None:
         yield f"Verified: {sum(file.records for file in done.report.files):,} records can be replayed"
     yield f"To serve it: holdfast serve --data {quote(target)}"

@@ -147,6 +147,7 @@ class Engine:
             self._checkpointer = Checkpointer(
                 log,
                 lambda: state.live_bytes,
+                pending_bytes=lambda: self._committer.pending_bytes,
                 with_log=self._committer.with_log,
                 run_blocking=run_commit or in_thread(),
                 fold=fold,

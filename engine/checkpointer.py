@@ -152,6 +152,7 @@ class Checkpointer:
     Args:
         log: the log.
         live_bytes: estimates the length of a snapshot of the present state.
+        pending_bytes: length of what is on its way to the log.
         with_log: runs a function that works on the log between two commits.
         run_blocking: runs a function that blocks on the disk, beside the commits.
         fold: writes snapshots.
@@ -162,6 +163,7 @@ class Checkpointer:
         log: Log,
         live_bytes: Callable[[], int],
         *,
+        pending_bytes: Callable[[], int],
         with_log: RunCommit,
         run_blocking: RunCommit,
         fold: Fold,
@@ -170,6 +172,7 @@ class Checkpointer:
         self.failures = 0
         self._log = log
         self._live_bytes = live_bytes
+        self._pending_bytes = pending_bytes
         self._with_log = with_log
         self._run_blocking = run_blocking
         self._fold = fold
@@ -301,7 +304,7 @@ class Checkpointer:
         def plan_it() -> None:
             nonlocal plan, folded_bytes
             if seal:
-                self._log.seal()
+                self._log.seal(self._pending_bytes())
             plan = self._log.plan_fold()
             folded_bytes = self._log.snapshot_bytes + self._log.sealed_bytes
 

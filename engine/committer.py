@@ -173,10 +173,14 @@ class Committer(Generic[C]):
             for answer in answers:
                 self._release(answer)
 
+    @property
+    def pending_bytes(self) -> int:
+        """What is on its way to the log, and sure of its room."""
+        return self._in_flight_bytes + self.open.records_bytes + FRAME_OVERHEAD_BYTES
+
     def has_room(self, records_bytes: int) -> bool:
         """Whether records of one more command are sure to find room on the disk, with all that is on its way."""
-        pending_bytes = self._in_flight_bytes + self.open.records_bytes + records_bytes
-        return pending_bytes + FRAME_OVERHEAD_BYTES <= self.room.frames_bytes
+        return self.pending_bytes + records_bytes <= self.room.frames_bytes
 
     def want_room(self, records_bytes: int) -> None:
         """Has room made for records of this length; `log_changed` is called when there is some, or the disk is full."""

@@ -360,7 +360,7 @@ def test_backup_says_what_it_holds_and_refuses_a_place_that_is_not_empty(data: P
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
         f"{data} is backed up in {target}: 513 bytes, last record 12",
-        f"366 of them in files that both share; for another disk copy {target} there",
+        f"366 of them are hard links: one copy with two names, until {target} is copied to another disk",
         "Verified: 12 records can be replayed",
         f"To serve it: holdfast serve --data {target}",
     ]

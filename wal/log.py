@@ -259,8 +259,11 @@ class Log:
         with self._failing():
             self._open.make_room(wanted_bytes, max(0, self.keep_bytes - self._folded_bytes()))
 
-    def seal(self) -> None:
+    def seal(self, pending_bytes: int = 0) -> None:
         """Begins a new segment, so that all that was appended can be folded; on a full disk a short one.
+
+        Args:
+            pending_bytes: frames of this length were admitted already, and have to fit.
 
         Raises:
             OSError: there is neither room nor a descriptor for it; the log goes on in the old one.
@@ -269,7 +272,7 @@ class Log:
         refused = None
         with self._failing():
             if self._open.size_bytes > HEADER_BYTES:
-                refused = self._try_to_roll(0, squeeze=self._open.full)
+                refused = self._try_to_roll(pending_bytes, squeeze=self._open.full)
                 if refused is not None and self._open.full:
                     self._open.allocate()  # what was given back for it
         if refused is not None:

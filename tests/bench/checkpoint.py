@@ -18,6 +18,8 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
+
 from engine import ops
 from engine.limits import Limits
 from engine.recovery import recover
@@ -74,10 +76,9 @@ class Checkpoints:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            subprocess.run(
-                ["curl", "-sf", "-X", "POST", self._url + "/checkpoint"], check=True, stdout=subprocess.DEVNULL
-            )
-            self.count += 1
+            httpx.post(self._url, json={"command": "SET checkpoint now"})  # else there may be nothing to fold
+            done = httpx.post(self._url + "/checkpoint", timeout=60).raise_for_status().json()
+            self.count += done["segments"] > 0
 
 
 def main() -> None:

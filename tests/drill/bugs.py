@@ -485,10 +485,10 @@ MORE: tuple[Bug, ...] = (
         (
             Edit(
                 Committer.has_room,
-                "pending_bytes = self._in_flight_bytes + self.open.records_bytes + records_bytes",
+                "return self.pending_bytes + records_bytes <= self.room.frames_bytes",
                 """
                 self._in_flight_bytes and planted()
-                pending_bytes = self.open.records_bytes + records_bytes
+                return self.pending_bytes - self._in_flight_bytes + records_bytes <= self.room.frames_bytes
                 """,
             ),
         ),

@@ -9,16 +9,7 @@ from collections.abc import Iterator
 from multiprocessing import Pool
 
 from tests.simulate.history import Violation
-from tests.simulate.run import Result, Simulation
-
-
-def run_seed(seed: int) -> tuple[int, Result, str]:
-    """Runs one seed: it, its sums, and what was violated, or nothing."""
-    simulation = Simulation(seed)
-    try:
-        return seed, simulation.run(), ""
-    except Violation as violation:
-        return seed, simulation.result, str(violation)
+from tests.simulate.run import Result, Simulation, run_seed
 
 
 def report(seed: int, violation: str) -> None:

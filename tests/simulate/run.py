@@ -447,3 +447,12 @@ def _violation(error: BaseException) -> Violation:
     if isinstance(error, (Damage, NewerFormat)):  # by a checkpoint, or when it was replayed once more
         return Violation(f"damage was found where there is none: {error}")
     return Violation("".join(traceback.format_exception(error)))
+
+
+def run_seed(seed: int) -> tuple[int, Result, str]:
+    """Runs one seed: it, its sums, and what was violated, or nothing."""
+    simulation = Simulation(seed)
+    try:
+        return seed, simulation.run(), ""
+    except Violation as violation:
+        return seed, simulation.result, str(violation)

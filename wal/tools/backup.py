@@ -78,6 +78,8 @@ def backup(
     with look(directory) as view:
         if view.manifest is None:
             raise NoLog(directory.path)
+        # No power cut may bring a manifest back by which the server would write on in a segment that is shared here.
+        directory.sync()
         try:
             create_file(target, MANIFEST_NAME, UNFINISHED).close()
             copied = _Copying(directory, view, view.manifest, target, copying)
