@@ -28,9 +28,8 @@ from hypothesis.stateful import (
 from engine.committer import FsyncPolicy
 from engine.limits import Limits
 from engine.recovery import recover
-from engine.replies import Failure, Integer, Ok, Reply, Value
 from engine.state import State
-from tests.harness.model import Answer, Content, History, Model
+from tests.harness.model import Content, History, Model, answer_of
 from tests.harness.stepper import Stepper
 from tests.harness.world import EPOCH_MS, Job, World
 
@@ -59,18 +58,6 @@ COMMANDS = st.one_of(
     POPS,
     st.just([b"PING"]),
 )
-
-
-def answer_of(reply: Reply) -> Answer:
-    match reply:
-        case Ok(length):
-            return "ok", length
-        case Value(value):
-            return "value", value
-        case Integer(number):
-            return "integer", number
-        case Failure(error, _):
-            return "error", error.value
 
 
 def content_of(state: State, now_ms: int) -> Content:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from engine.replies import Failure, Integer, Ok, Reply, Value
+
 Answer = tuple[str, object]
 """("ok", length or None), ("value", bytes or None), ("integer", n) or ("error", text)."""
 
@@ -279,3 +281,16 @@ def _live(content: Content, now_ms: int) -> Content:
         for key, entry in content.items()
         if entry[0] == "queue" or entry[2] is None or entry[2] > now_ms  # type: ignore[operator]
     }
+
+
+def answer_of(reply: Reply) -> Answer:
+    """A reply as a history notes it."""
+    match reply:
+        case Ok(length):
+            return "ok", length
+        case Value(value):
+            return "value", value
+        case Integer(number):
+            return "integer", number
+        case Failure(error, _):
+            return "error", error.value

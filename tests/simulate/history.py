@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from engine.replies import Failure, Integer, Ok, Reply, Value
-
 Answer = tuple[str, Any]
 """("ok", length or None), ("value", bytes or None), ("integer", n) or ("error", text)."""
 
@@ -135,16 +133,3 @@ class Life:
         """The earliest and the latest that engine time may have been at a virtual time."""
         passed_ms = virtual_ms - self.started_ms
         return self.clock_ms[0] + passed_ms, self.clock_ms[1] + passed_ms
-
-
-def answer_of(reply: Reply) -> Answer:
-    """A reply as a history notes it."""
-    match reply:
-        case Ok(length):
-            return "ok", length
-        case Value(value):
-            return "value", value
-        case Integer(number):
-            return "integer", number
-        case Failure(error, _):
-            return "error", error.value

@@ -29,12 +29,13 @@ from engine.commands import parse
 from engine.committer import FsyncPolicy
 from engine.limits import Limits
 from tests.harness.disk import FakeDisk
+from tests.harness.model import answer_of
 from tests.harness.world import World
 from tests.simulate import invariants
 from tests.simulate.books import Books
 from tests.simulate.clients import GROUPS, Mind, Words
 from tests.simulate.faults import Faults, Plan, draw_plan
-from tests.simulate.history import Answer, Dump, End, Violation, answer_of
+from tests.simulate.history import Answer, Dump, End, Violation
 from tests.simulate.linearizability import Judge
 from tests.simulate.shelf import NULL, UNAVAILABLE, WRONG_TYPE
 from wal.manifest import read_manifest
