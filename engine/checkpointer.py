@@ -326,10 +326,11 @@ class Checkpointer:
         duration_s = trio.current_time() - started_s
         done = Checkpoint(len(plan.manifest.segments), folded_bytes, snapshot.size_bytes, round(duration_s, 3))
         _logger.info(
-            "checkpoint: %d segments, %d bytes folded into %d bytes in %.1f s",
+            "checkpoint: %d segment%s folded, %s bytes into %s in %.1f s",
             done.segments,
-            done.folded_bytes,
-            done.snapshot_bytes,
+            "s" * (done.segments != 1),
+            f"{done.folded_bytes:,}",
+            f"{done.snapshot_bytes:,}",
             done.duration_s,
         )
         return done

@@ -312,7 +312,9 @@ class Committer(Generic[C]):
             if now_s >= self._next_complaint_s:
                 self._next_complaint_s = now_s + COMPLAINT_INTERVAL_S
                 self._complained = True
-                _logger.warning("the disk is full: what grows is refused until there is room again, all else goes on")
+                _logger.warning(
+                    "the disk is full: SET and QPUSH are refused until there is room again; deleting may make some"
+                )
         elif self._complained:
             self._complained = False
             _logger.warning("the disk has room again")
