@@ -325,7 +325,10 @@ class Engine:
         return self._clock.when(min(deadlines_ms)) if deadlines_ms else math.inf
 
     def _perform(self, call: Call, now_ms: int) -> None:
-        self._expire(self._state.expired_of(call.command, now_ms))
+        expired = self._state.expired_of(call.command, now_ms)
+        if not self._expire(expired):
+            self._turn_away(call, sum(map(len, expired)) + len(expired) * _KEY_HEAD_BYTES)
+            return
         decision = self._state.decide(call.command, now_ms)
         if decision.reply is None:
             self._park(call, now_ms)
@@ -357,13 +360,17 @@ class Engine:
         room, fits = self._committer.room, self._committer.has_room(records_bytes)
         if fits and not (room.full and any(op[0] in _STORING for op in effects)):
             return True
-        if room.full:
+        self._turn_away(call, records_bytes)
+        return False
+
+    def _turn_away(self, call: Call, records_bytes: int) -> None:
+        """Refuses a call for which the disk has no room, or has it wait at the head of the backlog for some."""
+        if self._committer.room.full:
             self._answer_now(call, Failure(Error.STORAGE_FULL, "the disk is full"))
         else:
             self._backlog.appendleft(call)
-            self._short_of = room
+            self._short_of = self._committer.room
             self._committer.want_room(records_bytes)
-        return False
 
     @property
     def _is_short_of_room(self) -> bool:

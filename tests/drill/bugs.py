@@ -472,8 +472,11 @@ MORE: tuple[Bug, ...] = (
         (
             Edit(
                 Engine._perform,
-                "self._expire(self._state.expired_of(call.command, now_ms))",
-                "self._state.expired_of(call.command, now_ms) and planted()",
+                "expired = self._state.expired_of(call.command, now_ms)",
+                """
+                self._state.expired_of(call.command, now_ms) and planted()
+                expired = ()
+                """,
             ),
         ),
         test="tests/test_expiry.py::"

@@ -29,7 +29,6 @@ WRONG_TYPE: Answer = ("error", "wrong type")
 QUEUE_IS_EMPTY: Answer = ("error", "queue is empty")
 UNAVAILABLE: Answer = ("error", "unavailable")
 STORAGE_FULL: Answer = ("error", "storage full")
-WRITING = (b"SET", b"DELETE", b"QPUSH", b"QPOP", b"BQPOP")
 
 
 class Deadline(NamedTuple):
@@ -182,7 +181,7 @@ class Rules:
         life = self._lives[-1]
         if operation.answer == STORAGE_FULL:
             # A pop is refused only when nothing is left of the reserve, of which no client can know.
-            return operation.name in WRITING and operation.invoked_ms < life.full_until_ms
+            return operation.invoked_ms < life.full_until_ms  # reads as well: an expiry they see must be noted
         return life.stopping_ms is not None and operation.invoked_ms >= life.stopping_ms
 
     def _should_wait(self, operation: Operation) -> bool:
