@@ -327,7 +327,7 @@ class Engine:
     def _perform(self, call: Call, now_ms: int) -> None:
         expired = self._state.expired_of(call.command, now_ms)
         if not self._expire(expired):
-            self._turn_away(call, sum(map(len, expired)) + len(expired) * _KEY_HEAD_BYTES)
+            self._turn_away(call, _expiry_bytes(expired))
             return
         decision = self._state.decide(call.command, now_ms)
         if decision.reply is None:
@@ -456,7 +456,7 @@ class Engine:
         Those that a command names go before it is decided: an answer that rests on their being gone leaves with
         the record of it. Else a crash before the next sweep, and a wall clock that was set back, would show them again.
         """
-        if keys and not self._committer.has_room(sum(map(len, keys)) + len(keys) * _KEY_HEAD_BYTES):
+        if keys and not self._committer.has_room(_expiry_bytes(keys)):
             return False
         if keys:
             self._log_and_apply((ops.EXPIRE, keys))
@@ -535,6 +535,11 @@ class Engine:
             self._nap.cancel()
         call.stage = Stage.WITHDRAWN
         return trio.lowlevel.Abort.SUCCEEDED
+
+
+def _expiry_bytes(keys: tuple[bytes, ...]) -> int:
+    """Length of the record that removes these keys, at most."""
+    return sum(map(len, keys)) + len(keys) * _KEY_HEAD_BYTES
 
 
 def _pack(effects: tuple[Op, ...]) -> tuple[list[bytes], int]:

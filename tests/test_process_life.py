@@ -22,7 +22,7 @@ from engine.fold import fold
 from engine.limits import MIB, Limits
 from engine.recovery import recover
 from tests.harness.logs import append
-from tests.harness.process import ROOT, Server
+from tests.harness.process import ROOT, Server, child_of
 from tests.harness.strace import READS, strace
 from wal.files import DiskDirectory
 from wal.log import Log
@@ -81,15 +81,6 @@ def can_connect(port: int) -> bool:
     """Whether somebody listens there."""
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-def child_of(server: Server) -> int | None:
-    """The process that a server has started, if there is one."""
-    for children in Path(f"/proc/{server.pid}/task").glob("*/children"):
-        with suppress(OSError):  # the thread has ended
-            if found := children.read_text().split():
-                return int(found[0])
-    return None
 
 
 # Signals

@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import trio
 from engine.limits import Limits
 from engine.recovery import recover
 from tests.harness.load import check, new_books, run_load
-from tests.harness.process import Server
+from tests.harness.process import Server, child_of
 from tests.harness.strace import CHANGES, READS, attached, strace
 from wal.files import DiskDirectory
 
@@ -187,14 +186,12 @@ def test_a_directory_sync_that_fails_while_it_runs_ends_with_code_5(tmp_path: Pa
         assert all(values(server, acknowledged))
 
 
-def child_of(server: Server) -> int:
+def awaited_child_of(server: Server) -> int:
     """The process that a server has started; waits for it."""
     deadline_s = time.monotonic() + 15
     while time.monotonic() < deadline_s:
-        for children in Path(f"/proc/{server.pid}/task").glob("*/children"):
-            with suppress(OSError):  # the thread has ended
-                if found := children.read_text().split():
-                    return int(found[0])
+        if (child := child_of(server)) is not None:
+            return child
     raise AssertionError("the server started no process")
 
 
@@ -203,7 +200,7 @@ def test_a_checkpoint_whose_process_is_killed_fails_and_the_next_one_does_not(se
     server.post({"command": "SET k0 v"})
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(httpx.post, f"{server.url}/checkpoint", timeout=30)
-        os.kill(child_of(server), signal.SIGKILL)
+        os.kill(awaited_child_of(server), signal.SIGKILL)
         assert asked.result().status_code == 503
     assert "SIGKILL" in server.log
     server.post({"command": "SET k1 v"})

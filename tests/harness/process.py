@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -138,3 +139,12 @@ class Server:
         """Status and decoded answer of a GET."""
         response = self._client.get(self.url + path)
         return response.status_code, response.json()
+
+
+def child_of(server: Server) -> int | None:
+    """The process that a server has started, if there is one."""
+    for children in Path(f"/proc/{server.pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended
+            if found := children.read_text().split():
+                return int(found[0])
+    return None
