@@ -188,7 +188,7 @@ def test_a_directory_sync_that_fails_while_it_runs_ends_with_code_5(tmp_path: Pa
 
 def awaited_child_of(server: Server) -> int:
     """The process that a server has started; waits for it."""
-    deadline_s = time.monotonic() + 15
+    deadline_s = time.monotonic() + 60
     while time.monotonic() < deadline_s:
         if (child := child_of(server)) is not None:
             return child
