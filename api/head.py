@@ -1,6 +1,7 @@
-"""The head of a request as ASGI shows it: its limits, and what makes it not to be trusted. Pure.
+"""The head of a request: its limits, and what makes it not to be trusted. Pure.
 
-The parser has refused most of this already (`api/strict_parser.py`); here it holds for whatever server runs the app.
+Twice: `check_bytes` looks at the bytes before any parser does, because parsers differ in what they let through; `Head`
+looks at what ASGI shows of a parsed one, for whatever server runs the app. The door and the app judge by the same two.
 """
 
 from __future__ import annotations
@@ -16,8 +17,60 @@ HEAD_FIELDS_MAX = 100
 URI_BYTES_MAX = 8 * KIB
 
 INVALID = "invalid request"
+UNPARSABLE = "the request is not valid HTTP/1.1"
+OTHER_CODING = "chunked is the only transfer coding that is understood"
 
+_BAD_LINE_END = re.compile(rb"(?<!\r)\n|\r[^\n]")
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ ([\x21-\x7e]+) HTTP/1\.[01]")
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?#]*)(/.*)?", re.IGNORECASE)
+
+
+class BadHead(Exception):
+    """Bytes that are no head of a request, or one over its limits.
+
+    Attributes:
+        status: to answer, 400, 414 or 431.
+        detail: what was expected, for a person.
+    """
+
+    def __init__(self, detail: str, status: int = 400) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+def check_bytes(data: bytes) -> None:
+    """Refuses a head, or the beginning of one, as early as its bytes allow.
+
+    Args:
+        data: what has come of the head; the body may follow.
+
+    Raises:
+        BadHead: with the status to answer.
+    """
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    if _BAD_LINE_END.search(head):
+        raise BadHead("lines of a head end in CR LF, and neither stands alone")
+    line, found, fields = head.partition(b"\r\n")
+    if found or end >= 0:
+        _check_request_line(line)
+    elif len(line) > URI_BYTES_MAX + 64:
+        raise BadHead(f"the URI is longer than {URI_BYTES_MAX} bytes", 414)
+    if b"\n " in fields or b"\n\t" in fields or fields.startswith((b" ", b"\t")):
+        raise BadHead("header lines may not be folded")
+    if len(head) > HEAD_BYTES_MAX:
+        raise BadHead(f"the head is longer than {HEAD_BYTES_MAX} bytes", 431)
+    if head.count(b"\r\n") > HEAD_FIELDS_MAX:
+        raise BadHead(f"the head has more than {HEAD_FIELDS_MAX} fields", 431)
+
+
+def _check_request_line(line: bytes) -> None:
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise BadHead("expected a request line of HTTP/1.0 or HTTP/1.1")
+    if len(match[1]) > URI_BYTES_MAX:
+        raise BadHead(f"the URI is longer than {URI_BYTES_MAX} bytes", 414)
 
 
 class Head:

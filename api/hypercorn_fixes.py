@@ -12,7 +12,7 @@ goes back through the protocol. What is mended; the codes group faults as in doc
   leave. `_Turn` reads ahead, up to a bound. Once the client is gone nothing more is parsed.
 - F4: a head that comes in slowly had the whole keep-alive time; it gets `HEAD_TIMEOUT_S`.
 - F5, H1: sends were shielded from cancellation, so that a client that does not read held the shutdown up
-  for ever. Here the end of `graceful_timeout` ends them; before that `tune_listener` bounds them.
+  for ever. Here the end of `graceful_timeout` ends them; before that `api.sockets.tune` bounds them.
 - A connection its client had closed stayed open until the keep-alive time was over, because the timer
   was a task that was waited for. Now the timer is a deadline on reading, and costs no task per request.
 - One answer is one write: head and body left in two packets and two system calls.
@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import socket
 from collections.abc import Sequence
 from types import MethodType
@@ -49,33 +48,20 @@ from hypercorn.typing import H11SendableEvent, WorkerContext
 
 from api.dialects import failure
 from api.head import HEAD_BYTES_MAX
+from api.sockets import (
+    BACKLOG,
+    HEAD_TIMEOUT_S,
+    KEEP_ALIVE_S,
+    LINGER_BYTES_MAX,
+    LINGER_S,
+    READ_AHEAD_BYTES_MAX,
+    spread_probes,
+)
 from api.strict_parser import StrictParser
-from engine.limits import KIB, MIB
-
-HEAD_TIMEOUT_S = 5.0
-"""From the first byte of a head to its last. A head is one packet, or a person at telnet."""
-
-KEEP_ALIVE_S = 75.0
-"""Longer than the 60 s after which common proxies drop their side, so that they are the ones who close."""
-
-READ_AHEAD_BYTES_MAX = 64 * KIB
-"""Pipelined bytes that are kept while a request waits, beside the one packet that was read anyway."""
-
-_LINGER_S = 1.0
-_LINGER_BYTES_MAX = 1 * MIB
-"""How long and how much is thrown away behind an error before the connection closes: closing over unread
-bytes sends a reset, and a reset takes the answer back that the client has not read yet."""
 
 _QUICK_TURN_S = 0.02
 _GONE_POLL_S = 1.0
 _TCP_ESTABLISHED = 1
-
-_USER_TIMEOUT_S = 55
-_KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = (15, 40), (3, 7), 4
-"""Shortest and longest, drawn for each connection: the probes of thousands that came together would all be sent in
-one tick of the kernel's, overflow the loopback's queue, and the clients be taken for gone (4,388 of 10,000 were)."""
-
-BACKLOG = 4096
 
 _NEVER = 10**12
 
@@ -120,31 +106,6 @@ def hypercorn_config(
     config.errorlog = logging.getLogger("holdfast.http")
     config.logger_class = _HttpLog
     return config
-
-
-def tune_listener(listener: socket.socket, user_timeout_s: float = _USER_TIMEOUT_S) -> None:
-    """Sets on a listening socket what every connection it accepts shall have: Linux lets them inherit it.
-
-    TCP_USER_TIMEOUT bounds how long bytes may be under way, keep-alive probes included: it ends a connection whose
-    peer vanished, and one whose client does not read; the time counts from when its window closed, and starts
-    again when it reads. When the probes are sent is drawn for each connection, see `_spread_probes`.
-
-    Args:
-        listener: a TCP socket.
-        user_timeout_s: longest time without progress towards the client.
-    """
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S[1])
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S[1])
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_s * 1000))
-
-
-def _spread_probes(connection: trio.socket.SocketType) -> None:
-    """Draws when a connection's keep-alive probes are sent, so that those of a crowd do not come in one burst."""
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, random.randint(*_KEEPALIVE_IDLE_S))  # noqa: S311  # no secret
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, random.randint(*_KEEPALIVE_INTERVAL_S))  # noqa: S311  # no secret
 
 
 class _Turn:
@@ -315,7 +276,7 @@ class Connection(TCPServer):
         _end_idle_at_shutdown(self.context)
         Connection.live.add(self)
         try:
-            _spread_probes(self.stream.socket)
+            spread_probes(self.stream.socket)
             await super().run()
         finally:
             Connection.live.discard(self)
@@ -344,10 +305,10 @@ class Connection(TCPServer):
     async def linger(self) -> None:
         """Ends our side and throws away what the client still sends, for a bounded time and amount."""
         thrown = 0
-        with trio.move_on_after(_LINGER_S):
+        with trio.move_on_after(LINGER_S):
             try:
                 await self.stream.send_eof()
-                while thrown < _LINGER_BYTES_MAX and (data := await self.stream.receive_some(MAX_RECV)):
+                while thrown < LINGER_BYTES_MAX and (data := await self.stream.receive_some(MAX_RECV)):
                     thrown += len(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # gone: that is what was waited for
@@ -360,7 +321,7 @@ class Connection(TCPServer):
             await super()._read_data()
         if self._timer.scope.cancelled_caught:
             if self._timer.head_is_late:
-                with trio.move_on_after(_LINGER_S):
+                with trio.move_on_after(LINGER_S):
                     detail = f"a head has {HEAD_TIMEOUT_S:g} s to arrive"
                     await cast(H11, self.protocol.protocol).refuse(408, "request timeout", detail)
             await self.protocol.handle(Closed())

@@ -40,8 +40,9 @@ import trio
 
 from api.access import Access
 from api.app import HttpSettings, create_app
-from api.hypercorn_fixes import BACKLOG, hypercorn_config, install, tune_listener
+from api.hypercorn_fixes import hypercorn_config, install
 from api.progress import ReplayProgress, ReplayStopped
+from api.sockets import BACKLOG, tune
 from engine.actor import Engine
 from engine.checkpointer import in_child
 from engine.committer import FsyncPolicy
@@ -413,7 +414,7 @@ def _listener(family: int, address: tuple[object, ...]) -> socket.socket:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(address)
-        tune_listener(listener)
+        tune(listener)
         listener.listen(BACKLOG)
         listener.setblocking(False)
     except BaseException:

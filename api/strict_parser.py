@@ -6,14 +6,9 @@ fields or bytes than `api/head.py` allows even when they come in one packet, and
 
 from __future__ import annotations
 
-import re
-
 import h11
 
-from api.head import HEAD_BYTES_MAX, HEAD_FIELDS_MAX, URI_BYTES_MAX
-
-_BAD_LINE_END = re.compile(rb"(?<!\r)\n|\r[^\n]")
-_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ ([\x21-\x7e]+) HTTP/1\.[01]")
+from api.head import HEAD_BYTES_MAX, OTHER_CODING, UNPARSABLE, BadHead, check_bytes
 
 
 class StrictParser(h11.Connection):
@@ -45,46 +40,15 @@ class StrictParser(h11.Connection):
             return h11.NEED_DATA  # h11 has a complaint, Hypercorn answers it, and the request before loses
         try:
             if self.their_state is h11.IDLE:
-                check_head(self.trailing_data[0])
+                check_bytes(self.trailing_data[0])
             event = super().next_event()
+        except BadHead as error:
+            self.complaint = error.detail
+            raise h11.RemoteProtocolError(error.detail, error.status) from None
         except h11.RemoteProtocolError as error:
-            self.complaint = str(error).partition(": bytearray")[0]
+            self.complaint = OTHER_CODING if error.error_status_hint == 501 else UNPARSABLE
             raise
         return _without_upgrade(event) if isinstance(event, h11.Request) else event
-
-
-def check_head(data: bytes) -> None:
-    """Refuses a head h11 would let through, as early as its bytes allow.
-
-    Args:
-        data: what has come of the head; the body may follow.
-
-    Raises:
-        h11.RemoteProtocolError: with the status to answer.
-    """
-    end = data.find(b"\r\n\r\n")
-    head = data if end < 0 else data[:end]
-    if _BAD_LINE_END.search(head):
-        raise h11.RemoteProtocolError("lines of a head end in CR LF, and neither stands alone")
-    line, found, fields = head.partition(b"\r\n")
-    if found or end >= 0:
-        _check_request_line(line)
-    elif len(line) > URI_BYTES_MAX + 64:
-        raise h11.RemoteProtocolError(f"the URI is longer than {URI_BYTES_MAX} bytes", 414)
-    if b"\n " in fields or b"\n\t" in fields or fields.startswith((b" ", b"\t")):
-        raise h11.RemoteProtocolError("header lines may not be folded")
-    if len(head) > HEAD_BYTES_MAX:
-        raise h11.RemoteProtocolError(f"the head is longer than {HEAD_BYTES_MAX} bytes", 431)
-    if head.count(b"\r\n") > HEAD_FIELDS_MAX:
-        raise h11.RemoteProtocolError(f"the head has more than {HEAD_FIELDS_MAX} fields", 431)
-
-
-def _check_request_line(line: bytes) -> None:
-    match = _REQUEST_LINE.fullmatch(line)
-    if match is None:
-        raise h11.RemoteProtocolError("expected a request line of HTTP/1.0 or HTTP/1.1")
-    if len(match[1]) > URI_BYTES_MAX:
-        raise h11.RemoteProtocolError(f"the URI is longer than {URI_BYTES_MAX} bytes", 414)
 
 
 def _without_upgrade(request: h11.Request) -> h11.Request:

@@ -22,7 +22,8 @@ from hypercorn.trio import serve
 
 from api import hypercorn_fixes
 from api.app import HttpSettings, create_app
-from api.hypercorn_fixes import connections_open, hypercorn_config, install, tune_listener
+from api.hypercorn_fixes import connections_open, hypercorn_config, install
+from api.sockets import spread_probes, tune
 from engine.commands import BQPop, Ping
 from engine.limits import Limits
 from tests.test_app import SETTINGS, FakeEngine
@@ -47,7 +48,7 @@ class Server:
         self._clients: list[Client] = []
         self._stop = trio.Event()
         listener = socket.create_server(("127.0.0.1", 0))
-        tune_listener(listener)
+        tune(listener)
         self.address = listener.getsockname()
         install()
         app = create_app(self.engine, settings)
@@ -467,7 +468,7 @@ async def test_f5_h1_a_client_that_does_not_read_does_not_hold_up_the_shutdown()
 async def test_e2_f5_connections_inherit_what_the_listener_was_told() -> None:
     """E2, F5: the probes that find out that a client has vanished, and how long an answer may be under way."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        tune_listener(listener, user_timeout_s=7)
+        tune(listener, user_timeout_s=7)
         with socket.create_connection(listener.getsockname()):
             accepted, _ = listener.accept()
             with accepted:
@@ -487,7 +488,7 @@ async def test_e2_the_probes_of_a_crowd_are_spread() -> None:
     drawn = set()
     with trio.socket.socket() as connection:
         for _ in range(200):
-            hypercorn_fixes._spread_probes(connection)
+            spread_probes(connection)
             drawn.add(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE))
             assert 3 <= connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) <= 7
     assert min(drawn) >= 15
