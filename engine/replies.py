@@ -55,3 +55,16 @@ class Failure:
 
 
 Reply = Ok | Value | Integer | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A batch of which nothing was done.
+
+    Attributes:
+        failure: why.
+        index: of the command that would have been refused, from 0; None when it was refused as a whole.
+    """
+
+    failure: Failure
+    index: int | None = None
