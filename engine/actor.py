@@ -5,20 +5,24 @@ Theory of operation
     submit -> mailbox -> actor: decide, pack, apply -> open group -> committer: write, sync -> answers
 
 The actor is the only task that reads or changes the state, and it never awaits in between: it takes what is in
-the mailbox (a bounded memory channel), applies it command by command, and puts each answer into the open group,
+the mailbox, applies it command by command, and puts each answer into the open group,
 together with the records it rests on. The committer swaps the open group for a new one, has it written and synced
 in a thread, and then lets its answers go; meanwhile the actor fills the next group. So an answer leaves only
 when everything it rests on is on disk: its own records, and for a read everything it saw.
 
 A call's life:
 
-    QUEUED --> HELD --> ANSWERED         the usual way
-    QUEUED --> PARKED --> HELD ...       a blocked pop; served by a push, its timeout, or the shutdown
-    any    --> WITHDRAWN                 the caller was cancelled
+    QUEUED --> HELD --> SETTLED              the usual way: delivered
+    QUEUED --> HELD --> ANSWERED --> SETTLED with a popped value: delivered, then handed to the transport
+    QUEUED --> PARKED --> HELD ...           a blocked pop; served by a push, its timeout, or the shutdown
+    any but SETTLED --> WITHDRAWN            the caller has left
 
-A caller cancelled while QUEUED or PARKED leaves no trace. One cancelled while HELD or just ANSWERED is known to be
+A caller that leaves while QUEUED or PARKED leaves no trace. One that leaves while HELD or ANSWERED is known to be
 gone before its answer went anywhere: what it popped goes back to where it was taken from, as a logged op.
-Commands that write stay done. That holds while closing too: the actor stays until the last caller has gone.
+Commands that write stay done. That holds while closing too: the actor stays until the last call is settled.
+
+An answer is delivered by calling `deliver`, in the actor, the committer or whoever submits; that may submit, settle and
+withdraw in turn. So whatever delivers is done with its own work on the state and the group, or can bear it.
 
 After each op that makes a queue grow, its waiters are served, oldest first; their pops join the same group as the push.
 
@@ -29,9 +33,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 import trio
@@ -124,13 +126,12 @@ class Engine:
         self._run_commit = run_commit or in_thread()
         self._clock = Clock(max(wall_ms, log.recovery.time_ms))
         self._started_s = trio.current_time()
-        self._send, self._mailbox = trio.open_memory_channel[Call](limits.mailbox_max)
+        self._mailbox: deque[Call] = deque()
         self._waiters: Waiters[Call] = Waiters()
-        self._backlog: deque[Call] = deque()
         self._short_of: Room | None = None
-        self._abandoned: deque[Call] = deque()
+        self._abandoned: list[Taken] = []
         self._owed: list[Taken] = []
-        self._nap = trio.CancelScope()
+        self._asleep: trio.lowlevel.Task | None = None
         self._next_sweep_ms = 0
         self._committer: Committer[Call] = Committer(
             log,
@@ -171,28 +172,72 @@ class Engine:
         Returns:
             The reply; refusals are replies too (`Failure`).
         """
-        if not self.accepting:
-            return Failure(Error.UNAVAILABLE, "shutting down")
-        call = Call(command, trio.lowlevel.current_task())
-        try:
-            self._send.send_nowait(call)
-        except trio.WouldBlock:
-            return Failure(Error.UNAVAILABLE, "too many commands are waiting")
-        self._commands += 1
-        self._callers += 1
-        try:
-            await trio.lowlevel.wait_task_rescheduled(partial(self._withdraw, call))
-            # A cancellation that came in the same tick as the answer: the client is known to be gone.
-            await trio.lowlevel.checkpoint_if_cancelled()
-        except BaseException:
-            self._withdraw(call)
-            raise
-        finally:
-            self._callers -= 1
-            if self._closing and not self._callers:
-                self._nap.cancel()
+        sleeper = _Sleeper()
+        call = self.submit_nowait(command, sleeper.wake)
+        await self._answer_of(call, sleeper)
         assert call.reply is not None
         return call.reply
+
+    def submit_nowait(self, command: Command, deliver: Callable[[Call], None]) -> Call:
+        """Has a command done and returns at once.
+
+        Args:
+            command: as parsed.
+            deliver: called with the call, once, when its reply may be shown; also from within, for a refusal. If
+                something was popped (`call.taken`), `settle` or `withdraw` must follow.
+
+        Returns:
+            The call, for `settle` and `withdraw`.
+        """
+        call = Call(command, deliver)
+        self._callers += 1
+        if not self.accepting:
+            self._answer_now(call, Failure(Error.UNAVAILABLE, "shutting down"))
+        elif len(self._mailbox) >= self._limits.mailbox_max:
+            self._answer_now(call, Failure(Error.UNAVAILABLE, "too many commands are waiting"))
+        else:
+            self._commands += 1
+            self._mailbox.append(call)
+            self._wake()
+        return call
+
+    def settle(self, call: Call) -> None:
+        """Says that the answer was handed to the transport: what was popped does not come back any more."""
+        if call.stage is Stage.ANSWERED:
+            call.stage = Stage.SETTLED
+            self._leave()
+
+    def withdraw(self, call: Call) -> None:
+        """Says that the caller has left: what waits is taken back, a popped value goes back, nothing is delivered."""
+        if call.stage is Stage.SETTLED or call.stage is Stage.WITHDRAWN:
+            return
+        if self._broken:
+            pass
+        elif call.stage is Stage.PARKED:
+            assert call.waiter is not None
+            self._waiters.abandon(call.waiter)
+        elif call.taken is not None:
+            self._abandoned.append(call.taken)
+            self._wake()
+        call.stage = Stage.WITHDRAWN
+        self._leave()
+
+    async def _answer_of(self, call: Call, sleeper: _Sleeper) -> None:
+        """Waits until a call is answered; there is no checkpoint after that."""
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self.withdraw(call)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        try:
+            if not sleeper.woken:
+                await sleeper.sleep(abort)
+                # A cancellation that came in the same tick as the answer: the client is known to be gone.
+                await trio.lowlevel.checkpoint_if_cancelled()
+        except BaseException:
+            self.withdraw(call)
+            raise
+        self.settle(call)
 
     def statistics(self) -> Statistics:
         """Returns the engine's numbers at this moment."""
@@ -201,7 +246,7 @@ class Engine:
             keys=len(self._state) - self._state.queue_count,
             queues=self._state.queue_count,
             waiters=len(self._waiters),
-            mailbox=self._send.statistics().current_buffer_used,
+            mailbox=len(self._mailbox),
             memory_bytes=self._state.memory_bytes,
             log_bytes=self._log.size_bytes,
             snapshot_bytes=self._log.snapshot_bytes,
@@ -267,7 +312,7 @@ class Engine:
     def shut_down(self) -> None:
         """Answers `unavailable` to parked waiters and to everything submitted from now on."""
         self.accepting = False
-        self._nap.cancel()
+        self._wake()
 
     def close(self) -> None:
         """Lets `run` finish: what was submitted is done and answered, then the log is closed cleanly."""
@@ -278,14 +323,11 @@ class Engine:
 
     async def _run_actor(self) -> None:
         while not self._is_finished():
-            await self._receive()
+            await self._sleep()
             now_ms = self._clock.now_ms()
             self._turn_waiters_away()
             self._return_values()
-            while self._backlog and not self._is_short_of_room:
-                call = self._backlog.popleft()
-                if call.stage is Stage.QUEUED:
-                    self._perform(call, now_ms)
+            self._work_off(now_ms)
             self._time_out_waiters(now_ms)
             self._sweep(now_ms)
             self._state.free_garbage(FREE_VALUES_MAX)
@@ -293,27 +335,53 @@ class Engine:
 
     def _is_finished(self) -> bool:
         """Whether nobody can come any more and nobody is left: not even one whose popped value may have to go back."""
-        return self._closing and not self._callers
+        return self._closing and not (self._callers or self._abandoned or self._owed)
 
-    async def _receive(self) -> None:
-        """Waits for commands, a deadline or a nudge, and puts the commands into the backlog."""
+    async def _sleep(self) -> None:
+        """Waits for commands, a deadline or a nudge; others have their turn in any case."""
         deadline = self._next_deadline()
-        if deadline <= trio.current_time():  # a nap would only hold it up, and hide the mailbox
+        if deadline <= trio.current_time():
             await trio.lowlevel.checkpoint()
+        elif deadline == math.inf:
+            await self._sleep_until_woken()
         else:
-            with trio.CancelScope(deadline=deadline) as self._nap:
-                if self._is_short_of_room:
-                    await trio.sleep_forever()
-                self._backlog.append(await self._mailbox.receive())
-        with suppress(trio.WouldBlock):
-            while len(self._backlog) < BATCH_MAX:
-                self._backlog.append(self._mailbox.receive_nowait())
+            with trio.CancelScope(deadline=deadline):
+                await self._sleep_until_woken()
+
+    async def _sleep_until_woken(self) -> None:
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._asleep = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._asleep = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _wake(self) -> None:
+        """Nudges the actor: there may be something to do."""
+        if self._asleep is not None:
+            trio.lowlevel.reschedule(self._asleep)
+            self._asleep = None
+
+    def _leave(self) -> None:
+        """One caller less; the last one lets the actor end."""
+        self._callers -= 1
+        if self._closing and not self._callers:
+            self._wake()
+
+    def _work_off(self, now_ms: int) -> None:
+        """Does what is in the mailbox, for one turn."""
+        left = BATCH_MAX
+        while self._mailbox and left and not self._is_short_of_room:
+            call = self._mailbox.popleft()
+            if call.stage is Stage.QUEUED:
+                self._perform(call, now_ms)
+                left -= 1
 
     def _next_deadline(self) -> float:
         """The trio time at which there is something to do without a command."""
-        if self._abandoned or (self._waiters and not self.accepting):
+        if self._abandoned or (self._waiters and not self.accepting) or (self._owed and self._closing):
             return -math.inf
-        if self._backlog and not self._is_short_of_room:
+        if self._mailbox and not self._is_short_of_room:
             return -math.inf
         if self._state.has_garbage:
             return trio.current_time() + FREE_INTERVAL_S
@@ -356,7 +424,7 @@ class Engine:
         self._serve_waiters([op[1] for op in effects if op[0] in _GROWING])
 
     def _find_room(self, call: Call, effects: tuple[Op, ...], records_bytes: int) -> bool:
-        """Whether the records fit the disk. If not, the call is refused, or waits at the head of the backlog."""
+        """Whether the records fit the disk. If not, the call is refused, or waits at the head of the mailbox."""
         room, fits = self._committer.room, self._committer.has_room(records_bytes)
         if fits and not (room.full and any(op[0] in _STORING for op in effects)):
             return True
@@ -364,17 +432,17 @@ class Engine:
         return False
 
     def _turn_away(self, call: Call, records_bytes: int) -> None:
-        """Refuses a call for which the disk has no room, or has it wait at the head of the backlog for some."""
+        """Refuses a call for which the disk has no room, or has it wait at the head of the mailbox for some."""
         if self._committer.room.full:
             self._answer_now(call, Failure(Error.STORAGE_FULL, "the disk is full"))
         else:
-            self._backlog.appendleft(call)
+            self._mailbox.appendleft(call)
             self._short_of = self._committer.room
             self._committer.want_room(records_bytes)
 
     @property
     def _is_short_of_room(self) -> bool:
-        """Whether the command at the head of the backlog waits until something is done to the log."""
+        """Whether the command at the head of the mailbox waits until something is done to the log."""
         return self._short_of is self._committer.room
 
     def _park(self, call: Call, now_ms: int) -> None:
@@ -473,7 +541,7 @@ class Engine:
 
         What the disk has no room for waits until it has, at the latest until the end.
         """
-        self._owed += [call.taken for call in self._abandoned if call.taken]
+        self._owed += self._abandoned
         self._owed.sort(key=lambda taken: taken.serial)
         self._abandoned.clear()
         grown: dict[bytes, None] = {}
@@ -495,14 +563,14 @@ class Engine:
         return self._checkpointer.keep_bytes if self._checkpointer else 0
 
     def _log_changed(self) -> None:
-        if self._backlog or self._owed:
-            self._nap.cancel()  # there may be room now
+        if self._mailbox or self._owed:
+            self._wake()  # there may be room now
         if self._checkpointer is not None:
             self._checkpointer.look()
 
     def _group_taken(self, group: Group[Call]) -> None:
         if group.swept_keys:
-            self._nap.cancel()  # there is room for the next slice
+            self._wake()  # there is room for the next slice
 
     # Answers
 
@@ -520,21 +588,31 @@ class Engine:
 
     def _release(self, call: Call) -> None:
         if call.stage is Stage.HELD:
-            call.stage = Stage.ANSWERED
-            trio.lowlevel.reschedule(call.task)
+            if call.taken is None:
+                call.stage = Stage.SETTLED
+                self._leave()
+            else:
+                call.stage = Stage.ANSWERED
+            call.deliver(call)
 
-    def _withdraw(self, call: Call, _raise_cancel: object = None) -> trio.lowlevel.Abort:
-        """Takes a cancelled caller out, whatever stage its call is in. Sync: it runs inside the cancellation."""
-        if call.stage is Stage.WITHDRAWN or self._broken:
-            pass
-        elif call.stage is Stage.PARKED:
-            assert call.waiter is not None
-            self._waiters.abandon(call.waiter)
-        elif call.taken is not None:
-            self._abandoned.append(call)
-            self._nap.cancel()
-        call.stage = Stage.WITHDRAWN
-        return trio.lowlevel.Abort.SUCCEEDED
+
+class _Sleeper:
+    """A task that waits for an answer."""
+
+    def __init__(self) -> None:
+        self.woken = False
+        self._task: trio.lowlevel.Task | None = None
+
+    def wake(self, _call: Call) -> None:
+        """Delivers an answer."""
+        self.woken = True
+        if self._task is not None:
+            trio.lowlevel.reschedule(self._task)
+
+    async def sleep(self, abort: Callable[[object], trio.lowlevel.Abort]) -> None:
+        """Waits for `wake`."""
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
 
 
 def _expiry_bytes(keys: tuple[bytes, ...]) -> int:

@@ -1,11 +1,10 @@
-"""Calls: submitted commands and their callers, and the values on their way to them."""
+"""Calls: submitted commands and whom to answer, and the values on their way to them."""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import trio
 
 from engine.commands import Command
 from engine.ops import Op
@@ -21,6 +20,7 @@ class Stage(enum.Enum):
     PARKED = enum.auto()
     HELD = enum.auto()
     ANSWERED = enum.auto()
+    SETTLED = enum.auto()
     WITHDRAWN = enum.auto()
 
 
@@ -35,11 +35,20 @@ class Taken:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One submitted command and its caller."""
+    """One submitted command.
+
+    Attributes:
+        command: what is to be done.
+        deliver: called with the call, once, when its reply may be shown. It must not raise: that ends the engine.
+        stage: where it is.
+        reply: None until it is decided; to be looked at from `deliver` on.
+        taken: what it popped; then its caller has to say `settle` or `withdraw` when it was answered.
+        waiter: its place in line while it is parked.
+    """
 
     command: Command
-    task: trio.lowlevel.Task
+    deliver: Callable[[Call], None]
     stage: Stage = Stage.QUEUED
     reply: Reply | None = None
-    waiter: Waiter[Call] | None = None
     taken: Taken | None = None
+    waiter: Waiter[Call] | None = None

@@ -91,7 +91,7 @@ class Waiters(Generic[T]):
             yield waiter
 
     def drain(self) -> Iterator[Waiter[T]]:
-        """Takes everybody out, in order of arrival within each queue."""
-        for waiter in [waiter for line in self._lines.values() for waiter in line.values()]:
-            self.abandon(waiter)
-            yield waiter
+        """Takes everybody out, in order of arrival within each queue; others may leave in between."""
+        for key in list(self._lines):
+            while key in self._lines:
+                yield self.claim(key)

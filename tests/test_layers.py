@@ -15,7 +15,6 @@ ALLOWED_THIRD_PARTY = {
     "wal": {"msgpack"},
     "engine": {"msgpack", "sortedcontainers"},
     "engine/actor.py": {"trio"},
-    "engine/calls.py": {"trio"},
     "engine/checkpointer.py": {"trio"},
     "engine/clock.py": {"trio"},
     "engine/committer.py": {"trio"},

@@ -76,7 +76,7 @@ THE_FIFTEEN: tuple[Bug, ...] = (
         "value lost on cancelled pop",
         "The client of a pop leaves before its answer, and nobody puts the value back: BLPOP of Redis by design, many a"
         " wrapper around a queue by accident.",
-        (Edit(Engine._withdraw, "self._abandoned.append(call)", "planted()"),),
+        (Edit(Engine.withdraw, "self._abandoned.append(call.taken)", "planted()"),),
         (*HISTORY, Kind.LOST),
     ),
     Bug(
@@ -436,7 +436,7 @@ MORE: tuple[Bug, ...] = (
         "The waiter of a client that left stays in line, and the next value goes to it: beanstalkd and Redis, until"
         " they notice that the connection is gone.",
         (
-            Edit(Engine._withdraw, "self._waiters.abandon(call.waiter)", "pass"),
+            Edit(Engine.withdraw, "self._waiters.abandon(call.waiter)", "pass"),
             Edit(
                 Engine._hold,
                 "call.stage = Stage.HELD",
