@@ -1,10 +1,10 @@
-"""The HTTP application: a Quart-Trio app whose handlers submit a command and await its reply.
+"""The HTTP application: a Quart-Trio app whose handlers have the service answer a body.
 
 Theory of operation. Hypercorn starts one task for each request. In it an `Exchange` (Quart's public hook
 `asgi_http_class`) does, in this order:
 
     head    what may be refused by the head alone is: framing, sizes, Host, Origin, token
-    body    of POST / it is read whole: capped, within the budget of all bodies, before its deadline
+    body    of a command it is read whole: capped, within the budget of all bodies, before its deadline
     work    Quart routes to a handler. A second task watches the client, and cancels the handler when the
             client leaves; that is how a parked pop is withdrawn
     answer  from here on nothing is cancelled; then Hypercorn closes or recycles the connection
@@ -14,10 +14,9 @@ that `Connection: close` never closed (docs/architecture.md, The HTTP stack); an
 
 The rules that hold here:
 
-- Between the return of `submit` and the `send` of its answer there is no checkpoint: a reply that was
+- Between the return of the service and the `send` of its answer there is no checkpoint: a reply that was
   given is a reply that is handed over.
 - `receive` is always being read from, or the body is over: Hypercorn's reader never blocks on our queue.
-- A body is dropped as soon as it is parsed: a parked request holds its command, not its body.
 - Every answer is JSON or empty. A defect is logged with its traceback and answered without.
 """
 
@@ -28,7 +27,7 @@ import io
 import json
 import logging
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
@@ -42,38 +41,18 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from api import dialects
 from api.access import Access
+from api.body import HeldBody
 from api.head import Head
 from api.hypercorn_fixes import connections_open
-from engine import commands
-from engine.checkpointer import Checkpoint, FoldFailed
-from engine.commands import Command, CommandError
+from api.service import PATHS, EngineFace, Service
+from engine.checkpointer import FoldFailed
 from engine.limits import KIB, Limits
-from engine.replies import Error, Failure, Reply
+from engine.replies import Error
 
 _logger = logging.getLogger("holdfast.http")
 
 _JSON = "application/json"
 _SMALL_BODY_BYTES = 64 * KIB
-
-_FREE_BODY_BYTES = 16 * KIB
-"""Bodies up to this length need no share of the budget: clients that fill it slowly cannot shut commands out."""
-
-
-class EngineFace(Protocol):
-    """What the application needs of an engine, the one in this process or a cluster."""
-
-    @property
-    def accepting(self) -> bool:
-        """False while shutting down."""
-
-    async def submit(self, command: Command) -> Reply:
-        """Runs a command; cancelling it withdraws the command."""
-
-    async def checkpoint(self) -> Checkpoint:
-        """Has the log folded into a snapshot; raises FoldFailed when that came to nothing."""
-
-    def statistics(self) -> Any:
-        """A frozen dataclass of numbers."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,58 +74,23 @@ class HttpSettings:
     linger_s: float = 1.0
 
 
-class BodyBudget:
-    """The bytes of request bodies that may be in memory at once, over all connections."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self.left = bytes_max
-
-    def take(self, size: int) -> bool:
-        """Takes `size` bytes out of the budget; False when it does not hold so many."""
-        if size > self.left:
-            return False
-        self.left -= size
-        return True
-
-    def give_back(self, size: int) -> None:
-        """Puts bytes back."""
-        self.left += size
-
-
-class HeldBody:
-    """A request body and its share of the budget. Stands where Quart has its own body class."""
+class _Body(HeldBody):
+    """Stands where Quart has its own body class, and is told what that is told."""
 
     def __init__(self, _expected: int | None = None, _max: int | None = None) -> None:
-        self.data = b""
-        self._budget: BodyBudget | None = None
-        self._held = 0
-
-    def hold(self, budget: BodyBudget, size: int) -> bool:
-        """Makes the share of this body `size` bytes in all; False when the budget does not hold so many."""
-        self._budget = budget
-        taken = budget.take(size - self._held)
-        self._held = size if taken else self._held
-        return taken
-
-    def release(self) -> None:
-        """Drops the body and gives its share back; harmless when done already."""
-        self.data = b""
-        if self._budget is not None:
-            self._budget.give_back(self._held)
-        self._held = 0
+        super().__init__()
 
 
 class _Request(TrioRequest):
-    body_class = HeldBody  # type: ignore[assignment]  # Quart's own is two events and a buffer, or a channel
+    body_class = _Body  # type: ignore[assignment]  # Quart's own is two events and a buffer, or a channel
 
 
 class HttpApp(QuartTrio):
     """The application. Made by `create_app`; Hypercorn serves it.
 
     Attributes:
-        engine: what runs the commands.
+        service: what answers the commands.
         settings: as given.
-        budget: what is left for bodies.
         requests_open: requests whose answer is not sent yet.
     """
 
@@ -157,53 +101,9 @@ class HttpApp(QuartTrio):
         self.asgi_http_class = Exchange  # type: ignore[assignment]  # its app is an HttpApp
         self.config["PROPAGATE_EXCEPTIONS"] = False
         self.url_map.merge_slashes = False  # it redirects, with a page of HTML
-        self.engine = engine
+        self.service = Service(engine, settings.limits)
         self.settings = settings
-        self.budget = BodyBudget(settings.limits.bodies_bytes_max)
         self.requests_open = 0
-        self._parser = trio.CapacityLimiter(1)
-
-    async def answer(self, body: HeldBody) -> dialects.Answer:
-        """Runs the command a body spells.
-
-        Args:
-            body: the request body; released here, as soon as it is parsed.
-
-        Returns:
-            The answer to send.
-        """
-        try:
-            asked, command = await self._understand(body.data)
-        except dialects.BadRequest as error:
-            return dialects.refuse(error)
-        finally:
-            body.release()
-        reply = command if isinstance(command, Failure) else await self._run(command)
-        return dialects.answer(asked, reply)
-
-    async def _understand(self, data: bytes) -> tuple[dialects.Request, Command | Failure]:
-        limits = self.settings.limits
-        if dialects.is_quick(data):
-            return _understand(data, limits)
-        return await trio.to_thread.run_sync(_understand, data, limits, limiter=self._parser)
-
-    async def _run(self, command: Command) -> Reply:
-        try:
-            return await self.engine.submit(command)
-        except Exception:
-            _logger.exception("a command failed")
-            return Failure(Error.INTERNAL_ERROR)
-
-
-def _understand(data: bytes, limits: Limits) -> tuple[dialects.Request, Command | Failure]:
-    """Turns a body into a command, or into the reply that says why it is none; BadRequest when it is no request."""
-    asked = dialects.parse(data, limits)
-    if asked.failure is not None:
-        return asked, asked.failure
-    try:
-        return asked, commands.parse(asked.argv, limits)
-    except CommandError as error:
-        return asked, Failure(error.error, error.detail)
 
 
 def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
@@ -220,7 +120,7 @@ def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
     app.logger = _logger  # instead of one with Quart's own handlers
 
     async def command() -> Response:
-        return _response(await app.answer(request.body))  # type: ignore[arg-type]  # `_Request.body_class`
+        return _response(await app.service.answer(request.path, request.body))  # type: ignore[arg-type]  # `_Request`
 
     async def livez() -> Response:
         return _response(dialects.Answer(200, b'{"status": "alive"}'))
@@ -247,10 +147,11 @@ def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
             return _response(dialects.failure(503, Error.UNAVAILABLE.value, str(error)))
         return _response(dialects.Answer(200, _encode(dataclasses.asdict(done))))
 
-    app.add_url_rule("/checkpoint", view_func=checkpoint, methods=["POST"], provide_automatic_options=False)
-    app.add_url_rule("/", view_func=command, methods=["POST"], provide_automatic_options=False)
-    for probe in (livez, readyz, stats):
-        app.add_url_rule(f"/{probe.__name__}", view_func=probe, methods=["GET"], provide_automatic_options=False)
+    posts = dict.fromkeys(PATHS, command) | {"/checkpoint": checkpoint}
+    gets = {"/livez": livez, "/readyz": readyz, "/stats": stats}
+    for path, view in (posts | gets).items():
+        method = "GET" if path in gets else "POST"
+        app.add_url_rule(path, view_func=view, methods=[method], provide_automatic_options=False)
     app.register_error_handler(HTTPException, _http_error)
     return app
 
@@ -265,7 +166,7 @@ class Exchange(TrioASGIHTTPConnection):
         self._gone = False  # the client
         self._working = trio.CancelScope()
         self._lingering = trio.CancelScope()
-        self._body = HeldBody()
+        self._body = _Body()
         self._thrown = 0
         self._close = False
 
@@ -300,7 +201,7 @@ class Exchange(TrioASGIHTTPConnection):
         return None
 
     def _is_command(self) -> bool:
-        return self.scope["method"] == "POST" and self.scope["path"] == "/"
+        return self.scope["method"] == "POST" and self.scope["path"] in PATHS
 
     def _too_large(self) -> dialects.Answer:
         bytes_max = self.app.settings.limits.body_bytes_max
@@ -318,7 +219,7 @@ class Exchange(TrioASGIHTTPConnection):
                 if data.tell() + len(piece) > settings.limits.body_bytes_max:
                     return self._too_large()
                 data.write(piece)
-                if data.tell() > _FREE_BODY_BYTES and not self._body.hold(self.app.budget, data.tell()):
+                if not self._body.hold(self.app.service.budget, data.tell()):
                     return _bodies_full()
             self._body.data = data.getvalue()
             return None

@@ -30,7 +30,8 @@ from typing import NamedTuple
 
 from api.json_body import BadRequest, Json, Number, is_quick, take_steps
 from api.json_body import parse as parse_json
-from engine.commands import CommandError, Kind, Spec, lookup, show
+from engine import commands
+from engine.commands import Command, CommandError, Kind, Spec, lookup, show
 from engine.limits import KIB, Limits
 from engine.replies import Error, Failure, Integer, Ok, Reply, Value
 
@@ -43,7 +44,9 @@ __all__ = [
     "failure",
     "is_quick",
     "parse",
+    "refuse",
     "split_line",
+    "understand",
 ]
 
 _MEMBERS = (b"command", b"key", b"value", b"options")
@@ -106,6 +109,28 @@ class Answer:
 
     status: int
     body: bytes
+
+
+def understand(body: bytes, limits: Limits) -> tuple[Request, Command | Failure]:
+    """Turns a request body into a command, or into the reply that says why it is none.
+
+    Args:
+        body: as received. Unless `is_quick` says yes, call this in a worker thread.
+        limits: of the product.
+
+    Returns:
+        The request, for `answer`; and the command, or the failure to answer instead.
+
+    Raises:
+        BadRequest: not strict JSON, or JSON of a shape that is no request in any dialect; for `refuse`.
+    """
+    request = parse(body, limits)
+    if request.failure is not None:
+        return request, request.failure
+    try:
+        return request, commands.parse(request.argv, limits)
+    except CommandError as error:
+        return request, Failure(error.error, error.detail)
 
 
 def parse(body: bytes, limits: Limits) -> Request:

@@ -16,7 +16,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from api import app as app_module
+from api import body as body_module
 from api.access import Access
 from api.app import HttpApp, HttpSettings, create_app
 from engine.checkpointer import Checkpoint
@@ -384,13 +384,13 @@ async def test_f6_a_chunked_body_is_refused_where_it_passes_the_limit(
     await client.body(b"x" * 100)
     await client.done.wait()
     assert client.status == 413
-    assert house.app.budget.left == Limits().bodies_bytes_max
+    assert house.app.service.budget.left == Limits().bodies_bytes_max
 
 
 async def test_f6_all_bodies_share_one_budget(
     nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_module, "_FREE_BODY_BYTES", 0)
+    monkeypatch.setattr(body_module, "FREE_BODY_BYTES", 0)
     house = House(nursery, dataclasses.replace(SETTINGS, limits=Limits(bodies_bytes_max=100)))
     slow = house.post(95)
     await slow.body(b" " * 90, more=True)
@@ -400,14 +400,14 @@ async def test_f6_all_bodies_share_one_budget(
     assert refused.headers[b"retry-after"] == b"1"
     await slow.leave()
     await slow.done.wait()
-    assert house.app.budget.left == 100
+    assert house.app.service.budget.left == 100
     assert (await house.ask("PING")).status == 200
 
 
 async def test_f6_a_body_that_is_refused_gives_its_share_back_before_its_client_has_the_answer(
     nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_module, "_FREE_BODY_BYTES", 0)
+    monkeypatch.setattr(body_module, "FREE_BODY_BYTES", 0)
     house = House(nursery, dataclasses.replace(SETTINGS, limits=Limits(bodies_bytes_max=192)))
     clients = [house.post(64) for _ in range(4)]
     for _ in range(7):
@@ -434,16 +434,16 @@ async def test_f6_bodies_that_were_announced_and_do_not_come_shut_nobody_out(
 async def test_a_chunked_body_takes_from_the_budget_as_it_comes(
     nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_module, "_FREE_BODY_BYTES", 0)
+    monkeypatch.setattr(body_module, "FREE_BODY_BYTES", 0)
     house = House(nursery, dataclasses.replace(SETTINGS, limits=Limits(bodies_bytes_max=100)))
     client = house.post(None)
     await client.body(b"x" * 60, more=True)
     await wait_all_tasks_blocked()
-    assert house.app.budget.left == 40
+    assert house.app.service.budget.left == 40
     await client.body(b"x" * 60, more=True)
     await client.done.wait()
     assert client.status == 503
-    assert house.app.budget.left == 100
+    assert house.app.service.budget.left == 100
 
 
 async def test_a_parked_request_holds_no_body(house: House) -> None:
@@ -452,7 +452,7 @@ async def test_a_parked_request_holds_no_body(house: House) -> None:
     await client.body(body)
     await wait_all_tasks_blocked()
     assert house.engine.statistics().waiters == 1
-    assert house.app.budget.left == Limits().bodies_bytes_max
+    assert house.app.service.budget.left == Limits().bodies_bytes_max
     await house.ask("QPUSH q v")
     await client.done.wait()
     assert client.json == {"value": "v"}
@@ -471,7 +471,7 @@ async def test_f4_a_body_that_does_not_come_is_answered_408(house: House, autoju
     await client.done.wait()
     assert (client.status, client.json["error"]) == (408, "request timeout")
     assert 60 <= trio.current_time() - began <= 62
-    assert house.app.budget.left == Limits().bodies_bytes_max
+    assert house.app.service.budget.left == Limits().bodies_bytes_max
 
 
 async def test_a_parked_pop_has_no_deadline(house: House, autojump_clock: MockClock) -> None:
