@@ -92,6 +92,7 @@ class HttpApp(QuartTrio):
         service: what answers the commands.
         settings: as given.
         requests_open: requests whose answer is not sent yet.
+        traffic: counts the clients, for `/stats`; who serves them in Hypercorn's stead puts its own count here.
     """
 
     request_class = _Request
@@ -104,6 +105,10 @@ class HttpApp(QuartTrio):
         self.service = Service(engine, settings.limits)
         self.settings = settings
         self.requests_open = 0
+        self.traffic = self._traffic
+
+    def _traffic(self) -> dict[str, int]:
+        return {"connections": connections_open(), "requests_open": self.requests_open}
 
 
 def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
@@ -136,7 +141,7 @@ def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
 
     async def stats() -> Response:
         members = dataclasses.asdict(engine.statistics())
-        members |= {"connections": connections_open(), "requests_open": app.requests_open}
+        members |= app.traffic()
         members["tasks"] = trio.lowlevel.current_statistics().tasks_living
         return _response(dialects.Answer(200, _encode(members)))
 

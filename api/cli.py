@@ -135,6 +135,13 @@ def main() -> None:
     show_envvar=True,
     help="Size of a segment of the log, at least 64KiB; by default 64MiB, or 1/32 of a disk smaller than 2 GiB.",
 )
+@click.option(
+    "--no-door",
+    is_flag=True,
+    envvar="HOLDFAST_NO_DOOR",
+    show_envvar=True,
+    help="Serve clients by Hypercorn alone: the same answers, some twenty times slower.",
+)
 @_limit_options
 def serve_command(
     data: Path,
@@ -144,6 +151,7 @@ def serve_command(
     insecure: bool,
     allowed_hosts: tuple[str, ...],
     segment_bytes_max: int | None,
+    no_door: bool,
     **limits: int | None,
 ) -> None:
     """Runs the server until SIGTERM or SIGINT.
@@ -161,7 +169,11 @@ def serve_command(
     host, port = bind
     checked = dataclasses.replace(Limits(), **limits)  # type: ignore[arg-type]  # the table names the fields
     policy = FsyncPolicy(fsync)
-    run(ServerSettings(data, host, port, policy, token, insecure, allowed_hosts, checked, segment_bytes_max))
+    run(
+        ServerSettings(
+            data, host, port, policy, token, insecure, allowed_hosts, checked, segment_bytes_max, door=not no_door
+        )
+    )
 
 
 main.add_command(wal_commands)

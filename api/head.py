@@ -18,6 +18,8 @@ URI_BYTES_MAX = 8 * KIB
 
 INVALID = "invalid request"
 UNPARSABLE = "the request is not valid HTTP/1.1"
+NO_PATH = "expected a request target that starts with /"
+TWO_LENGTHS = "Transfer-Encoding goes with HTTP/1.1 and without Content-Length"
 OTHER_CODING = "chunked is the only transfer coding that is understood"
 
 _BAD_LINE_END = re.compile(rb"(?<!\r)\n|\r[^\n]")
@@ -71,6 +73,8 @@ def _check_request_line(line: bytes) -> None:
         raise BadHead("expected a request line of HTTP/1.0 or HTTP/1.1")
     if len(match[1]) > URI_BYTES_MAX:
         raise BadHead(f"the URI is longer than {URI_BYTES_MAX} bytes", 414)
+    if not match[1].lower().startswith((b"/", b"*", b"http://", b"https://")):
+        raise BadHead(NO_PATH)
 
 
 class Head:
@@ -117,7 +121,7 @@ class Head:
             limits = f"{HEAD_FIELDS_MAX} fields and {HEAD_BYTES_MAX} bytes"
             return 431, "headers too large", f"a head has at most {limits}"
         if self._chunked and (self._lengths or version == "1.0"):
-            return 400, INVALID, "Transfer-Encoding goes with HTTP/1.1 and without Content-Length"
+            return 400, INVALID, TWO_LENGTHS
         if self.length is None and not self._chunked:
             return 400, INVALID, "expected one Content-Length, a number"
         if len(self._hosts) > 1 or (not self._hosts and version == "1.1"):
@@ -133,7 +137,7 @@ class Head:
             return None
         match = _ABSOLUTE_FORM.fullmatch(path)
         if match is None:
-            return 400, INVALID, "expected a request target that starts with /"
+            return 400, INVALID, NO_PATH
         if [match[1].lower()] != [host.decode("latin-1").lower() for host in self._hosts]:
             return 400, INVALID, "the request target names another host than the Host header"
         self._scope["path"] = match[2] or "/"

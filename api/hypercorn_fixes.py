@@ -97,15 +97,24 @@ def hypercorn_config(
     config = _Config()
     config.bind = [f"fd://{fd}" for fd in fds]
     config.backlog = BACKLOG
-    config.include_server_header = False
+    quiet(config)
     config.keep_alive_timeout = keep_alive_s
     config.keep_alive_max_requests = _NEVER
     config.graceful_timeout = graceful_timeout_s
     config.h11_max_incomplete_size = HEAD_BYTES_MAX
+    return config
+
+
+def quiet(config: Config) -> None:
+    """Makes Hypercorn log like the rest of us, and not name itself. These are its documented settings.
+
+    Args:
+        config: to change.
+    """
+    config.include_server_header = False
     config.accesslog = None
     config.errorlog = logging.getLogger("holdfast.http")
     config.logger_class = _HttpLog
-    return config
 
 
 class _Turn:

@@ -1,6 +1,6 @@
 """The composition root: the one place where directory, log, engine, application and listeners meet.
 
-    listen -> lock the data directory -> replay -> engine -> Hypercorn -> (signal) -> shut down
+    listen -> lock the data directory -> replay -> engine -> HTTP (api/front.py) -> (signal) -> shut down
 
 The port is taken before the data is touched, so a second start on the same port changes nothing. Clients that connect
 while the log is being replayed wait; they are answered when it is.
@@ -35,12 +35,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-import hypercorn.trio
 import trio
 
 from api.access import Access
 from api.app import HttpSettings, create_app
-from api.hypercorn_fixes import hypercorn_config, install
+from api.front import serve_door, serve_hypercorn
 from api.progress import ReplayProgress, ReplayStopped
 from api.sockets import BACKLOG, tune
 from engine.actor import Engine
@@ -52,9 +51,6 @@ from engine.state import State
 from wal.files import DirectoryError, DiskDirectory, LockedError
 from wal.log import Log, LogFailed, segment_bytes_for
 from wal.segment import Damage, NewerFormat
-
-GRACE_S = 3.0
-"""How long answers may take to reach their clients once the shutdown began."""
 
 EXIT_WITHIN_S = 5
 """From the first signal to the end of the process, whatever clients or disks do."""
@@ -95,6 +91,7 @@ class ServerSettings:
         allowed_hosts: names besides the bound one that a Host header may have.
         limits: of commands, bodies and memory.
         segment_bytes_max: size at which segments of the log roll; None suits the disk.
+        door: whether clients are served by the door, or by Hypercorn alone.
     """
 
     data: Path
@@ -106,6 +103,7 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     segment_bytes_max: int | None = None
+    door: bool = True
 
 
 class StartError(Exception):
@@ -343,11 +341,9 @@ async def _run_engine(engine: Engine, stop: _Stop, task_status: trio.TaskStatus[
 async def _run_http(
     settings: ServerSettings, engine: Engine, listeners: list[socket.socket], stop: _Stop, done: trio.Event
 ) -> None:
-    install()
     access = Access(settings.token, settings.host, frozenset(settings.allowed_hosts))
     app = create_app(engine, HttpSettings(settings.limits, access, settings.fsync.value))
-    config = hypercorn_config([listener.detach() for listener in listeners], graceful_timeout_s=GRACE_S)
-    await hypercorn.trio.serve(app, config, shutdown_trigger=stop.wait)
+    await (serve_door if settings.door else serve_hypercorn)(app, listeners, stop.wait)
     done.set()
 
 

@@ -14,12 +14,14 @@ The rules that hold here:
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import trio
 
 from api import dialects
 from api.body import BodyBudget, HeldBody
+from engine.calls import Call
 from engine.checkpointer import Checkpoint
 from engine.commands import Command
 from engine.limits import Limits
@@ -40,6 +42,15 @@ class EngineFace(Protocol):
 
     async def submit(self, command: Command) -> Reply:
         """Runs a command; cancelling it withdraws the command."""
+
+    def submit_nowait(self, command: Command, deliver: Callable[[Call], None]) -> Call:
+        """Runs a command and returns at once; `deliver` is called when its reply is there."""
+
+    def settle(self, call: Call) -> None:
+        """Says that the answer was handed to the transport."""
+
+    def withdraw(self, call: Call) -> None:
+        """Says that the client has left before that."""
 
     async def checkpoint(self) -> Checkpoint:
         """Has the log folded into a snapshot; raises FoldFailed when that came to nothing."""

@@ -1,4 +1,4 @@
-"""Client connections: the deadlines they have, and what their sockets are told. For the door and for Hypercorn alike."""
+"""Client connections: their deadlines, and what their sockets are told. For the door and for Hypercorn alike."""
 
 from __future__ import annotations
 

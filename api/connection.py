@@ -1,0 +1,610 @@
+"""One client connection of the door: bytes in, requests in order, answers in order, bytes out. No task of its own.
+
+Theory of operation. The door calls `on_ready` when the kernel has something to say about the socket; `_read` then goes
+through what came: a head (remembered by its bytes), a body, and so an `Exchange`, which is one request and its answer.
+A quick command goes to the engine at once, and its answer comes back by a call to `Exchange.deliver`. Everything else
+is done by a task (`api/errands.py`), to which the connection lends the exchange.
+
+    pending bytes -> head -> body -> Exchange -> engine, or errand
+                                        |
+    socket  <- unsent bytes <- answers in order
+
+The rules that hold here; the codes group faults as in docs/testing.md:
+
+- F10: requests of one packet are started together and answered in order. But nothing is started behind one that may
+  take its time: a pop that waits, an errand (`holds_up`). E3: so what is behind a parked pop never runs when its client leaves.
+- E2: a client that hangs up, also with half of the connection, is gone: whatever of its requests is on its way is
+  withdrawn. The kernel reports that beside unread bytes, so it is seen at once whatever is pipelined.
+- E5: a popped value is handed over when the first byte of its answer is given to the kernel. Whatever is unsent when
+  the connection ends goes back.
+- F5: no new request is started while bytes are unsent, and all connections together have a bound of unsent bytes.
+- F4: each state has its deadline (`deadline`), but work has none: a parked pop waits for as long as it likes.
+- A defect here is logged, and costs one connection.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from api import dialects
+from api.body import HeldBody
+from api.dialects import Answer, failure
+from api.head import HEAD_BYTES_MAX, INVALID, UNPARSABLE, BadHead, check_bytes
+from api.request import BadBody, Chunks, RequestHead, refusal_of, too_large
+from api.sockets import READ_AHEAD_BYTES_MAX
+from engine.commands import BQPop
+from engine.limits import KIB, Limits
+from engine.replies import Error, Failure
+
+if TYPE_CHECKING:
+    import trio
+
+    from api.door import Door, DoorSettings
+    from engine.calls import Call
+
+_logger = logging.getLogger("holdfast.http")
+
+RECEIVE_BYTES = 64 * KIB
+
+PIPELINE_MAX = 128
+"""Requests of one connection that are on their way at once."""
+
+SMALL_BODY_BYTES = 64 * KIB
+"""A body up to this length is read and thrown away behind a refusal, so that the connection can stay open."""
+
+FREE_BODY_BYTES = 16 * KIB
+"""Bodies up to this length need no share of the budget: clients that fill it slowly cannot shut commands out."""
+
+GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+_HEAD_END = b"\r\n\r\n"
+
+
+class Exchange:
+    """One request and its answer.
+
+    Attributes:
+        head: of the request.
+        holds_up: may take its time, so nothing is started behind it.
+        response: head and body of the answer, when it is there.
+        call: what the engine does for it, if that is one call of its own.
+        errand: around the task that works on it, if there is one.
+    """
+
+    __slots__ = ("call", "connection", "errand", "head", "holds_up", "request", "response")
+
+    def __init__(self, connection: Connection, head: RequestHead, holds_up: bool) -> None:
+        self.connection = connection
+        self.head = head
+        self.holds_up = holds_up
+        self.response: bytes | None = None
+        self.request: dialects.Request | None = None
+        self.call: Call | None = None
+        self.errand: trio.CancelScope | None = None
+
+    def deliver(self, call: Call) -> None:
+        """Called by the engine with the reply of a command."""
+        self.call = call
+        try:
+            assert isinstance(self.request, dialects.Request)
+            assert call.reply is not None
+            self.connection.answer(self, dialects.answer(self.request, call.reply))
+        except Exception:
+            self.connection.fail()
+
+    def withdraw(self) -> None:
+        """The client is gone: whatever is on its way comes back."""
+        if self.errand is not None:
+            self.errand.cancel()
+        if self.call is not None:
+            self.connection.door.engine.withdraw(self.call)
+
+
+class _Body:
+    """A body that is still coming; thrown away when its head is refused."""
+
+    __slots__ = ("chunks", "data", "head", "held", "left")
+
+    def __init__(self, head: RequestHead) -> None:
+        self.head = head
+        self.left = head.length
+        self.chunks = Chunks() if head.length is None else None
+        self.data = bytearray()
+        self.held = HeldBody()
+
+    @property
+    def complete(self) -> bool:
+        return self.left == 0 if self.chunks is None else self.chunks.complete
+
+    def take(self, data: bytes, at: int) -> tuple[bytes, int]:
+        """Takes what belongs to the body: that, and the position behind it; BadBody when it cannot be."""
+        if self.chunks is not None:
+            return self.chunks.take(data, at)
+        assert self.left is not None
+        end = min(len(data), at + self.left)
+        self.left -= end - at
+        return data[at:end], end
+
+
+class _Phase(enum.Enum):
+    """What a connection waits for."""
+
+    IDLE = enum.auto()
+    HEAD = enum.auto()
+    BODY = enum.auto()
+    WORK = enum.auto()
+    LINGER = enum.auto()
+
+
+_TIME_OF: dict[_Phase, Callable[[DoorSettings], float]] = {
+    _Phase.IDLE: lambda settings: settings.keep_alive_s,
+    _Phase.HEAD: lambda settings: settings.head_timeout_s,
+    _Phase.BODY: lambda settings: settings.body_timeout_s,
+    _Phase.WORK: lambda _: math.inf,
+    _Phase.LINGER: lambda settings: settings.linger_s,
+}
+"""How long each may take, in seconds."""
+
+
+class Connection:
+    """A client.
+
+    Args:
+        door: it belongs to.
+        client: the accepted socket, not blocking.
+
+    Attributes:
+        fd: descriptor of the socket.
+        deadline: when to look at it again, in trio's time.
+        timer: when the door does; no later than at the deadline.
+        unsent_bytes: of answers, that the kernel has not taken yet.
+    """
+
+    __slots__ = (
+        "_body",
+        "_closing",
+        "_events",
+        "_exchanges",
+        "_open",
+        "_pending",
+        "_phase",
+        "_popped",
+        "_queued_bytes",
+        "_reading",
+        "_running",
+        "_socket",
+        "_unsent",
+        "deadline",
+        "door",
+        "fd",
+        "timer",
+        "unsent_bytes",
+    )
+
+    def __init__(self, door: Door, client: socket.socket) -> None:
+        self.door = door
+        self.fd = client.fileno()
+        self.deadline = math.inf
+        self.timer = math.inf
+        self.unsent_bytes = 0
+        self._socket = client
+        self._events = select.EPOLLIN | select.EPOLLRDHUP
+        self._open = True
+        self._closing = False  # no more requests are read
+        self._reading = False
+        self._pending = b""
+        self._body: _Body | None = None
+        self._exchanges: list[Exchange] = []
+        self._running = 0  # exchanges that wait for their answer and hold nothing up
+        self._unsent: deque[memoryview] | None = None
+        self._queued_bytes = 0  # of answers, since the connection began
+        self._popped: list[tuple[int, Exchange]] | None = None  # unsent answers of pops, and where they begin
+        door.epoll.register(self.fd, self._events)
+        self._enter(_Phase.IDLE)
+
+    @property
+    def requests_open(self) -> int:
+        """Requests whose answer was not handed over yet."""
+        return len(self._exchanges)
+
+    # Called by the door
+
+    def on_ready(self, events: int) -> None:
+        """Does what the kernel says can be done.
+
+        Args:
+            events: of epoll.
+        """
+        try:
+            if events & GONE:
+                self.close()
+                return
+            if events & select.EPOLLOUT:
+                self._flush()
+            if events & select.EPOLLIN and self._open:
+                self._receive()
+        except Exception:
+            self.fail()
+
+    def on_deadline(self) -> None:
+        """Does what is due when `deadline` has passed."""
+        settings = self.door.settings
+        try:
+            if self._unsent or self._phase in (_Phase.IDLE, _Phase.LINGER):
+                self.close()
+            elif self._phase is _Phase.BODY:
+                self._refuse(failure(408, "request timeout", f"a body has {settings.body_timeout_s:g} s to arrive"))
+            else:
+                self._refuse(failure(408, "request timeout", f"a head has {settings.head_timeout_s:g} s to arrive"))
+        except Exception:
+            self.fail()
+
+    def shut_down(self) -> None:
+        """Closes when what is being worked on is answered; at once when that is nothing."""
+        if self._body is not None:
+            self._refuse(failure(503, Error.UNAVAILABLE.value, "shutting down"))
+        elif not self._exchanges and not self._unsent:
+            self.close()
+        else:
+            self._closing = True
+
+    def fail(self) -> None:
+        """Gives the connection up over a defect; to be called where the exception is."""
+        _logger.exception("a connection failed")
+        self.close()
+
+    def close(self) -> None:
+        """Closes at once: the client is gone, or has used up its time."""
+        if not self._open:
+            return
+        self._open = False
+        self._closing = True
+        self.deadline = math.inf
+        self.door.forget(self)
+        self._socket.close()
+        if self._body is not None:
+            self._body.held.release()
+        left = [exchange for _, exchange in self._popped or ()] + self._exchanges
+        self._pending, self._body, self._unsent, self._popped, self._exchanges = b"", None, None, None, []
+        for exchange in left:
+            exchange.withdraw()
+
+    # Reading
+
+    def _receive(self) -> None:
+        try:
+            data = self._socket.recv(RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+        elif not self._closing:
+            self._read(self._pending + data if self._pending else data)
+
+    def _read(self, data: bytes) -> None:
+        """Goes through received bytes as far as they can be used now, and keeps the rest."""
+        at = 0
+        self._pending = b""
+        self._reading = True
+        while at < len(data) and not self._is_held_up:
+            taken = self._read_head(data, at) if self._body is None else self._read_body(data, at)
+            if taken == at:
+                break
+            at = taken
+        self._reading = False
+        if not self._closing and at < len(data):
+            self._pending = data[at:]
+            if len(self._pending) >= READ_AHEAD_BYTES_MAX:
+                self._watch(select.EPOLLRDHUP)
+        if self._exchanges and not self._running:
+            self._send_answers()
+
+    @property
+    def _is_held_up(self) -> bool:
+        """Whether nothing may be started now."""
+        exchanges = self._exchanges
+        if exchanges and (exchanges[-1].holds_up or len(exchanges) >= PIPELINE_MAX):
+            return True
+        return self._closing or self._unsent is not None
+
+    def _read_head(self, data: bytes, at: int) -> int:
+        """Reads a head, and its body if that is all here. Returns where to go on: at the same place when it cannot."""
+        end = data.find(_HEAD_END, at, at + HEAD_BYTES_MAX + len(_HEAD_END))
+        if end < 0:
+            self._begin_head(data[at:])
+            return at
+        end += len(_HEAD_END)
+        head = self.door.read_head(data[at:end])
+        if head.refusal is None and head.length is not None and end + head.length <= len(data):
+            self._start(head, data[end : end + head.length])
+            return end + head.length
+        if head.refusal is not None and not (head.keep_alive and self._throws_away(head)):
+            self._refuse(head.refusal)
+        else:
+            self._begin_body(head, nothing_follows=end == len(data))
+        return end
+
+    def _begin_head(self, data: bytes) -> None:
+        """Gives the rest of a head its time, unless no head begins like that."""
+        try:
+            check_bytes(data)
+        except BadHead as error:
+            self._refuse(refusal_of(error))
+            return
+        if self._phase is not _Phase.HEAD:
+            self._enter(_Phase.HEAD)
+
+    def _throws_away(self, head: RequestHead) -> bool:
+        """Whether the body behind a refused head is worth waiting for."""
+        return head.length is not None and head.length <= SMALL_BODY_BYTES and not head.expects_continue
+
+    def _begin_body(self, head: RequestHead, *, nothing_follows: bool) -> None:
+        self._body = _Body(head)
+        self._enter(_Phase.BODY)
+        if head.expects_continue and nothing_follows:
+            self._complete(self._begin_exchange(head), b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._body.complete:
+            self._end_body(self._body)
+
+    def _read_body(self, data: bytes, at: int) -> int:
+        body = self._body
+        assert body is not None
+        try:
+            piece, at = body.take(data, at)
+        except BadBody:
+            self._refuse(failure(400, INVALID, UNPARSABLE))
+            return at
+        if body.head.refusal is None and piece:
+            refusal = self._hold(body, piece)
+            if refusal is not None:
+                self._refuse(refusal)
+                return at
+        if body.complete:
+            self._end_body(body)
+        return at
+
+    def _hold(self, body: _Body, piece: bytes) -> Answer | None:
+        """Adds to a body; returns the answer to one that may not grow so long."""
+        size = len(body.data) + len(piece)
+        if size > self.door.service.limits.body_bytes_max:
+            return too_large(self.door.service.limits.body_bytes_max)
+        if size > FREE_BODY_BYTES and not body.held.hold(self.door.service.budget, size):
+            return bodies_full()
+        body.data += piece
+        return None
+
+    def _end_body(self, body: _Body) -> None:
+        self._body = None
+        if body.head.refusal is not None:
+            self._answer_now(body.head, body.head.refusal)
+        else:
+            body.held.data = bytes(body.data)
+            self._start(body.head, body.held.data, body.held)
+
+    # Working
+
+    def _start(self, head: RequestHead, data: bytes, held: HeldBody | None = None) -> None:
+        """Starts the work of one whole request.
+
+        Args:
+            head: not refused.
+            data: the body.
+            held: its share of the budget, if it has one.
+        """
+        limits = self.door.service.limits
+        self._enter(_Phase.WORK)
+        if not head.keep_alive:
+            self._closing = True
+        if head.path == "/" and dialects.is_quick(data):
+            if held is not None:
+                held.release()
+            self._start_command(head, data, limits)
+        else:
+            if held is None:
+                held = HeldBody()
+                held.data = data
+            exchange = self._begin_exchange(head, holds_up=True)
+            self.door.send_on_errand(exchange, held)
+
+    def _start_command(self, head: RequestHead, data: bytes, limits: Limits) -> None:
+        try:
+            request, command = dialects.understand(data, limits)
+        except dialects.BadRequest as bad:
+            self._answer_now(head, dialects.refuse(bad))
+            return
+        if isinstance(command, Failure):
+            self._answer_now(head, dialects.answer(request, command))
+            return
+        exchange = self._begin_exchange(head, holds_up=type(command) is BQPop and command.timeout_ms != 0)
+        exchange.request = request
+        exchange.call = self.door.engine.submit_nowait(command, exchange.deliver)
+
+    def _begin_exchange(self, head: RequestHead, *, holds_up: bool = False) -> Exchange:
+        exchange = Exchange(self, head, holds_up)
+        self._exchanges.append(exchange)
+        if not holds_up:
+            self._running += 1
+        return exchange
+
+    # Answering
+
+    def answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Answers a request; the answer leaves when those before it have left.
+
+        Args:
+            exchange: of this connection, not answered yet.
+            answer: to it.
+        """
+        self._complete(exchange, self.door.render(answer, closes=self.closes_behind(exchange)))
+
+    def closes_behind(self, exchange: Exchange) -> bool:
+        """Whether an exchange is the last of its connection."""
+        return self._closing and self._exchanges[-1] is exchange
+
+    def respond(self, exchange: Exchange, response: bytes) -> None:
+        """As `answer`, with the bytes of head and body."""
+        self._complete(exchange, response)
+
+    def _complete(self, exchange: Exchange, response: bytes) -> None:
+        if not self._open:
+            return
+        exchange.response = response
+        if not exchange.holds_up:
+            self._running -= 1
+        if not self._running and not self._reading:  # else more come in a moment: they leave in one write
+            self._send_answers()
+
+    def _answer_now(self, head: RequestHead, answer: Answer) -> None:
+        """Answers a request that needs no work."""
+        if not head.keep_alive:
+            self._closing = True
+        self.answer(self._begin_exchange(head), answer)
+
+    def _refuse(self, answer: Answer) -> None:
+        """Answers what is no request, or one whose rest is not read: the last answer."""
+        self._enter(_Phase.WORK)
+        self._closing = True
+        self._pending = b""
+        if self._body is not None:
+            self._body.held.release()  # now, not when the client has its answer: others may need the budget
+            self._body = None
+        self.answer(self._begin_exchange(_NO_HEAD), answer)
+
+    def _send_answers(self) -> None:
+        """Sends the answers that are next in order, in one write."""
+        exchanges = self._exchanges
+        count = 0
+        while count < len(exchanges) and exchanges[count].response is not None:
+            count += 1
+        if not count:
+            return
+        responses = [exchange.response for exchange in exchanges[:count] if exchange.response is not None]
+        begins_at = self._queued_bytes
+        if not self._send(responses[0] if count == 1 else b"".join(responses)):
+            return
+        sent_to = self._queued_bytes - self.unsent_bytes
+        for exchange, response in zip(exchanges[:count], responses, strict=True):
+            if exchange.call is not None and exchange.call.taken:
+                if begins_at < sent_to:
+                    self.door.engine.settle(exchange.call)
+                else:
+                    self._popped = self._popped or []
+                    self._popped.append((begins_at, exchange))
+            begins_at += len(response)
+        del exchanges[:count]
+        self._go_on()
+
+    def _send(self, data: bytes) -> bool:
+        """Gives bytes to the kernel, and keeps what it does not take. False when the client is gone."""
+        sent = 0
+        if self._unsent is None:
+            try:
+                sent = self._socket.send(data)
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError:
+                self.close()
+                return False
+        self._queued_bytes += len(data)
+        if sent < len(data):
+            if self._unsent is None:
+                self._unsent = deque()
+                self._watch(select.EPOLLRDHUP | select.EPOLLOUT)
+                self._wait(self.door.settings.send_timeout_s)
+            self._unsent.append(memoryview(data)[sent:])
+            self.unsent_bytes += len(data) - sent
+            self.door.note_unsent(self, len(data) - sent)
+        return self._open
+
+    def _flush(self) -> None:
+        """Goes on with unsent bytes; the kernel has room again."""
+        before = self.unsent_bytes
+        try:
+            while self._unsent:
+                sent = self._socket.send(self._unsent[0])
+                self.unsent_bytes -= sent
+                if sent < len(self._unsent[0]):
+                    self._unsent[0] = self._unsent[0][sent:]
+                    break
+                self._unsent.popleft()
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            self.close()
+            return
+        self.door.note_unsent(self, self.unsent_bytes - before)
+        self._settle_sent()
+        if self._unsent:
+            self._wait(self.door.settings.send_timeout_s)
+        else:
+            self._unsent = None
+            self._watch(select.EPOLLRDHUP | select.EPOLLIN)
+            self._wait(_TIME_OF[self._phase](self.door.settings))
+            self._go_on()
+
+    def _settle_sent(self) -> None:
+        sent_to = self._queued_bytes - self.unsent_bytes
+        while self._popped and self._popped[0][0] < sent_to:
+            call = self._popped.pop(0)[1].call
+            assert call is not None
+            self.door.engine.settle(call)
+
+    def _go_on(self) -> None:
+        """Does what may be done now that answers have left."""
+        if self._unsent is not None or self._reading:
+            return
+        if self._closing:
+            if not self._exchanges:
+                self._hang_up()
+        elif self._pending:
+            self._watch(select.EPOLLRDHUP | select.EPOLLIN)
+            self._read(self._pending)
+        elif not self._exchanges and self._body is None:
+            self._enter(_Phase.IDLE)
+
+    def _hang_up(self) -> None:
+        """Ends our side, and waits a moment for the client to end its own.
+
+        Closing over bytes that were not read resets the connection, and the client loses the answer.
+        """
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        self._watch(select.EPOLLRDHUP | select.EPOLLIN)
+        self._enter(_Phase.LINGER)
+
+    # The kernel and the clock
+
+    def _watch(self, events: int) -> None:
+        if events != self._events and self._open:
+            self._events = events
+            self.door.epoll.modify(self.fd, events)
+
+    def _enter(self, phase: _Phase) -> None:
+        self._phase = phase
+        self._wait(_TIME_OF[phase](self.door.settings))
+
+    def _wait(self, seconds: float) -> None:
+        """Sets the deadline."""
+        self.deadline = deadline = self.door.now + seconds
+        if deadline < self.timer:
+            self.door.arm(self, deadline)
+
+
+_NO_HEAD = RequestHead(b"", b"", "1.1", (), None, 0, False, False, None)
+
+
+def bodies_full() -> Answer:
+    """The answer to a body that the budget has no room for."""
+    return failure(503, Error.UNAVAILABLE.value, "too many request bodies at once")

@@ -1,0 +1,79 @@
+"""The way from the door to the application: requests and answers over a private Unix socket, where Hypercorn listens.
+
+What comes here was judged by the door: it is one well-formed request, whole. Each gets a connection of its own; the
+application answers it and closes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import trio
+from hypercorn.config import Config
+
+from api.hypercorn_fixes import quiet
+from api.request import RequestHead
+
+_RECEIVE_BYTES = 64 * 1024
+
+_HOP_BY_HOP = {b"connection", b"content-length", b"expect", b"keep-alive", b"te", b"transfer-encoding", b"upgrade"}
+"""Fields that are between a client and the door."""
+
+_CLOSE = b"connection: close"
+
+
+class Relay:
+    """The socket of the application.
+
+    Attributes:
+        config: for Hypercorn, which has to serve the application with it.
+    """
+
+    def __init__(self) -> None:
+        self._directory = tempfile.mkdtemp(prefix="holdfast-")  # only its owner may enter
+        self._path = str(Path(self._directory) / "http")
+        self.config = Config()
+        self.config.bind = [f"unix:{self._path}"]
+        quiet(self.config)
+
+    def close(self) -> None:
+        """Removes the socket."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def request(self, head: RequestHead, body: bytes) -> bytes:
+        """Has the application answer a request.
+
+        Args:
+            head: not refused.
+            body: whole.
+
+        Returns:
+            Head and body of the response, for the client.
+
+        Raises:
+            OSError: the application cannot be reached.
+        """
+        async with await trio.open_unix_socket(self._path) as stream:
+            await stream.send_all(_request(head, body))
+            response = bytearray()
+            while data := await stream.receive_some(_RECEIVE_BYTES):
+                response += data
+        return _for_client(bytes(response), closes=not head.keep_alive)
+
+
+def _request(head: RequestHead, body: bytes) -> bytes:
+    fields = [b"%b: %b" % field for field in head.fields if field[0] not in _HOP_BY_HOP]
+    line = b"%b %b HTTP/%b" % (head.method, head.target, head.version.encode())
+    length = [b"content-length: %d" % len(body)] if body else []
+    return b"\r\n".join([line, *fields, *length, _CLOSE, b"", body])
+
+
+def _for_client(response: bytes, *, closes: bool) -> bytes:
+    """Takes the end of the application's connection out, or leaves it in for the client."""
+    head, end, body = response.partition(b"\r\n\r\n")
+    if not end:
+        raise ConnectionError("the application gave no answer")
+    lines = [line for line in head.split(b"\r\n") if line.lower() != _CLOSE]
+    return b"\r\n".join([*lines, *([_CLOSE] if closes else []), b"", body])

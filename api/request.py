@@ -1,0 +1,248 @@
+"""Requests as the door reads them: heads by httptools (llhttp, strict), and bodies, whole or in chunks. Pure.
+
+A head is judged by its bytes alone, so a judgement can be remembered by them: `RequestHead` is immutable, and the same for every
+connection. Where a head ends is found here, and only its bytes go to the parser: parser and door cannot disagree
+about what belongs to which request, which is what smuggling lives on.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+from urllib.parse import unquote
+
+import httptools
+
+from api.access import Access
+from api.dialects import Answer, failure
+from api.head import INVALID, OTHER_CODING, TWO_LENGTHS, UNPARSABLE, BadHead, Head, check_bytes
+from api.service import PATHS
+from engine.limits import KIB
+from engine.replies import Error
+
+if TYPE_CHECKING:
+    from hypercorn.typing import HTTPScope
+
+CHUNK_BYTES_MAX = 1 * KIB
+"""What the head of one chunk may take, its extension included; also all trailers together."""
+
+_SMALL_CHUNK_BYTES = 32
+"""What each chunk adds to that: its size and line ends."""
+
+_ERRORS = {414: "uri too long", 431: "headers too large"}
+
+_METHOD = re.compile(rb"[^ ]+")
+_END = b"\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """One head and what follows from it.
+
+    Attributes:
+        method: as sent.
+        target: as sent.
+        version: `1.0` or `1.1`.
+        fields: names in lower case, and values.
+        path: one of `PATHS` for a POST to it; None for the application.
+        length: of the body in bytes; None when it comes in chunks.
+        keep_alive: whether another request may follow.
+        expects_continue: the client waits for `100 Continue` before it sends the body.
+        refusal: the answer, for a request that is refused by its head.
+    """
+
+    method: bytes
+    target: bytes
+    version: str
+    fields: tuple[tuple[bytes, bytes], ...]
+    path: str | None
+    length: int | None
+    keep_alive: bool
+    expects_continue: bool
+    refusal: Answer | None
+
+
+def read_head(data: bytes, access: Access, body_bytes_max: int) -> RequestHead:
+    """Parses and judges a head.
+
+    Args:
+        data: from its first byte to the empty line, that included.
+        access: who may speak to the server.
+        body_bytes_max: longest body that is taken.
+
+    Returns:
+        The head; what cannot be trusted is a refusal that keeps no connection.
+    """
+    try:
+        check_bytes(data)
+        return _judge(_Parser(data), access, body_bytes_max)
+    except BadHead as error:
+        return _refused(refusal_of(error))
+
+
+def refusal_of(error: BadHead) -> Answer:
+    """The answer to bytes that are no head."""
+    return failure(error.status, _ERRORS.get(error.status, INVALID), error.detail)
+
+
+def _refused(refusal: Answer) -> RequestHead:
+    return RequestHead(b"", b"", "1.1", (), None, 0, False, False, refusal)
+
+
+class _Parser:
+    """What httptools says of one head. BadHead when it is none."""
+
+    def __init__(self, data: bytes) -> None:
+        method = _METHOD.match(data)
+        assert method is not None, "check_bytes has seen it"
+        self.method = method.group()
+        self.target = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.complete = False
+        # llhttp knows a fixed list of methods and reads CONNECT in another way; which one it is, is for the application.
+        rest = b"POST" + data[method.end() :]
+        parser = httptools.HttpRequestParser(self)
+        try:
+            parser.feed_data(rest)
+        except httptools.HttpParserUpgrade:
+            pass  # a server may ignore it, and this one does: no h2c, no websocket
+        except httptools.HttpParserError as error:
+            if not self.complete:  # else it complains of a transfer coding, and so do we
+                raise BadHead(TWO_LENGTHS if "Transfer-Encoding" in str(error) else UNPARSABLE) from None
+        if not self.complete:
+            raise BadHead(UNPARSABLE)
+        self.version: str = parser.get_http_version()
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name.lower(), value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+def _judge(parsed: _Parser, access: Access, body_bytes_max: int) -> RequestHead:
+    path, _, query = parsed.target.partition(b"?")
+    scope = cast(
+        "HTTPScope",
+        {
+            "method": parsed.method.decode("ascii"),
+            "http_version": parsed.version,
+            "path": unquote(path.decode("ascii")),
+            "query_string": query,
+            "headers": parsed.fields,
+        },
+    )
+    tokens: list[bytes] = []
+    coding = expect = b""
+    for name, value in parsed.fields:
+        if name == b"connection":
+            tokens += [token.strip() for token in value.lower().split(b",")]
+        elif name == b"transfer-encoding":
+            coding = coding + b"," + value.lower() if coding else value.lower()
+        elif name == b"expect":
+            expect = value.lower()
+    head = Head(scope)
+    fault = head.fault()
+    if fault is not None:
+        return _refused(failure(*fault))
+    if coding and coding != b"chunked":
+        return _refused(failure(501, INVALID, OTHER_CODING))
+    refused = access.check(scope["path"], parsed.fields)
+    refusal = None if refused is None else failure(refused.status, refused.error, refused.detail)
+    if refusal is None and head.length is not None and head.length > body_bytes_max:
+        refusal = too_large(body_bytes_max)
+    return RequestHead(
+        method=parsed.method,
+        target=parsed.target,
+        version=parsed.version,
+        fields=tuple(parsed.fields),
+        path=scope["path"] if parsed.method == b"POST" and scope["path"] in PATHS else None,
+        length=head.length if not coding else None,
+        keep_alive=parsed.version == "1.1" and b"close" not in tokens,
+        expects_continue=expect == b"100-continue" and parsed.version == "1.1",
+        refusal=refusal,
+    )
+
+
+def too_large(body_bytes_max: int) -> Answer:
+    """The answer to a body over its limit."""
+    return failure(413, Error.TOO_LARGE.value, f"a body has at most {body_bytes_max} bytes")
+
+
+class BadBody(Exception):
+    """Bytes that are no chunks."""
+
+
+class _ChunkEvents:
+    """What the parser of a body in chunks reports. Not `Chunks` itself: parser and `Chunks` would hold each other."""
+
+    def __init__(self) -> None:
+        self.complete = False
+        self.pieces: list[bytes] = []
+        self.chunks = 0
+
+    def on_chunk_header(self) -> None:
+        self.chunks += 1
+
+    def on_body(self, piece: bytes) -> None:
+        self.pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+class Chunks:
+    """A body in chunks, decoded as it comes."""
+
+    def __init__(self) -> None:
+        self._events = _ChunkEvents()
+        self._overhead_bytes = 0
+        self._last = b""
+        self._parser = httptools.HttpRequestParser(self._events)
+        self._parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last chunk and the trailers are here."""
+        return self._events.complete
+
+    def take(self, data: bytes, at: int) -> tuple[bytes, int]:
+        """Decodes bytes up to the end of the body.
+
+        Args:
+            data: as received.
+            at: where the body goes on in it.
+
+        Returns:
+            What they hold, and the position behind the last byte that was taken.
+
+        Raises:
+            BadBody: not chunks, or heads of chunks or trailers over their limit.
+        """
+        start = at
+        # The parser does not say where a body ends, but that is behind an empty line: it gets no byte beyond one.
+        while at < len(data) and not self.complete:
+            end = self._behind_empty_line(data, at)
+            try:
+                self._parser.feed_data(data[at:end])
+            except httptools.HttpParserError:
+                raise BadBody from None
+            self._last = (self._last + data[at:end])[-3:]
+            at = end
+        body, self._events.pieces = b"".join(self._events.pieces), []
+        self._overhead_bytes += at - start - len(body)
+        if self._overhead_bytes > CHUNK_BYTES_MAX + _SMALL_CHUNK_BYTES * self._events.chunks:
+            raise BadBody
+        return body, at
+
+    def _behind_empty_line(self, data: bytes, at: int) -> int:
+        """The position behind the first empty line that ends at or behind `at`, or behind all."""
+        split = (self._last + data[at : at + 3]).find(_END)
+        if split >= 0:
+            return at + split + len(_END) - len(self._last)
+        end = data.find(_END, at)
+        return len(data) if end < 0 else end + len(_END)
