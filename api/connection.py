@@ -12,7 +12,8 @@ is done by a task (`api/errands.py`), to which the connection lends the exchange
 The rules that hold here; the codes group faults as in docs/testing.md:
 
 - F10: requests of one packet are started together and answered in order. But nothing is started behind one that may
-  take its time: a pop that waits, an errand (`holds_up`). E3: so what is behind a parked pop never runs when its client leaves.
+  take its time: a pop that waits, an errand (`holds_up`). So what is behind a parked pop never runs when its client
+  leaves (E3).
 - E2: a client that hangs up, also with half of the connection, is gone: whatever of its requests is on its way is
   withdrawn. The kernel reports that beside unread bytes, so it is seen at once whatever is pipelined.
 - E5: a popped value is handed over when the first byte of its answer is given to the kernel. Whatever is unsent when

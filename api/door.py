@@ -1,10 +1,9 @@
 """The door: owns the listening sockets, answers commands itself, and hands everything else to the application.
 
 Theory of operation. One task, the porter, waits for one epoll of the door's own that holds all sockets, and does what
-became possible: it accepts clients, and has each `Connection` (api/connection.py) read, start commands and send. That is
-all synchronous; answers come back synchronously as well, by a call from the engine. So a connection costs no task, and
-a turn of the event loop serves all clients that are ready at once, whose commands go to the engine together. (A task for
-each connection cost 60 % of the throughput and 20 KiB a client.)
+became possible: it accepts clients, and has each `Connection` (api/connection.py) read, start commands and send. That
+is all synchronous; answers come back synchronously as well, by a call from the engine. So a connection costs no task,
+and a turn of the event loop serves all clients that are ready at once, whose commands go to the engine together.
 
     clients ==> porter: accept, read, start ----> engine ----> deliver, send ==> clients
                          |
@@ -163,8 +162,6 @@ class Door:
     def _close_all(self) -> None:
         for connection in list(self._connections.values()):
             connection.close()
-        for listener in self._listeners.values():
-            listener.close()
         trio.lowlevel.notify_closing(self.epoll.fileno())
         self.epoll.close()
 

@@ -1,4 +1,4 @@
-"""HTTP for clients, in one of two ways that answer alike: the door before Hypercorn, or Hypercorn alone (`--no-door`)."""
+"""HTTP for clients, in one of two ways that answer alike: the door before Hypercorn, or Hypercorn alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import trio
 
 from api.app import HttpApp
 from api.door import Door, DoorSettings
-from api.hypercorn_fixes import hypercorn_config, install
+from api.hypercorn_fixes import hypercorn_config, mended
 from api.relay import Relay
-from api.sockets import KEEP_ALIVE_S
+from api.sockets import HEAD_TIMEOUT_S, KEEP_ALIVE_S
 
 GRACE_S = 3.0
 """How long answers may take to reach their clients once the shutdown began."""
@@ -35,10 +35,10 @@ async def serve_hypercorn(
         keep_alive_s: how long a connection may be idle.
         grace_s: how long answers may take to reach their clients from then on.
     """
-    install()
     fds = [listener.detach() for listener in listeners]
     config = hypercorn_config(fds, graceful_timeout_s=grace_s, keep_alive_s=keep_alive_s)
-    await hypercorn.trio.serve(app, config, shutdown_trigger=stop)
+    with mended():
+        await hypercorn.trio.serve(app, config, shutdown_trigger=stop)
 
 
 async def serve_door(
@@ -52,6 +52,7 @@ async def serve_door(
     """Serves clients by the door, and Hypercorn behind it. Arguments as for `serve_hypercorn`."""
     settings = DoorSettings(
         access=app.settings.access,
+        head_timeout_s=HEAD_TIMEOUT_S,
         body_timeout_s=app.settings.body_timeout_s,
         linger_s=app.settings.linger_s,
         keep_alive_s=keep_alive_s,
@@ -68,6 +69,8 @@ async def serve_door(
             await door.serve(listeners)
             served.set()
     finally:
+        for listener in listeners:
+            listener.close()
         relay.close()
 
 

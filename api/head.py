@@ -24,6 +24,8 @@ OTHER_CODING = "chunked is the only transfer coding that is understood"
 
 _BAD_LINE_END = re.compile(rb"(?<!\r)\n|\r[^\n]")
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ ([\x21-\x7e]+) HTTP/1\.[01]")
+_REQUEST_BEGINS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*(?: |$)|\r?$")
+_NO_REQUEST_LINE = "expected a request line of HTTP/1.0 or HTTP/1.1"
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?#]*)(/.*)?", re.IGNORECASE)
 
 
@@ -57,6 +59,8 @@ def check_bytes(data: bytes) -> None:
     line, found, fields = head.partition(b"\r\n")
     if found or end >= 0:
         _check_request_line(line)
+    elif not _REQUEST_BEGINS.match(line):
+        raise BadHead(_NO_REQUEST_LINE)
     elif len(line) > URI_BYTES_MAX + 64:
         raise BadHead(f"the URI is longer than {URI_BYTES_MAX} bytes", 414)
     if b"\n " in fields or b"\n\t" in fields or fields.startswith((b" ", b"\t")):
@@ -70,7 +74,7 @@ def check_bytes(data: bytes) -> None:
 def _check_request_line(line: bytes) -> None:
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
-        raise BadHead("expected a request line of HTTP/1.0 or HTTP/1.1")
+        raise BadHead(_NO_REQUEST_LINE)
     if len(match[1]) > URI_BYTES_MAX:
         raise BadHead(f"the URI is longer than {URI_BYTES_MAX} bytes", 414)
     if not match[1].lower().startswith((b"/", b"*", b"http://", b"https://")):

@@ -1,4 +1,4 @@
-"""What Hypercorn 0.18 on trio gets wrong for us, mended by three subclasses that `install` puts in place.
+"""What Hypercorn 0.18 on trio gets wrong for us, mended by three subclasses that `mended` puts in place.
 
 Theory of operation. One connection is one `Connection` (Hypercorn's TCPServer): a reader task that feeds
 an `H11` protocol, which feeds a `StrictParser` (h11). A request starts an application task; its answer
@@ -27,10 +27,11 @@ The rules that hold here:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import MethodType
 from typing import ClassVar, cast
 from weakref import WeakSet
@@ -66,13 +67,21 @@ _TCP_ESTABLISHED = 1
 _NEVER = 10**12
 
 
-def install() -> None:
-    """Puts the mended classes where Hypercorn looks for them; may be called more than once.
+@contextlib.contextmanager
+def mended() -> Iterator[None]:
+    """Puts the mended classes where Hypercorn looks for them, for as long as it serves clients itself.
 
     Reaches: both names are module globals of Hypercorn that it looks up for each connection.
     """
-    hypercorn.protocol.H11Protocol = H11  # type: ignore[attr-defined,assignment]  # replacing it is the point
-    hypercorn.trio.run.TCPServer = Connection  # type: ignore[attr-defined]  # the same
+    replaced = ((hypercorn.protocol, "H11Protocol", H11), (hypercorn.trio.run, "TCPServer", Connection))
+    theirs = [getattr(module, name) for module, name, _ in replaced]
+    for module, name, ours in replaced:
+        setattr(module, name, ours)
+    try:
+        yield
+    finally:
+        for (module, name, _), original in zip(replaced, theirs, strict=True):
+            setattr(module, name, original)
 
 
 def connections_open() -> int:

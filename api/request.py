@@ -1,8 +1,8 @@
 """Requests as the door reads them: heads by httptools (llhttp, strict), and bodies, whole or in chunks. Pure.
 
-A head is judged by its bytes alone, so a judgement can be remembered by them: `RequestHead` is immutable, and the same for every
-connection. Where a head ends is found here, and only its bytes go to the parser: parser and door cannot disagree
-about what belongs to which request, which is what smuggling lives on.
+A head is judged by its bytes alone, so a judgement can be remembered by them: `RequestHead` is immutable, and the same
+for every connection. Where a head ends is found here, and only its bytes go to the parser: parser and door cannot
+disagree about what belongs to which request, which is what smuggling lives on.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class _Parser:
         self.target = b""
         self.fields: list[tuple[bytes, bytes]] = []
         self.complete = False
-        # llhttp knows a fixed list of methods and reads CONNECT in another way; which one it is, is for the application.
+        # llhttp knows a fixed list of methods, and reads CONNECT in another way; the application knows better.
         rest = b"POST" + data[method.end() :]
         parser = httptools.HttpRequestParser(self)
         try:

@@ -1,7 +1,7 @@
-"""The HTTP stack over real sockets: Hypercorn as we serve with it, and raw bytes from a client.
+"""HTTP over real sockets, raw bytes from a client: by the door, and by Hypercorn as we serve with it.
 
-One test for each fault of Hypercorn, h11 or Quart-Trio that is mended; take the mending away and it fails.
-Everything runs in this process, on the loopback interface, with the fake engine of `test_app`.
+One test for each fault of Hypercorn, h11 or Quart-Trio that is mended, and for each promise of the door; what is
+promised is the same. Everything runs in this process, on the loopback interface, with a fake engine.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from typing import Any
 
 import pytest
 import trio
-from hypercorn.trio import serve
 
-from api import hypercorn_fixes
+from api import front, hypercorn_fixes
+from api.access import Access
 from api.app import HttpSettings, create_app
-from api.hypercorn_fixes import connections_open, hypercorn_config, install
+from api.front import serve_door, serve_hypercorn
+from api.hypercorn_fixes import hypercorn_config
 from api.sockets import spread_probes, tune
 from engine.commands import BQPop, Ping
 from engine.limits import Limits
-from tests.test_app import SETTINGS, FakeEngine
+from tests.harness.fake_engine import FakeEngine
+
+SETTINGS = HttpSettings(Limits(), Access())
+
+Serve = Callable[..., Awaitable[None]]
 
 HOST = b"Host: localhost\r\n"
 PING = b'{"command": "PING"}'
@@ -42,23 +47,26 @@ def post(body: bytes, *, head: bytes = HOST, version: bytes = b"1.1") -> bytes:
 class Server:
     """A server in the test's nursery."""
 
-    def __init__(self, nursery: trio.Nursery, settings: HttpSettings = SETTINGS, **config: float) -> None:
+    def __init__(self, nursery: trio.Nursery, serve: Serve, settings: HttpSettings = SETTINGS, **config: float) -> None:
         self.engine = FakeEngine()
         self.stopped = trio.Event()
         self._clients: list[Client] = []
         self._stop = trio.Event()
         listener = socket.create_server(("127.0.0.1", 0))
         tune(listener)
+        listener.setblocking(False)
         self.address = listener.getsockname()
-        install()
-        app = create_app(self.engine, settings)
-        self._config = hypercorn_config([listener.detach()], **config)
-        self._serve = partial(serve, app, self._config, shutdown_trigger=self._stop.wait)
+        self.app = create_app(self.engine, settings)
+        self._serve = partial(serve, self.app, [listener], self._stop.wait, **config)
         nursery.start_soon(self._run)
 
     async def _run(self) -> None:
         await self._serve()
         self.stopped.set()
+
+    @property
+    def connections_open(self) -> int:
+        return self.app.traffic()["connections"]
 
     def stop(self) -> None:
         self.engine.shut_down()
@@ -138,18 +146,24 @@ class Client:
         self.stream.socket.close()
 
 
+@pytest.fixture(params=[serve_door, serve_hypercorn], ids=["door", "hypercorn"])
+def serve(request: pytest.FixtureRequest) -> Serve:
+    served: Serve = request.param
+    return served
+
+
 @pytest.fixture
-async def server(nursery: trio.Nursery) -> AsyncIterator[Server]:
-    server = Server(nursery)
+async def server(nursery: trio.Nursery, serve: Serve) -> AsyncIterator[Server]:
+    server = Server(nursery, serve)
     yield server
     server.hang_up()
     nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def serving(settings: HttpSettings = SETTINGS, **config: float) -> AsyncIterator[Server]:
+async def serving(serve: Serve, settings: HttpSettings = SETTINGS, **config: float) -> AsyncIterator[Server]:
     async with trio.open_nursery() as nursery:
-        server = Server(nursery, settings, **config)
+        server = Server(nursery, serve, settings, **config)
         try:
             yield server
         finally:
@@ -231,13 +245,13 @@ async def test_a_connection_its_client_closed_is_let_go_at_once(server: Server) 
     client = await server.connect()
     await client.send(post(PING))
     await client.answer()
-    assert connections_open() == 1
+    assert server.connections_open == 1
     await client.stream.aclose()
-    await until(lambda: connections_open() == 0)
+    await until(lambda: server.connections_open == 0)
 
 
-async def test_an_idle_connection_is_closed_after_its_time_and_a_parked_one_is_not() -> None:
-    async with serving(keep_alive_s=0.1) as server:
+async def test_an_idle_connection_is_closed_after_its_time_and_a_parked_one_is_not(serve: Serve) -> None:
+    async with serving(serve, keep_alive_s=0.1) as server:
         parked = await park(server)
         idle = await server.connect()
         assert await idle.ended()
@@ -250,14 +264,16 @@ async def test_an_idle_connection_is_closed_after_its_time_and_a_parked_one_is_n
 
 @pytest.mark.parametrize("begin", [b"", post(PING)], ids=["first", "second"])
 async def test_f4_a_head_that_comes_slowly_is_answered_408(
-    server: Server, monkeypatch: pytest.MonkeyPatch, begin: bytes
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, begin: bytes
 ) -> None:
-    monkeypatch.setattr(hypercorn_fixes, "HEAD_TIMEOUT_S", 0.1)
-    client = await server.connect()
-    await client.send(begin + b"POST / HTTP/1.1\r\n")
-    await trio.sleep(0.06)
-    await client.send(b"Host: localhost\r\n")  # a byte now and then buys no time
-    answers = await client.read_to_end()
+    for module in (front, hypercorn_fixes):
+        monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.1)
+    async with serving(serve) as server:
+        client = await server.connect()
+        await client.send(begin + b"POST / HTTP/1.1\r\n")
+        await trio.sleep(0.06)
+        await client.send(b"Host: localhost\r\n")  # a byte now and then buys no time
+        answers = await client.read_to_end()
     assert [answer.status for answer in answers] == ([200] if begin else []) + [408]
     assert answers[-1].json["error"] == "request timeout"
 
@@ -359,9 +375,9 @@ async def test_f2_an_upgrade_is_ignored(server: Server, upgrade: bytes) -> None:
 # Bodies: row F6
 
 
-async def test_f6_a_client_that_sends_a_body_too_large_can_read_the_answer() -> None:
+async def test_f6_a_client_that_sends_a_body_too_large_can_read_the_answer(serve: Serve) -> None:
     settings = dataclasses.replace(SETTINGS, limits=Limits(body_bytes_max=1_000_000))
-    async with serving(settings) as server:
+    async with serving(serve, settings) as server:
         client = await server.connect()
         await client.send(b"POST / HTTP/1.1\r\n%bContent-Length: 1000001\r\n\r\n" % HOST)
         answer = await client.answer()
@@ -407,7 +423,7 @@ async def test_e2_a_parked_pop_is_withdrawn_when_its_client_leaves(
     await leave(client)
     await until(lambda: server.engine.withdrawn == [b"q"])
     assert trio.current_time() - began < 0.1 or sys.gettrace() is not None
-    await until(lambda: connections_open() == 0)
+    await until(lambda: server.connections_open == 0)
 
 
 @LEAVES
@@ -419,7 +435,7 @@ async def test_e3_a_client_that_leaves_is_seen_behind_pipelined_requests_and_non
     client = await park(server, post(PING) * pipelined)
     await leave(client)
     await until(lambda: server.engine.withdrawn == [b"q"])
-    await until(lambda: connections_open() == 0)
+    await until(lambda: server.connections_open == 0)
     assert server.engine.commands == [BQPop(b"q")]
 
 
@@ -434,9 +450,9 @@ async def test_what_was_pipelined_behind_a_parked_pop_is_run_when_its_turn_comes
 # Shutdown and slow readers: rows E8, F5, H1
 
 
-async def test_e8_h1_shutdown_answers_the_parked_and_closes_the_idle() -> None:
+async def test_e8_h1_shutdown_answers_the_parked_and_closes_the_idle(serve: Serve) -> None:
     """E8, H1"""
-    async with serving(graceful_timeout_s=30) as server:
+    async with serving(serve, grace_s=30) as server:
         idle, begun = await server.connect(), await server.connect()
         await begun.send(b"POST / HT")
         parked = await park(server)
@@ -451,9 +467,9 @@ async def test_e8_h1_shutdown_answers_the_parked_and_closes_the_idle() -> None:
             await server.stopped.wait()
 
 
-async def test_f5_h1_a_client_that_does_not_read_does_not_hold_up_the_shutdown() -> None:
+async def test_f5_h1_a_client_that_does_not_read_does_not_hold_up_the_shutdown(serve: Serve) -> None:
     """F5, H1"""
-    async with serving(graceful_timeout_s=0.1) as server:
+    async with serving(serve, grace_s=0.1) as server:
         client = await server.connect()
         await client.send(post(b'{"command": "SET k %b"}' % (b"v" * 1_000_000)))
         assert (await client.answer()).status == 200
