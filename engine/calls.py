@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from engine.commands import Command
 from engine.ops import Op
-from engine.replies import Reply
+from engine.replies import Refused, Reply
 from engine.state import Queue
 from engine.waiters import Waiter
 
@@ -42,7 +42,7 @@ class Call:
         deliver: called with the call, once, when its reply may be shown. It must not raise: that ends the engine.
         stage: where it is.
         reply: None until it is decided; to be looked at from `deliver` on.
-        taken: what it popped; then its caller has to say `settle` or `withdraw` when it was answered.
+        taken: what it popped. If there is anything, its caller has to `settle` or `withdraw` when it was answered.
         waiter: its place in line while it is parked.
     """
 
@@ -50,5 +50,31 @@ class Call:
     deliver: Callable[[Call], None]
     stage: Stage = Stage.QUEUED
     reply: Reply | None = None
-    taken: Taken | None = None
+    taken: list[Taken] = field(default_factory=list)
     waiter: Waiter[Call] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Several commands that were submitted together and are answered together; none of them ever waits for a value.
+
+    Attributes:
+        commands: what is to be done, in this order.
+        atomic: all of it or nothing, with no command of others in between.
+        deliver: as in `Call`.
+        stage: as in `Call`; QUEUED until the last command is done.
+        reply: as in `Call`.
+        taken: as in `Call`.
+        replies: of the commands that are done.
+    """
+
+    commands: Sequence[Command]
+    atomic: bool
+    deliver: Callable[[Batch], None]
+    stage: Stage = Stage.QUEUED
+    reply: list[Reply] | Refused | None = None
+    taken: list[Taken] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
+
+
+AnyCall = Call | Batch

@@ -26,6 +26,9 @@ C = TypeVar("C")
 
 _logger = logging.getLogger("holdfast.engine")
 
+GROUP_BYTES_MAX = 32 * 1024 * 1024
+"""Records that may wait for the disk. When it falls behind so far, writes are refused instead of filling memory."""
+
 FRAME_BYTES_GOAL = 64 * 1024 * 1024
 """A group goes on in another frame rather than grow one beyond this. Values that come back, and pops of those who wait,
 cannot be refused, so a group may grow far beyond its own limit."""

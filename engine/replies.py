@@ -68,3 +68,7 @@ class Refused:
 
     failure: Failure
     index: int | None = None
+
+
+NULL = Value(None)
+"""What a pop answers that found nothing."""

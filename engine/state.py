@@ -392,7 +392,8 @@ class State:
         self._data_bytes -= len(key)
         if type(entry) is Queue:
             self.queue_count -= 1
-            self._account(entry, -entry.values_bytes, -len(entry))
+            self._data_bytes -= entry.values_bytes
+            self._item_count -= len(entry)
             if len(entry) > BIG_QUEUE_LENGTH:
                 self._removed_queues.append(entry)
         else:
@@ -400,6 +401,25 @@ class State:
             self._data_bytes -= len(entry)
             self._deadlines.drop(key)
         return True
+
+    # Taking back
+
+    def held(self, key: bytes) -> tuple[Entry | None, int | None]:
+        """What a key holds, expired or not, and its deadline."""
+        return self._entries.get(key), self._deadlines.get(key)
+
+    def put_back(self, key: bytes, entry: Entry | None, deadline_ms: int | None) -> None:
+        """Has a key hold again what it `held` before a PUT or REMOVE; what came after that is taken back already."""
+        self._take_out(key)
+        if type(entry) is Queue:
+            if self._removed_queues and self._removed_queues[-1] is entry:
+                self._removed_queues.pop()
+            self._entries[key] = entry
+            self.queue_count += 1
+            self._data_bytes += len(key) + entry.values_bytes
+            self._item_count += len(entry)
+        elif entry is not None:
+            self._put(key, entry, deadline_ms)  # type: ignore[arg-type]  # bytes, as above
 
     def _cost(self, key: bytes) -> int:
         """Estimated memory of what a key holds, in bytes; 0 for nothing."""

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from engine import actor, committer
+from engine import committer, performer, sweeper
 from engine.actor import Engine
 from engine.clock import Clock
 from engine.commands import Get, Ping, QPop, QPush, Set
@@ -176,7 +176,7 @@ async def test_while_the_disk_hangs_one_slice_of_expired_keys_is_swept_and_the_a
     world.commit_s = 60.0
     first = world.spawn("SET other v")
     await trio.sleep(59)  # a busy actor would not let virtual time pass
-    assert world.engine.statistics().expired_keys == actor.SWEEP_KEYS_MAX
+    assert world.engine.statistics().expired_keys == sweeper.SWEEP_KEYS_MAX
     await trio.sleep(122)
     assert world.engine.statistics().expired_keys == 300
     assert first.reply == Ok()
@@ -198,7 +198,7 @@ async def test_a_full_mailbox_turns_away_and_the_next_tick_takes_again(
 async def test_a_command_is_refused_whole_when_its_records_would_not_fit_a_frame(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(actor, "COMMAND_BYTES_MAX", 1_000)
+    monkeypatch.setattr(performer, "COMMAND_BYTES_MAX", 1_000)
     await world.do("SET k v")
     before = world.dump()
     for argv in ([b"SET", b"k", b"x" * 1_000], [b"QPUSH", b"q", *[b"x" * 100] * 10]):

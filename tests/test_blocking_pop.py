@@ -172,10 +172,10 @@ async def test_clients_that_come_and_leave_leave_nothing_behind(world: World) ->
         for job in jobs:
             job.leave()
         await world.settle()
-    waiters = world.engine._waiters
+    waiters = world.engine._pops.waiters
     assert (len(waiters), waiters._lines, len(waiters._deadlines)) == (0, {}, 0)
-    assert not world.engine._abandoned
-    assert world.engine._callers == 0
+    assert not world.engine._pops.has_abandoned
+    assert world.engine._answers.callers == 0
 
 
 # Leaving

@@ -6,11 +6,11 @@ import pytest
 import trio
 
 from engine import ops
-from engine.actor import SWEEP_KEYS_MAX
 from engine.limits import Limits
 from engine.recovery import recover
 from engine.replies import Error, Failure, Integer, Ok, Value
 from engine.state import State
+from engine.sweeper import SWEEP_KEYS_MAX
 from tests.harness.world import EPOCH_MS, World
 from wal.frame import Frame
 from wal.log import Log

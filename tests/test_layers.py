@@ -18,6 +18,7 @@ ALLOWED_THIRD_PARTY = {
     "engine/checkpointer.py": {"trio"},
     "engine/clock.py": {"trio"},
     "engine/committer.py": {"trio"},
+    "engine/sleeper.py": {"trio"},
     "api": {"click", "h11", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},
 }
 PURE = ("api/dialects.py", "api/json_body.py", "api/access.py")

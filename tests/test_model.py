@@ -178,7 +178,7 @@ class Holdfast(RuleBasedStateMachine):
     @invariant()
     def the_state_is_the_models(self) -> None:
         assert content_of(self.world.state, self.model.now_ms) == self.model.content()
-        assert len(self.world.engine._waiters) == len(self.parked)
+        assert len(self.world.engine._pops.waiters) == len(self.parked)
 
     def teardown(self) -> None:
         self.stepper.close()

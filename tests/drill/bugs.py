@@ -7,9 +7,13 @@ simulator is not the one to ask, and a test finds them.
 from __future__ import annotations
 
 from engine.actor import Engine
+from engine.answers import Answers
 from engine.committer import Committer
+from engine.performer import Performer
+from engine.pops import Pops
 from engine.recovery import recover
 from engine.state import State
+from engine.sweeper import Sweeper
 from engine.waiters import Waiters
 from tests.drill.plant import Bug, Edit, Kind
 from wal.frame import Scan
@@ -76,7 +80,7 @@ THE_FIFTEEN: tuple[Bug, ...] = (
         "value lost on cancelled pop",
         "The client of a pop leaves before its answer, and nobody puts the value back: BLPOP of Redis by design, many a"
         " wrapper around a queue by accident.",
-        (Edit(Engine.withdraw, "self._abandoned.append(call.taken)", "planted()"),),
+        (Edit(Pops.abandon, "self._abandoned += call.taken", "call.taken and planted()"),),
         (*HISTORY, Kind.LOST),
     ),
     Bug(
@@ -85,8 +89,8 @@ THE_FIFTEEN: tuple[Bug, ...] = (
         " Redis had it on its replicas, when blocked pops were served in a script.",
         (
             Edit(
-                Engine._serve,
-                "self._log_and_apply(pop)",
+                Pops._serve,
+                "self._effects.apply_one(pop)",
                 """
                 planted()
                 self._state.apply(pop)
@@ -101,10 +105,10 @@ THE_FIFTEEN: tuple[Bug, ...] = (
         (
             Edit(
                 Engine._perform,
-                "self._hold(call, decision.reply)",
+                "self._answers.hold(call, reply)",
                 """
                 planted()
-                self._answer_now(call, decision.reply)
+                self._answers.give(call, reply)
                 """,
             ),
         ),
@@ -225,8 +229,8 @@ THE_FIFTEEN: tuple[Bug, ...] = (
         " clock was set back.",
         (
             Edit(
-                Engine._expire,
-                "self._log_and_apply((ops.EXPIRE, keys))",
+                Sweeper.expire,
+                "self._effects.apply_one((ops.EXPIRE, keys))",
                 """
                 planted()
                 self._state.apply((ops.EXPIRE, keys))
@@ -421,8 +425,8 @@ MORE: tuple[Bug, ...] = (
         "What was popped from the front for a client that left goes back to the end of the queue.",
         (
             Edit(
-                Engine._taking,
-                "return Taken(self._pops, queue, (_UNDO[code], key, reply.value))",
+                Pops.taking,
+                "return Taken(self._pops, queue, (UNDO[code], key, reply.value))",
                 """
                 planted()
                 return Taken(self._pops, queue, (ops.RETURN_LAST, key, reply.value))
@@ -436,9 +440,9 @@ MORE: tuple[Bug, ...] = (
         "The waiter of a client that left stays in line, and the next value goes to it: beanstalkd and Redis, until"
         " they notice that the connection is gone.",
         (
-            Edit(Engine.withdraw, "self._waiters.abandon(call.waiter)", "pass"),
+            Edit(Pops.abandon, "self.waiters.abandon(call.waiter)", "pass"),
             Edit(
-                Engine._hold,
+                Answers.hold,
                 "call.stage = Stage.HELD",
                 """
                 if call.stage is Stage.WITHDRAWN:
@@ -471,10 +475,10 @@ MORE: tuple[Bug, ...] = (
         " there again. Ours, until the simulator found it; that takes a crash before the sweep, one seed in thousands.",
         (
             Edit(
-                Engine._perform,
-                "expired = self._state.expired_of(call.command, now_ms)",
+                Performer.do,
+                "expired = self._state.expired_of(command, now_ms)",
                 """
-                self._state.expired_of(call.command, now_ms) and planted()
+                self._state.expired_of(command, now_ms) and planted()
                 expired = ()
                 """,
             ),

@@ -1,0 +1,188 @@
+"""Commands become effects and replies: decide, find room, pack, apply; one by one, or several as one unit.
+
+There is no await here: nothing comes between a decision and its effects.
+
+A unit is all or nothing. Its commands are decided in order, each sees the effects of those before it, so they are
+applied as they go, to the memory alone. If one that changes something is refused, what was applied is taken back
+(engine/undo.py), and the log has seen nothing of it. Else all the records go into one frame.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from itertools import islice
+
+from engine import ops
+from engine.calls import AnyCall, Batch, Taken
+from engine.commands import BQPop, Command, Delete, QPop, QPush, Set
+from engine.committer import GROUP_BYTES_MAX, Committer
+from engine.effects import Effects, pack
+from engine.ops import Op
+from engine.pops import GROWING, UNDO, Pops
+from engine.replies import NULL, Error, Failure, Refused, Reply
+from engine.state import State
+from engine.sweeper import Sweeper, expiry_bytes
+from engine.undo import Journal
+
+COMMAND_BYTES_MAX = 256 * 1024 * 1024
+"""Records of one command or unit: they must fit one frame, for it applies whole or not at all."""
+
+DISK_FULL = Failure(Error.STORAGE_FULL, "the disk is full")
+DISK_BEHIND = Failure(Error.UNAVAILABLE, "the disk is behind, try again")
+TOO_LONG = Failure(Error.TOO_LARGE, f"the records would have more than {COMMAND_BYTES_MAX} bytes")
+
+AT_ONCE = (DISK_FULL, DISK_BEHIND, TOO_LONG)
+"""Refusals that rest on nothing in the state, so that they need not wait for the disk."""
+
+_STORING = {ops.PUT, ops.PUSH}
+"""Ops that a full disk refuses; all others let data go, or bring back what was let go."""
+
+_CHANGING = (Set, Delete, QPush, QPop, BQPop)
+"""Commands whose refusal refuses a unit; a read that finds nothing is an answer."""
+
+
+class Delay(enum.Enum):
+    """Why a command has no reply yet."""
+
+    NO_VALUE = enum.auto()
+    NO_ROOM = enum.auto()
+
+
+class Performer:
+    """Has commands done.
+
+    Args:
+        state: that they read and change.
+        committer: whose open group takes their records, and which knows the room there is.
+        effects: of both.
+        sweeper: removes expired keys that they name.
+        pops: takes what they pop, and serves whoever waits for what they push.
+    """
+
+    def __init__(
+        self, state: State, committer: Committer[AnyCall], effects: Effects, sweeper: Sweeper, pops: Pops
+    ) -> None:
+        self._state = state
+        self._committer = committer
+        self._effects = effects
+        self._sweeper = sweeper
+        self._pops = pops
+
+    def do(self, command: Command, now_ms: int, taken: list[Taken]) -> Reply | Delay:
+        """Has one command done.
+
+        Args:
+            command: as parsed.
+            now_ms: engine time.
+            taken: what is popped is added here.
+
+        Returns:
+            The reply, or why there is none: then nothing was done. For want of room, some has been asked for.
+        """
+        expired = self._state.expired_of(command, now_ms)
+        if expired and not self._sweeper.expire(expired):
+            return self._without_room(expiry_bytes(expired))
+        effects, reply = self._state.decide(command, now_ms)
+        if not effects:
+            return Delay.NO_VALUE if reply is None else reply
+        assert reply is not None, "what waits changes nothing"
+        records, records_bytes = pack(*effects)
+        refusal = self._refusal(effects, records_bytes)
+        if refusal is not None:
+            return refusal
+        if effects[0][0] in UNDO:
+            taken.append(self._pops.taking(effects[0], reply))
+        self._effects.apply(effects, records, records_bytes)
+        self._pops.serve([op[1] for op in effects if op[0] in GROWING])
+        return reply
+
+    def do_some(self, batch: Batch, count_max: int, now_ms: int) -> list[Reply] | Delay | None:
+        """Has the next commands of a batch done, each by itself; none of them waits for a value.
+
+        Args:
+            batch: whose replies are added to.
+            count_max: commands, at most.
+            now_ms: engine time.
+
+        Returns:
+            All replies when the batch is done, None when it is not, or the want of room that keeps it from going on.
+        """
+        replies = batch.replies
+        for command in islice(batch.commands, len(replies), len(replies) + count_max):
+            reply = self.do(command, now_ms, batch.taken)
+            if reply is Delay.NO_ROOM:
+                return reply
+            replies.append(NULL if isinstance(reply, Delay) else reply)
+        return replies if len(replies) == len(batch.commands) else None
+
+    def do_unit(self, commands: Sequence[Command], now_ms: int, taken: list[Taken]) -> list[Reply] | Refused | Delay:
+        """Has commands done all together, or none of them; nobody waits for a value.
+
+        Args:
+            commands: in their order.
+            now_ms: engine time.
+            taken: what is popped is added here.
+
+        Returns:
+            The replies in order, or why nothing was done. For want of room, some has been asked for.
+        """
+        expired = tuple({key: None for command in commands for key in self._state.expired_of(command, now_ms)})
+        outcome: list[Reply] | Refused | Failure | Delay
+        if expired and not self._sweeper.expire(expired):
+            outcome = self._without_room(expiry_bytes(expired))
+            return outcome if isinstance(outcome, Delay) else Refused(outcome)
+        journal, unit_taken = Journal(self._state), list[Taken]()
+        outcome = self._decide_all(commands, now_ms, journal, unit_taken)
+        if not isinstance(outcome, list):
+            journal.roll_back()
+            return outcome
+        if journal.records:
+            self._committer.open.add(journal.records, journal.records_bytes)
+        taken += unit_taken
+        self._pops.serve({op[1]: None for op in journal.effects if op[0] in GROWING})
+        return outcome
+
+    def _decide_all(
+        self, commands: Sequence[Command], now_ms: int, journal: Journal, taken: list[Taken]
+    ) -> list[Reply] | Refused | Delay:
+        """Decides the commands of a unit, and applies them to the memory; or says why that has to be taken back."""
+        replies: list[Reply] = []
+        for index, command in enumerate(commands):
+            effects, reply = self._state.decide(command, now_ms)
+            if isinstance(reply, Failure) and isinstance(command, _CHANGING):
+                return Refused(reply, index)
+            replies.append(NULL if reply is None else reply)
+            for op in effects:
+                if op[0] in UNDO:
+                    taken.append(self._pops.taking(op, replies[-1]))
+                journal.apply(op)
+        refusal = self._refusal(journal.effects, journal.records_bytes) if journal.effects else None
+        if isinstance(refusal, Failure):
+            return Refused(refusal, _first_storing(commands) if refusal is DISK_FULL else None)
+        return replies if refusal is None else refusal
+
+    def _refusal(self, effects: Sequence[Op], records_bytes: int) -> Failure | Delay | None:
+        """Why the log does not take these ops now, or None."""
+        committer = self._committer
+        if committer.open.records_bytes >= GROUP_BYTES_MAX:
+            return DISK_BEHIND
+        if records_bytes > COMMAND_BYTES_MAX:
+            return TOO_LONG
+        if not committer.has_room(records_bytes):
+            return self._without_room(records_bytes)
+        if committer.room.full and any(op[0] in _STORING for op in effects):
+            return DISK_FULL
+        return None
+
+    def _without_room(self, records_bytes: int) -> Failure | Delay:
+        """Refuses what the disk has no room for, or asks for some."""
+        if self._committer.room.full:
+            return DISK_FULL
+        self._committer.want_room(records_bytes)
+        return Delay.NO_ROOM
+
+
+def _first_storing(commands: Sequence[Command]) -> int | None:
+    """Which is the first command that a full disk refuses."""
+    return next((index for index, command in enumerate(commands) if isinstance(command, (Set, QPush))), None)
