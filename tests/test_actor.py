@@ -13,8 +13,9 @@ from trio.testing import MockClock
 
 from engine import committer, performer, sweeper
 from engine.actor import Engine
+from engine.calls import Call
 from engine.clock import Clock
-from engine.commands import Get, Ping, QPop, QPush, Set
+from engine.commands import BQPop, Command, Get, Ping, QPop, QPush, Set, parse
 from engine.committer import FsyncPolicy
 from engine.limits import MIB, Limits
 from engine.recovery import recover
@@ -220,6 +221,151 @@ async def test_a_group_beyond_the_size_of_a_frame_goes_on_in_another(
     await world.cut_power()
     await world.start()
     assert world.dump() == dump
+
+
+# Callers that are no tasks
+
+
+class Desk:
+    """Submits without waiting, and keeps what is delivered."""
+
+    def __init__(self, world: World) -> None:
+        self.delivered: list[Call] = []
+        self._world = world
+
+    def submit(self, line: str) -> Call:
+        command = parse(line.encode().split(), self._world.limits)
+        return self._world.engine.submit_nowait(command, self.delivered.append)
+
+    @property
+    def replies(self) -> list[Reply | None]:
+        return [call.reply for call in self.delivered]
+
+
+async def test_what_is_submitted_in_one_turn_is_delivered_in_order_after_one_commit(world: World) -> None:
+    desk, before = Desk(world), syncs(world)
+    for line in ("SET k v", "GET k", "QPUSH q a", "QLEN q", "PING"):
+        desk.submit(line)
+    assert desk.delivered == []
+    await world.settle()
+    assert desk.replies == [Value(b"PONG"), Ok(), Value(b"v"), Ok(length=1), Integer(1)]
+    assert syncs(world) - before == 1
+
+
+async def test_a_refusal_is_delivered_from_within(world: World) -> None:
+    desk = Desk(world)
+    world.engine.shut_down()
+    call = desk.submit("GET k")
+    assert desk.delivered == [call]
+    assert error_of(call.reply) is UNAVAILABLE
+
+
+async def test_what_delivers_may_submit_the_next_command(world: World) -> None:
+    lines = ["PING", "SET k v", "GET k", "QPOP q", "QPUSH q a"] * 200
+    replies: list[Reply | None] = []
+
+    def go_on(call: Call) -> None:
+        replies.append(call.reply)
+        if lines:
+            world.engine.submit_nowait(parse(lines.pop().encode().split(), world.limits), go_on)
+
+    world.engine.submit_nowait(Ping(), go_on)
+    await world.settle()
+    assert len(replies) == 1_001
+    assert replies.count(Ok()) == 200
+
+
+async def test_what_delivers_may_withdraw_others(world: World) -> None:
+    """E8: of many who wait, each that is turned away takes the next with it."""
+    calls: list[Call] = []
+    delivered: list[int] = []
+
+    def withdraw_next(call: Call) -> None:
+        number = calls.index(call)
+        delivered.append(number)
+        world.engine.withdraw(calls[(number + 1) % 10])
+
+    calls += [world.engine.submit_nowait(BQPop(b"q%d" % (number % 3)), withdraw_next) for number in range(10)]
+    await world.settle()
+    world.engine.shut_down()
+    await world.settle()
+    assert delivered == [0, 3, 6, 9, 2, 5, 8], "queue by queue; 1, 4 and 7 have left"
+    assert world.engine.statistics().waiters == 0
+    assert world.engine._answers.callers == 0
+
+
+@pytest.mark.parametrize("command", [Ping(), Get(b"k"), Set(b"k", b"v")])
+async def test_an_exception_of_what_delivers_ends_the_engine(command: Command) -> None:
+    """F13: from the actor, or from the committer."""
+
+    def fail(_call: Call) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with running(FakeDisk()) as engine:
+            engine.submit_nowait(command, fail)
+    assert caught.value.subgroup(ZeroDivisionError) is not None
+
+
+async def test_a_popped_value_comes_back_until_its_answer_is_settled(world: World) -> None:
+    """E5"""
+    await world.do("QPUSH q a b c")
+    desk = Desk(world)
+    first, second = desk.submit("BQPOP q"), desk.submit("QPOP q")
+    await world.settle()
+    assert desk.replies == [Value(b"a"), Value(b"c")]
+    world.engine.settle(first)
+    world.engine.withdraw(first)
+    world.engine.withdraw(second)
+    world.engine.withdraw(second)
+    world.engine.settle(second)
+    await world.settle()
+    assert world.dump() == [("queue", b"q", (b"b", b"c"))]
+    assert world.engine.statistics().returned_values == 1
+    assert world.engine._answers.callers == 0
+
+
+async def test_to_settle_or_withdraw_what_popped_nothing_changes_nothing(world: World) -> None:
+    desk = Desk(world)
+    calls = [desk.submit(line) for line in ("SET k v", "GET k", "QPOP q", "PING")]
+    await world.settle()
+    for call in calls:
+        world.engine.settle(call)
+        world.engine.withdraw(call)
+    await world.settle()
+    assert world.dump() == [("value", b"k", b"v", None)]
+    assert world.engine._answers.callers == 0
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_the_engine_closes_when_the_last_answer_is_settled_or_withdrawn(world: World, *, leaves: bool) -> None:
+    """E5, E8"""
+    await world.do("QPUSH q a")
+    desk = Desk(world)
+    call = desk.submit("BQPOP q")
+    await world.settle()
+    assert desk.delivered == [call]
+    world.engine.close()
+    await trio.sleep(100)
+    assert not world.ended.is_set()
+    (world.engine.withdraw if leaves else world.engine.settle)(call)
+    await world.settle()
+    assert world.ended.is_set()
+    await world.start()
+    assert await world.do("QLEN q") == Integer(1 if leaves else 0)
+
+
+async def test_one_that_leaves_in_the_middle_of_the_last_delivery_has_its_value_back_at_the_end(world: World) -> None:
+    """E5, E8"""
+    await world.do("QPUSH q a")
+    world.commit_s = 1.0
+    pop = world.engine.submit_nowait(BQPop(b"q"), lambda _call: None)
+    await trio.sleep(0.5)
+    world.engine.submit_nowait(Get(b"q"), lambda _call: world.engine.withdraw(pop))
+    world.engine.submit_nowait(Ping(), lambda _call: world.engine.close())
+    await world.ended.wait()
+    await world.start()
+    assert await world.do("QLEN q") == Integer(1)
 
 
 # Failure

@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import trio
 import trio.testing
@@ -27,7 +27,7 @@ from engine.committer import FsyncPolicy
 from engine.fold import fold
 from engine.limits import Limits
 from engine.recovery import recover
-from engine.replies import Reply
+from engine.replies import Refused, Reply
 from engine.state import State
 from tests.harness.disk import FakeDisk, failing
 from wal.log import SEGMENT_BYTES_MAX, LogFailed
@@ -38,8 +38,12 @@ EPOCH_MS = 1_700_000_000_000
 """The wall clock when virtual time is 0, milliseconds since 1970."""
 
 
-class Job:
-    """A command on its way: its reply once it is there, and the means to leave before.
+C = TypeVar("C")
+R = TypeVar("R")
+
+
+class _Submitted(Generic[C, R]):
+    """What is on its way: its reply once it is there, and the means to leave before.
 
     Attributes:
         submitted: its place in the order of submission, over all jobs of the world; None before.
@@ -47,10 +51,10 @@ class Job:
         done: set when there is a reply or never will be.
     """
 
-    def __init__(self, command: Command) -> None:
+    def __init__(self, command: C) -> None:
         self.command = command
         self.submitted: int | None = None
-        self.reply: Reply | None = None
+        self.reply: R | None = None
         self.done = trio.Event()
         self._scope = trio.CancelScope()
 
@@ -58,18 +62,26 @@ class Job:
         """The client goes away."""
         self._scope.cancel()
 
-    async def run(self, submit: Callable[[Command], Awaitable[Reply]], number: int) -> None:
+    async def run(self, submit: Callable[[C], Awaitable[R]], number: int) -> None:
         """Submits the command as the world's `number`th."""
         self.submitted = number
         with self._scope:
             self.reply = await submit(self.command)
         self.done.set()
 
-    async def wait(self) -> Reply:
+    async def wait(self) -> R:
         """Waits for the reply."""
         await self.done.wait()
         assert self.reply is not None, f"{self.command} was not answered"
         return self.reply
+
+
+class Job(_Submitted[Command, Reply]):
+    """A command on its way."""
+
+
+class BatchJob(_Submitted[list[Command], list[Reply] | Refused]):
+    """A batch on its way."""
 
 
 class World:
@@ -113,7 +125,7 @@ class World:
         self._segment_bytes_max = segment_bytes_max
         self._checkpoints = checkpoints
         self._nursery = nursery
-        self._jobs: dict[Job, None] = {}  # a set would lose their order
+        self._jobs: dict[_Submitted[Any, Any], None] = {}  # a set would lose their order
         self._submitted = 0
         self._scope = trio.CancelScope()
         self._crashed, self._ended = trio.Event(), trio.Event()
@@ -159,10 +171,20 @@ class World:
 
     def spawn(self, line: str | list[bytes]) -> Job:
         """Submits a command without waiting; it is with the engine after the next `settle`."""
-        argv = line.encode().split(b" ") if isinstance(line, str) else line
-        job = Job(parse(argv, self.limits))
+        job = Job(self._parse(line))
         self._jobs[job] = None
-        self._nursery.start_soon(self._run_job, job)
+        self._nursery.start_soon(self._run_job, job, lambda command: self.engine.submit(command))
+        return job
+
+    async def do_many(self, *lines: str, atomic: bool = False) -> list[Reply] | Refused:
+        """Submits commands as one batch, and waits for the answer."""
+        return await self.spawn_many(*lines, atomic=atomic).wait()
+
+    def spawn_many(self, *lines: str | list[bytes], atomic: bool = False) -> BatchJob:
+        """Submits a batch without waiting."""
+        job = BatchJob([self._parse(line) for line in lines])
+        self._jobs[job] = None
+        self._nursery.start_soon(self._run_job, job, lambda commands: self.engine.submit_many(commands, atomic=atomic))
         return job
 
     async def park(self, line: str) -> Job:
@@ -202,6 +224,10 @@ class World:
         """The whole state, in a fixed order."""
         return list(self.state.dump())
 
+    def _parse(self, line: str | list[bytes]) -> Command:
+        argv = line.encode().split(b" ") if isinstance(line, str) else line
+        return parse(argv, self.limits)
+
     async def _run_commit(self, function: Callable[[], None]) -> None:
         before_s, after_s = self.delays()
         await trio.lowlevel.checkpoint()
@@ -233,9 +259,9 @@ class World:
         finally:
             self._ended.set()
 
-    async def _run_job(self, job: Job) -> None:
+    async def _run_job(self, job: _Submitted[C, R], submit: Callable[[C], Awaitable[R]]) -> None:
         self._submitted += 1
-        await job.run(self.engine.submit, self._submitted)
+        await job.run(submit, self._submitted)
         del self._jobs[job]
 
     async def _crash(self, fail_disk: Callable[[], None], *, written: bool) -> None:
