@@ -55,6 +55,8 @@ _LIMIT_OPTIONS: tuple[tuple[str, str, Any, str, str], ...] = (
     ("depth", "json_depth_max", click.IntRange(1, JSON_DEPTH_MAX_MAX), "COUNT", "Nesting of a request body."),
     ("waiters", "waiters_max", _COUNT, "COUNT", "Clients parked by BQPOP at once."),
     ("mailbox", "mailbox_max", _COUNT, "COUNT", "Commands that wait for the engine at once."),
+    ("batch", "batch_commands_max", _COUNT, "COUNT", "Commands of one pipeline."),
+    ("unit", "unit_commands_max", _COUNT, "COUNT", "Commands of one atomic unit."),
     ("memory", "memory_bytes_max", size, "SIZE", "Memory for keys and values; no cap by default."),
 )
 

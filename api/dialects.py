@@ -22,17 +22,16 @@ from __future__ import annotations
 
 import base64
 import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from json.encoder import encode_basestring as quote
+from typing import NamedTuple, TypeAlias
 
-from api.json_body import BadRequest, Json, Number, is_quick, take_steps
-from api.json_body import parse as parse_json
+from api.json_body import BadRequest, Json, Number, as_bytes, is_quick, parse_in_steps, scan
+from api.line import split_line
 from engine import commands
 from engine.commands import Command, CommandError, Kind, Spec, lookup, show
-from engine.limits import KIB, Limits
+from engine.frozen import frozen
+from engine.limits import Limits
 from engine.replies import Error, Failure, Integer, Ok, Reply, Value
 
 __all__ = [
@@ -44,9 +43,11 @@ __all__ = [
     "failure",
     "is_quick",
     "parse",
+    "plain",
+    "read",
     "refuse",
-    "split_line",
     "understand",
+    "understand_in_steps",
 ]
 
 _MEMBERS = (b"command", b"key", b"value", b"options")
@@ -67,15 +68,11 @@ _STATUS = {
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
-_PLAIN_LINE_BYTES_MAX = 64 * KIB
-"""Longest line that is split in one go, which holds the GIL; longer ones are split word by word."""
+_ESCAPED = bytes(range(32)) + b'"\\'
+_SHORT_BYTES_MAX = 64
+"""Up to this length a value is quoted faster than looked through for what is to be escaped."""
 
-# What stands between two quotes, in bounded steps that never cut an escape in two.
-_SPACES_STEP = re.compile(rb" {0,65536}+")
-_DOUBLE_STEP = re.compile(rb'(?:[^"\\]{1,64}+|\\x[0-9a-fA-F]{2}|\\.){0,2048}+', re.DOTALL)
-_SINGLE_STEP = re.compile(rb"(?:[^'\\]{1,64}+|\\'|\\){0,2048}+")
-_DOUBLE_ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.))", re.DOTALL)
-_DOUBLE_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
+_SINGLE_QUOTE, _DOUBLE_QUOTE = b"'\""
 
 
 class Dialect(Enum):
@@ -85,12 +82,12 @@ class Dialect(Enum):
     FIELDS = "fields"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """One command as it was asked for.
 
     Attributes:
-        argv: the words for `engine.commands.parse`; empty when there is a failure.
+        argv: the words for `engine.commands.parse`; empty when there is a failure, and from `understand`.
         dialect: how to answer.
         key: echoed by the fields dialect, as the text that was sent; None when there was none, when one
             is over its limit, and for a list of keys longer than a value may be.
@@ -103,7 +100,7 @@ class Request:
     failure: Failure | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """What goes over HTTP: the status, and a body that is JSON or empty."""
 
@@ -111,11 +108,21 @@ class Answer:
     body: bytes
 
 
-def understand(body: bytes, limits: Limits) -> tuple[Request, Command | Failure]:
+Understood: TypeAlias = tuple[Request, Command | Failure]
+"""A request, for its answer; and the command, or the failure to answer instead of running one."""
+
+_FIELDS = Dialect.FIELDS  # looking it up in its class takes longer than all else of a choice
+_LINE = Request([], Dialect.LINE)
+_DONE = Answer(200, b"")
+
+
+def understand(body: bytes, limits: Limits) -> Understood:
     """Turns a request body into a command, or into the reply that says why it is none.
 
+    Nearly all are `plain`, and take 1.6 to 2.3 microseconds; the long way takes 5 to 12.
+
     Args:
-        body: as received. Unless `is_quick` says yes, call this in a worker thread.
+        body: as received; `is_quick` says yes to it.
         limits: of the product.
 
     Returns:
@@ -124,29 +131,98 @@ def understand(body: bytes, limits: Limits) -> tuple[Request, Command | Failure]
     Raises:
         BadRequest: not strict JSON, or JSON of a shape that is no request in any dialect; for `refuse`.
     """
-    request = parse(body, limits)
-    if request.failure is not None:
-        return request, request.failure
+    if len(body) > limits.body_bytes_max:
+        return understand_in_steps(body, limits)
     try:
-        return request, commands.parse(request.argv, limits)
-    except CommandError as error:
-        return request, Failure(error.error, error.detail)
+        scanned = scan(body)
+        understood = plain(scanned, limits)
+        if understood is not None:
+            return understood
+        value = as_bytes(scanned, limits.json_depth_max)
+    except (ValueError, RecursionError):
+        return understand_in_steps(body, limits)
+    return read(value, limits)
 
 
-def parse(body: bytes, limits: Limits) -> Request:
-    """Turns a request body into a request.
+def understand_in_steps(body: bytes, limits: Limits) -> Understood:
+    """Does as `understand` does, for a body of any size, in a worker thread."""
+    return read(parse_in_steps(body, limits), limits)
+
+
+def read(value: Json, limits: Limits) -> Understood:
+    """Does as `understand` does, for a body that was parsed already."""
+    request = parse(value, limits)
+    return request, request.failure or _command(request.argv, limits)
+
+
+def plain(members: object, limits: Limits) -> Understood | None:
+    """Understands a plain request: a line without quotes in it, or fields without options and lists.
 
     Args:
-        body: as received. Unless `is_quick` says yes, call this in a worker thread.
-        limits: bounds on the body, its depth and its words; keys and values are for the grammar to check.
+        members: a JSON value as `json_body.scan` makes it.
+        limits: of the product.
+
+    Returns:
+        As `understand`; None when the request is not plain, or has a mistake that is for the dialects to find.
+
+    Raises:
+        ValueError: a lone surrogate.
+    """
+    if type(members) is not dict:
+        return None
+    command = members.get("command")
+    if type(command) is not str:
+        return None
+    if len(members) > 1:
+        return _plain_fields(command, members, limits)
+    line = command.encode()
+    if _DOUBLE_QUOTE in line or _SINGLE_QUOTE in line:
+        return None
+    words = line.split(b" ")
+    return _LINE, _command([word for word in words if word] if b"" in words else words, limits)
+
+
+def _plain_fields(name: str, members: dict[str, object], limits: Limits) -> Understood | None:
+    """Understands a command that takes exactly the members that are there: a key, or a key and a value."""
+    argv = [name.encode(), _plain_word(members.get("key"))]
+    if len(members) == 3:
+        argv.append(_plain_word(members.get("value")))
+    elif len(members) > 3:
+        return None
+    command = commands.plain(argv, limits)
+    if command is None or len(argv[1]) > limits.value_bytes_max:
+        return None
+    return Request([], Dialect.FIELDS, argv[1].decode()), command
+
+
+def _plain_word(value: object) -> bytes:
+    if type(value) is str:
+        return value.encode()
+    if type(value) is Number:
+        return bytes(value)
+    raise ValueError
+
+
+def _command(argv: list[bytes], limits: Limits) -> Command | Failure:
+    try:
+        return commands.parse(argv, limits)
+    except CommandError as mistake:
+        return Failure(mistake.error, mistake.detail)
+
+
+def parse(members: Json, limits: Limits) -> Request:
+    """Turns the JSON value of a request body into a request.
+
+    Args:
+        members: as `json_body` reads it.
+        limits: bounds on the words; keys and values are for the grammar to check.
 
     Returns:
         The request; look at its `failure` first.
 
     Raises:
-        BadRequest: not strict JSON, or JSON of a shape that is no request in any dialect.
+        BadRequest: JSON of a shape that is no request in any dialect.
     """
-    members = parse_json(body, limits)
     if isinstance(members, list):
         raise BadRequest("the array form is not supported yet")
     if not isinstance(members, dict):
@@ -180,13 +256,11 @@ def answer(request: Request, reply: Reply) -> Answer:
     Returns:
         Status and body.
     """
-    if request.dialect is Dialect.FIELDS:
-        return _fields_answer(request.key, reply)
     if isinstance(reply, Failure):
-        return failure(_STATUS[reply.error], reply.error.value, reply.detail)
-    if isinstance(reply, Ok):
-        return Answer(200, b"")
-    return Answer(200, _encode(_value_members(reply)))
+        return _failed(request, reply)
+    if request.dialect is _FIELDS:
+        return Answer(200, _in_fields(request.key, _value_member(reply)))
+    return _DONE if isinstance(reply, Ok) else Answer(200, b"{%b}" % _value_member(reply))
 
 
 def refuse(bad: BadRequest) -> Answer:
@@ -214,67 +288,8 @@ def failure(status: int, error: str, detail: str = "") -> Answer:
     Returns:
         Status and body.
     """
-    members = {"error": error, "detail": detail} if detail else {"error": error}
-    return Answer(status, _encode(members))
-
-
-def split_line(line: bytes, tokens_max: int) -> list[bytes]:
-    r"""Splits a line into words, by the rules of redis-cli (`sdssplitargs`) but at spaces only.
-
-    A word that starts with a quote runs to the matching one. Between double quotes `\n \r \t \b \a`
-    and `\xHH` are escapes and a backslash before anything else is dropped; between single quotes only
-    `\'` is one. A quote inside a word is literal.
-
-    Args:
-        line: the words.
-        tokens_max: most words that are taken.
-
-    Returns:
-        The words; none for a line that is empty or all spaces.
-
-    Raises:
-        CommandError: quotes that do not match, or too many words.
-    """
-    if len(line) <= _PLAIN_LINE_BYTES_MAX and b'"' not in line and b"'" not in line:
-        return [word for word in line.split(b" ") if word]  # the grammar counts these few
-    words: list[bytes] = []
-    _, at = take_steps(_SPACES_STEP, line, 0)
-    while at < len(line):
-        if len(words) == tokens_max:
-            raise CommandError(f"a command has at most {tokens_max} words", Error.TOO_LARGE)
-        if line[at] in b"\"'":
-            word, at = _quoted(line, at)
-        else:
-            end = line.find(b" ", at)
-            end = len(line) if end < 0 else end
-            word, at = line[at:end], end
-        words.append(word)
-        at += 1  # a space or nothing is behind every word
-        if line.startswith(b" ", at):
-            _, at = take_steps(_SPACES_STEP, line, at)
-    return words
-
-
-def _quoted(line: bytes, start: int) -> tuple[bytes, int]:
-    """Reads the quoted word that starts at `start`: the word, and the position behind its quote."""
-    quote = line[start : start + 1]
-    double = quote == b'"'
-    pieces, at = take_steps(_DOUBLE_STEP if double else _SINGLE_STEP, line, start + 1)
-    if line[at : at + 1] != quote:
-        raise CommandError(f"unbalanced quotes: the word that starts at byte {start} has no closing quote")
-    if line[at + 1 : at + 2] not in (b" ", b""):
-        raise CommandError(f"the closing quote at byte {at} must be followed by a space")
-    pieces = [_unescape(piece, double) if b"\\" in piece else piece for piece in pieces]
-    return b"".join(pieces), at + 1
-
-
-def _unescape(piece: bytes, double: bool) -> bytes:
-    return _DOUBLE_ESCAPE.sub(_unescaped, piece) if double else piece.replace(b"\\'", b"'")
-
-
-def _unescaped(match: re.Match[bytes]) -> bytes:
-    in_hex, other = match.groups()
-    return bytes.fromhex(in_hex.decode()) if in_hex else _DOUBLE_ESCAPES.get(other, other)
+    members = f'"error": {quote(error)}, "detail": {quote(detail)}' if detail else f'"error": {quote(error)}'
+    return Answer(status, f"{{{members}}}".encode("utf-8", "replace"))
 
 
 def _line(command: bytes, limits: Limits) -> Request:
@@ -387,25 +402,44 @@ def _named_option(spec: Spec, name: bytes, value: Json) -> list[bytes]:
     return [name] if value else []
 
 
-def _fields_answer(key: str | list[str] | None, reply: Reply) -> Answer:
-    echo = {} if key is None else {"key": key}
-    if isinstance(reply, Failure):
-        error = reply.error.value
-        message = f"{error}: {reply.detail}" if reply.detail else error
-        return Answer(_STATUS[reply.error], _encode({"success": False, "message": message, **echo}))
-    return Answer(200, _encode({"success": True, **echo, **_value_members(reply)}))
+def _failed(request: Request, reply: Failure) -> Answer:
+    status, error = _STATUS[reply.error], reply.error.value
+    if request.dialect is Dialect.LINE:
+        return failure(status, error, reply.detail)
+    message = f"{error}: {reply.detail}" if reply.detail else error
+    echo = {} if request.key is None else {"key": request.key}
+    return Answer(status, _encode({"success": False, "message": message, **echo}))
 
 
-def _value_members(reply: Ok | Value | Integer) -> dict[str, object]:
-    if isinstance(reply, Ok):
-        return {} if reply.length is None else {"value": reply.length}
-    if isinstance(reply, Integer) or reply.value is None:
-        return {"value": reply.value}
-    try:
-        return {"value": reply.value.decode()}
-    except UnicodeDecodeError:
-        return {"value": base64.b64encode(reply.value).decode(), "encoding": "base64"}
+def _in_fields(key: str | list[str] | None, value: bytes) -> bytes:
+    members = [b'{"success": true']
+    if key is not None:
+        members.append(b'"key": ' + (quote(key).encode() if type(key) is str else _encode(key)))
+    if value:
+        members.append(value)
+    return b", ".join(members) + b"}"
 
 
-def _encode(members: Mapping[str, object]) -> bytes:
-    return _ENCODER.encode(members).encode("utf-8", "replace")
+def _value_member(reply: Ok | Value | Integer) -> bytes:
+    """The member `value` of an answer, and `encoding` if need be; empty when there is none."""
+    if isinstance(reply, Value):
+        if reply.value is None:
+            return b'"value": null'
+        try:
+            return b'"value": ' + _string(reply.value)
+        except UnicodeDecodeError:
+            return b'"value": "%b", "encoding": "base64"' % base64.b64encode(reply.value)
+    number = reply.length if isinstance(reply, Ok) else reply.value
+    return b"" if number is None else b'"value": %d' % number
+
+
+def _string(value: bytes) -> bytes:
+    """Writes UTF-8 as a JSON string. For 1 KiB `quote` takes 2.2 microseconds, a look for what it escapes takes 0.7."""
+    text = value.decode()
+    if len(value) > _SHORT_BYTES_MAX and len(value.translate(None, _ESCAPED)) == len(value):
+        return b'"%b"' % value
+    return quote(text).encode()
+
+
+def _encode(value: object) -> bytes:
+    return _ENCODER.encode(value).encode("utf-8", "replace")

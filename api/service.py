@@ -97,7 +97,7 @@ class Service:
     async def _understand(self, data: bytes) -> tuple[dialects.Request, Command | Failure]:
         if dialects.is_quick(data):
             return dialects.understand(data, self.limits)
-        return await trio.to_thread.run_sync(dialects.understand, data, self.limits, limiter=self._parser)
+        return await trio.to_thread.run_sync(dialects.understand_in_steps, data, self.limits, limiter=self._parser)
 
     async def _run(self, command: Command) -> Reply:
         try:

@@ -25,6 +25,8 @@ class Limits:
         waiters_max: blocked pops parked at once.
         mailbox_max: commands that wait for the actor at once.
         memory_bytes_max: estimated memory of keys and values; None is no cap.
+        batch_commands_max: commands of one pipeline.
+        unit_commands_max: commands of one atomic unit.
     """
 
     key_bytes_max: int = 4 * KIB
@@ -36,3 +38,5 @@ class Limits:
     waiters_max: int = 100_000
     mailbox_max: int = 16_384
     memory_bytes_max: int | None = None
+    batch_commands_max: int = 65_536
+    unit_commands_max: int = 1_000

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+from engine.frozen import frozen
 
 
 class Error(Enum):
@@ -20,28 +21,28 @@ class Error(Enum):
     INTERNAL_ERROR = "internal error"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ok:
     """Done. `length` is what a push adds: the queue's length after it."""
 
     length: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Value:
     """One value, as bytes; None is the null of a pop that found nothing."""
 
     value: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Integer:
     """A count or a number of seconds."""
 
     value: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failure:
     """The command was refused and changed nothing.
 
@@ -57,7 +58,7 @@ class Failure:
 Reply = Ok | Value | Integer | Failure
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refused:
     """A batch of which nothing was done.
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine import commands
 from engine.commands import (
     TABLE,
     BQPop,
@@ -262,3 +263,25 @@ def test_any_words_are_a_command_or_a_command_error(argv: list[bytes]) -> None:
         spec = lookup(argv[0])
         assert spec is not None
         assert type(command) is spec.command
+
+
+@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@given(
+    argv=st.lists(WORDS, max_size=4) | st.tuples(st.sampled_from(list(commands._BY_NAME)), WORDS, WORDS),
+    limits=st.sampled_from([LIMITS, Limits(tokens_max=1), Limits(tokens_max=2)]),
+)
+def test_a_plain_command_is_what_the_rows_of_the_table_make_of_it(argv: list[bytes], limits: Limits) -> None:
+    command = commands.plain(argv, limits)
+    assert command is None or command == commands._parse(argv, limits)
+
+
+def test_most_rows_have_plain_commands() -> None:
+    plain = [
+        spec.name for spec in TABLE if commands.plain([spec.name.encode(), *[b"w"] * len(spec.parameters)], LIMITS)
+    ]
+    assert plain == [spec.name for spec in TABLE if spec.parameters]
+
+
+def test_commands_are_equal_by_name_and_fields_and_can_be_members_of_sets() -> None:
+    assert Get(b"k") == Get(b"k") != Ttl(b"k")
+    assert len({Get(b"k"), Get(b"k"), Ttl(b"k"), Get(b"l")}) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from api import dialects
 from api.dialects import Answer, BadRequest, Dialect, Request
+from api.json_body import is_quick, parse_in_steps
+from api.line import split_line
 from engine import commands
 from engine.commands import CommandError
 from engine.limits import Limits
@@ -21,8 +24,12 @@ LINE = Request([], Dialect.LINE)
 KEYED = Request([], Dialect.FIELDS, "k")
 
 
+def parse_body(body: bytes, limits: Limits = LIMITS) -> Request:
+    return dialects.parse(parse_in_steps(body, limits), limits)
+
+
 def parse(members: object) -> Request:
-    return dialects.parse(json.dumps(members).encode(), LIMITS)
+    return parse_body(json.dumps(members).encode())
 
 
 def line(command: str) -> Request:
@@ -108,13 +115,13 @@ def test_a_quoted_word_of_many_steps_is_put_together_right() -> None:
 def test_a_line_that_is_long_is_split_like_a_short_one() -> None:
     words = [b"QPUSH", b"q", *(b"%d" % number for number in range(9_999, 30_000))]
     text = (b" " * 70_000).join(words[:5]) + b" " + b"   ".join(words[5:]) + b" "
-    assert dialects.split_line(text, 65_536) == words
-    assert dialects.split_line(b" " * 200_000, 65_536) == []
+    assert split_line(text, 65_536) == words
+    assert split_line(b" " * 200_000, 65_536) == []
 
 
 def test_a_line_of_too_many_words_is_refused_where_the_count_is_passed() -> None:
     body = json.dumps({"command": "a " * 40_000}).encode()
-    request = dialects.parse(body, Limits(tokens_max=100))
+    request = parse_body(body, Limits(tokens_max=100))
     assert request.failure == Failure(Error.TOO_LARGE, "a command has at most 100 words")
     assert dialects.answer(request, request.failure).status == 413
 
@@ -131,7 +138,7 @@ def redis_quoted(word: bytes) -> bytes:
 @given(st.lists(st.binary(max_size=20), max_size=5))
 def test_any_words_round_trip_through_escapes(words: list[bytes]) -> None:
     assert line(" ".join(double_quoted(word) for word in words)).argv == words
-    assert dialects.split_line(b"  ".join(redis_quoted(word) for word in words), 10) == words
+    assert split_line(b"  ".join(redis_quoted(word) for word in words), 10) == words
 
 
 no_space = st.characters(codec="utf-8", exclude_characters=" ")
@@ -142,7 +149,7 @@ no_quote = st.characters(codec="utf-8", exclude_characters=" \"'")
 def test_any_bare_words_round_trip(words: list[str]) -> None:
     encoded = [word.encode() for word in words]
     assert line(" ".join(words)).argv == encoded
-    assert dialects.split_line(" ".join(words).encode() + b" '' ", 10) == [*encoded, b""]
+    assert split_line(" ".join(words).encode() + b" '' ", 10) == [*encoded, b""]
 
 
 # ---- the fields dialect
@@ -298,13 +305,13 @@ def test_no_row_of_the_grammar_is_ambiguous_in_the_fields_dialect() -> None:
     ],
 )
 def test_the_key_is_echoed_as_it_was_sent_unless_it_is_no_key(body: bytes, key: object) -> None:
-    assert dialects.parse(body, LIMITS).key == key
+    assert parse_body(body).key == key
 
 
 def test_a_list_of_keys_longer_than_a_value_is_not_echoed() -> None:
     body = b'{"command":"DEL","key":["aaaa","bbbb"]}'
-    assert dialects.parse(body, Limits(value_bytes_max=8)).key == ["aaaa", "bbbb"]
-    assert dialects.parse(body, Limits(value_bytes_max=7)).key is None
+    assert parse_body(body, Limits(value_bytes_max=8)).key == ["aaaa", "bbbb"]
+    assert parse_body(body, Limits(value_bytes_max=7)).key is None
 
 
 # ---- bodies that are no request
@@ -341,7 +348,7 @@ def test_a_list_of_keys_longer_than_a_value_is_not_echoed() -> None:
 )
 def test_a_body_of_another_shape_is_an_invalid_request(body: bytes, detail: str) -> None:
     with pytest.raises(BadRequest) as refused:
-        dialects.parse(body, LIMITS)
+        parse_body(body)
     assert (refused.value.status, refused.value.error, refused.value.detail) == (400, "invalid request", detail)
 
 
@@ -477,9 +484,141 @@ def test_a_body_that_is_no_request_is_answered_in_the_form_of_the_dialect_it_loo
     body: bytes, answered: dict[str, object]
 ) -> None:
     with pytest.raises(dialects.BadRequest) as bad:
-        dialects.parse(body, Limits())
+        parse_body(body)
     answer = dialects.refuse(bad.value)
     members = json.loads(answer.body)
     assert answer.status == 400
     assert answered.items() <= members.items()
     assert members.get("message", "invalid request: ").startswith("invalid request: ")
+
+
+# ---- the quick way
+
+
+def outcome(understand: Callable[[bytes, Limits], dialects.Understood], body: bytes, limits: Limits) -> object:
+    """All that can be seen of a body: how it is answered, and the command or what it is refused with."""
+    try:
+        request, command = understand(body, limits)
+    except BadRequest as bad:
+        return bad.status, bad.error, bad.detail, bad.in_fields
+    return request.dialect, request.key, command
+
+
+def assert_both_ways_agree(body: bytes, limits: Limits = LIMITS) -> None:
+    assert is_quick(body)
+    assert outcome(dialects.understand, body, limits) == outcome(dialects.understand_in_steps, body, limits)
+
+
+PLAIN = [
+    b'{"command": "GET hello"}',
+    b'{"command":"get hello"}\n',
+    b'{"command": "Get hello"}',
+    b'{"command": "  SET  k   v "}',
+    b'{"command": "SET k v EX 60 NX"}',
+    b'{"command": "SET k v EX"}',
+    b'{"command": "SET k"}',
+    b'{"command": "NOPE k"}',
+    b'{"command": "BQPOP q 5"}',
+    b'{"command": "DEL a b c"}',
+    b'{"command": "PING"}',
+    b'{"command": ""}',
+    '{"command": "SET ключ 😀"}'.encode(),
+    b'{"command":"SET","key":"k","value":"v"}',
+    b'{"value":"v","command":"qpush","key":"k"}',
+    b'{"command":"DEL","key":"a b"}',
+    b'{"command":"SET","key":1.0,"value":-1E+2}',
+    b'{"command":"BQPOP","key":"q","value":"5"}',
+    b'{"command":"SET","key":"k"}',
+    b'{"command":"SET k","key":"k","value":"v"}',
+    b'{"command":"SET","key":"k","value":"it\'s"}',
+    b'{"command":"SET","key":"k","value":"v","options":{"ex":60,"nx":true}}',
+    b'{"command":"SET","key":"k","value":true}',
+    b'{"command":"DEL","key":["a",1]}',
+]
+
+NOT_PLAIN = [
+    b' {"command": "PING"}',
+    b'{"command": "PING"} x',
+    b'{"command": "SET k \\"a b\\""}',
+    b'{"command": "SET k \'a b\'"}',
+    b'{"command": "SET k \\u0000\\n"}',
+    b'{"command": "SET k \\ud800"}',
+    b'{"command": "SET k \\ud83d\\ude00"}',
+    b'{"command":"SET","key":"k","value":"\\ud800"}',
+    b'{"command":"SET","key":"a\\nb","value":"{\\"a\\": 1}"}',
+    b'{"command":"SET","key":"k","value":NaN}',
+    b'{"command":"SET","key":"k","value":1,"value":2}',
+    b'{"command":"SET","key":"k","value":"1","value":"2"}',
+    b'{"command":"SET","key":1,"value":"1","key":"2"}',
+    b'{"command":"PING","command":"PING"}',
+    b'{"command":"PING","c\\u006fmmand":"PING"}',
+    b'{"command":"SET","key":{"a":1,"a":2},"value":"v"}',
+    b'{"command":"PING","options":[{"a":1,"a":"b"}]}',
+    b'{"command": "\xff"}',
+    b'{"command": "\x00"}',
+    b'{"command": 1}',
+    b'["PING"]',
+    b'"PING"',
+    b"1",
+    b"",
+    b"[" * 70 + b"]" * 70,
+    b"[" * 400,
+]
+
+SMALL = [
+    Limits(key_bytes_max=2),
+    Limits(value_bytes_max=2),
+    Limits(key_bytes_max=40, value_bytes_max=1),
+    Limits(tokens_max=1),
+    Limits(tokens_max=2),
+    Limits(json_depth_max=1),
+    Limits(body_bytes_max=20),
+]
+
+
+@pytest.mark.parametrize("limits", [LIMITS, *SMALL])
+@pytest.mark.parametrize("body", [*PLAIN, *NOT_PLAIN])
+def test_the_quick_way_understands_a_body_as_the_long_one_does(body: bytes, limits: Limits) -> None:
+    assert_both_ways_agree(body, limits)
+
+
+words = st.lists(
+    st.sampled_from(
+        ["SET", "get", "Del", "QPUSH", "BQPOP", "k", "kk", "v", "", "EX", "60", "NX", "'", '"', "\x00", "😀"]
+    )
+)
+numbers = st.sampled_from([0, -1, 1.5, 1e300, 10**30])
+members = st.sampled_from(["command", "command", "key", "value", "options", "other"])
+contents = st.recursive(
+    words.map(" ".join) | numbers | st.booleans() | st.none() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(members, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """Objects as they might be sent: members given twice, escapes or none, spaces here and there, a byte changed."""
+    pairs = draw(st.lists(st.tuples(members, contents), max_size=4))
+    ascii_only, space = draw(st.booleans()), draw(st.sampled_from(["", " ", "\n"]))
+    written = [f"{json.dumps(name)}:{space}{json.dumps(value, ensure_ascii=ascii_only)}" for name, value in pairs]
+    body = ("{" + f",{space}".join(written) + "}" + space).encode()
+    if draw(st.booleans()):
+        at = draw(st.integers(0, len(body) - 1))
+        body = (
+            body[:at] + draw(st.sampled_from([b"", b'"', b"\\", b"\x00", b"\xff", b"{", b" ", b"1"])) + body[at + 1 :]
+        )
+    return body
+
+
+@given(bodies(), st.sampled_from([LIMITS, LIMITS, *SMALL]))
+def test_both_ways_agree_on_anything(body: bytes, limits: Limits) -> None:
+    assert_both_ways_agree(body, limits)
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 5000])
+@pytest.mark.parametrize("end", ["", '"', "\\", "\n", "\x1f", "\x7f", "é", "\u2028", "😀"])
+def test_a_value_is_answered_as_the_stdlib_writes_it(length: int, end: str) -> None:
+    text = "v" * length + end
+    expected = json.dumps({"value": text}, ensure_ascii=False).encode()
+    assert dialects.answer(LINE, Value(text.encode())) == Answer(200, expected)

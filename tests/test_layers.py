@@ -21,7 +21,7 @@ ALLOWED_THIRD_PARTY = {
     "engine/sleeper.py": {"trio"},
     "api": {"click", "h11", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},
 }
-PURE = ("api/dialects.py", "api/json_body.py", "api/access.py")
+PURE = ("api/dialects.py", "api/json_body.py", "api/line.py", "api/access.py")
 TOOLS = ("tools.py", "tool_output.py")
 TOOLS_REACH = {
     f"wal.{name}"
