@@ -212,8 +212,8 @@ class Connection:
 
     @property
     def requests_open(self) -> int:
-        """Requests whose answer was not handed over yet."""
-        return len(self._exchanges)
+        """Requests whose answer was not handed over yet, one whose body is still coming among them."""
+        return len(self._exchanges) + (self._body is not None)
 
     # Called by the door
 

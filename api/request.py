@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 from urllib.parse import unquote
 
 import httptools
+from hypercorn.typing import HTTPScope
 
 from api.access import Access
 from api.dialects import Answer, failure
@@ -20,9 +21,6 @@ from api.head import INVALID, OTHER_CODING, TWO_LENGTHS, UNPARSABLE, BadHead, He
 from api.service import PATHS
 from engine.limits import KIB
 from engine.replies import Error
-
-if TYPE_CHECKING:
-    from hypercorn.typing import HTTPScope
 
 CHUNK_BYTES_MAX = 1 * KIB
 """What the head of one chunk may take, its extension included; also all trailers together."""
@@ -127,7 +125,7 @@ class _Parser:
 def _judge(parsed: _Parser, access: Access, body_bytes_max: int) -> RequestHead:
     path, _, query = parsed.target.partition(b"?")
     scope = cast(
-        "HTTPScope",
+        HTTPScope,
         {
             "method": parsed.method.decode("ascii"),
             "http_version": parsed.version,

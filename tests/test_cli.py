@@ -70,7 +70,7 @@ def test_without_options_the_defaults_are_those_of_the_contract(served: list[Ser
 
 def test_every_option_is_also_an_environment_variable(served: list[ServerSettings]) -> None:
     found = [parameter for parameter in cli.serve_command.params if isinstance(parameter, click.Option)]
-    assert len(found) == 7 + len(cli._LIMIT_OPTIONS)
+    assert len(found) == 8 + len(cli._LIMIT_OPTIONS)
     for option in found:
         word = option.opts[0].removeprefix("--").replace("-", "_").upper()
         assert option.envvar == f"HOLDFAST_{word}"

@@ -19,7 +19,7 @@ ALLOWED_THIRD_PARTY = {
     "engine/clock.py": {"trio"},
     "engine/committer.py": {"trio"},
     "engine/sleeper.py": {"trio"},
-    "api": {"click", "h11", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},
+    "api": {"click", "h11", "httptools", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},
 }
 PURE = ("api/dialects.py", "api/json_body.py", "api/line.py", "api/access.py")
 TOOLS = ("tools.py", "tool_output.py")

@@ -164,8 +164,9 @@ def test_a_client_that_leaves_in_the_middle_of_its_request_leaves_no_waiter(serv
     assert stat_of(server, "commands") == 0
 
 
-def test_a_client_that_does_not_read_cannot_hold_up_the_exit(server: Server) -> None:
-    """F5, H1."""
+@contextlib.contextmanager
+def not_reading(server: Server) -> Iterator[None]:
+    """A client that has asked for 20 MB and does not read them."""
     server.post({"command": "SET", "key": "big", "value": "x" * 1_000_000})
     body = b'{"command": "GET big"}'
     request = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
@@ -173,6 +174,12 @@ def test_a_client_that_does_not_read_cannot_hold_up_the_exit(server: Server) -> 
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.sendall(request * 20)
         until(lambda: stat_of(server, "commands") >= 2)
+        yield
+
+
+def test_a_client_that_does_not_read_cannot_hold_up_the_exit(server: Server) -> None:
+    """F5, H1."""
+    with not_reading(server):
         server.stop()
 
 
@@ -195,11 +202,7 @@ def test_a_log_that_nobody_reads_cannot_hold_up_the_exit(tmp_path: Path) -> None
 
 def test_a_second_signal_exits_now(server: Server) -> None:
     """H1"""
-    body = b'{"command": "SET", "key": "k", "value": "'
-    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
-    with socket.create_connection((server.host, server.port)) as client:
-        client.sendall(head + body)  # in flight: it holds the shutdown up for the grace time
-        until(lambda: stat_of(server, "requests_open") >= 2)
+    with not_reading(server):  # answers in flight: they hold the shutdown up for the grace time
         server.signal(signal.SIGTERM)
         until(lambda: "SIGTERM: shutting down" in server.log)
         server.signal(signal.SIGTERM)  # the same once more, as timeout(1) sends it to the process and to its group
