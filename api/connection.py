@@ -30,25 +30,24 @@ import logging
 import math
 import select
 import socket
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from api import dialects
 from api.body import HeldBody
 from api.dialects import Answer, failure
+from api.exchange import Exchange
 from api.head import HEAD_BYTES_MAX, INVALID, UNPARSABLE, BadHead, check_bytes
-from api.request import BadBody, Chunks, RequestHead, refusal_of, too_large
+from api.outbox import Outbox
+from api.request import BadBody, IncomingBody, RequestHead, refusal_of, too_large
 from api.sockets import READ_AHEAD_BYTES_MAX
 from engine.commands import BQPop
 from engine.limits import KIB, Limits
 from engine.replies import Error, Failure
 
 if TYPE_CHECKING:
-    import trio
-
     from api.door import Door, DoorSettings
-    from engine.calls import Call
 
 _logger = logging.getLogger("holdfast.http")
 
@@ -66,72 +65,6 @@ FREE_BODY_BYTES = 16 * KIB
 GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 _HEAD_END = b"\r\n\r\n"
-
-
-class Exchange:
-    """One request and its answer.
-
-    Attributes:
-        head: of the request.
-        holds_up: may take its time, so nothing is started behind it.
-        response: head and body of the answer, when it is there.
-        call: what the engine does for it, if that is one call of its own.
-        errand: around the task that works on it, if there is one.
-    """
-
-    __slots__ = ("call", "connection", "errand", "head", "holds_up", "request", "response")
-
-    def __init__(self, connection: Connection, head: RequestHead, holds_up: bool) -> None:
-        self.connection = connection
-        self.head = head
-        self.holds_up = holds_up
-        self.response: bytes | None = None
-        self.request: dialects.Request | None = None
-        self.call: Call | None = None
-        self.errand: trio.CancelScope | None = None
-
-    def deliver(self, call: Call) -> None:
-        """Called by the engine with the reply of a command."""
-        self.call = call
-        try:
-            assert isinstance(self.request, dialects.Request)
-            assert call.reply is not None
-            self.connection.answer(self, dialects.answer(self.request, call.reply))
-        except Exception:
-            self.connection.fail()
-
-    def withdraw(self) -> None:
-        """The client is gone: whatever is on its way comes back."""
-        if self.errand is not None:
-            self.errand.cancel()
-        if self.call is not None:
-            self.connection.door.engine.withdraw(self.call)
-
-
-class _Body:
-    """A body that is still coming; thrown away when its head is refused."""
-
-    __slots__ = ("chunks", "data", "head", "held", "left")
-
-    def __init__(self, head: RequestHead) -> None:
-        self.head = head
-        self.left = head.length
-        self.chunks = Chunks() if head.length is None else None
-        self.data = bytearray()
-        self.held = HeldBody()
-
-    @property
-    def complete(self) -> bool:
-        return self.left == 0 if self.chunks is None else self.chunks.complete
-
-    def take(self, data: bytes, at: int) -> tuple[bytes, int]:
-        """Takes what belongs to the body: that, and the position behind it; BadBody when it cannot be."""
-        if self.chunks is not None:
-            return self.chunks.take(data, at)
-        assert self.left is not None
-        end = min(len(data), at + self.left)
-        self.left -= end - at
-        return data[at:end], end
 
 
 class _Phase(enum.Enum):
@@ -165,7 +98,6 @@ class Connection:
         fd: descriptor of the socket.
         deadline: when to look at it again, in trio's time.
         timer: when the door does; no later than at the deadline.
-        unsent_bytes: of answers, that the kernel has not taken yet.
     """
 
     __slots__ = (
@@ -174,19 +106,16 @@ class Connection:
         "_events",
         "_exchanges",
         "_open",
+        "_outbox",
         "_pending",
         "_phase",
-        "_popped",
-        "_queued_bytes",
         "_reading",
         "_running",
         "_socket",
-        "_unsent",
         "deadline",
         "door",
         "fd",
         "timer",
-        "unsent_bytes",
     )
 
     def __init__(self, door: Door, client: socket.socket) -> None:
@@ -194,21 +123,23 @@ class Connection:
         self.fd = client.fileno()
         self.deadline = math.inf
         self.timer = math.inf
-        self.unsent_bytes = 0
         self._socket = client
         self._events = select.EPOLLIN | select.EPOLLRDHUP
         self._open = True
         self._closing = False  # no more requests are read
         self._reading = False
         self._pending = b""
-        self._body: _Body | None = None
+        self._body: IncomingBody | None = None
         self._exchanges: list[Exchange] = []
         self._running = 0  # exchanges that wait for their answer and hold nothing up
-        self._unsent: deque[memoryview] | None = None
-        self._queued_bytes = 0  # of answers, since the connection began
-        self._popped: list[tuple[int, Exchange]] | None = None  # unsent answers of pops, and where they begin
+        self._outbox = Outbox(client, door.engine.settle)
         door.epoll.register(self.fd, self._events)
         self._enter(_Phase.IDLE)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of answers that the kernel has not taken yet."""
+        return self._outbox.unsent_bytes
 
     @property
     def requests_open(self) -> int:
@@ -228,7 +159,8 @@ class Connection:
                 self.close()
                 return
             if events & select.EPOLLOUT:
-                self._flush()
+                self._use_outbox(self._outbox.flush)
+                self._go_on()
             if events & select.EPOLLIN and self._open:
                 self._receive()
         except Exception:
@@ -238,7 +170,7 @@ class Connection:
         """Does what is due when `deadline` has passed."""
         settings = self.door.settings
         try:
-            if self._unsent or self._phase in (_Phase.IDLE, _Phase.LINGER):
+            if self.unsent_bytes or self._phase in (_Phase.IDLE, _Phase.LINGER):
                 self.close()
             elif self._phase is _Phase.BODY:
                 self._refuse(failure(408, "request timeout", f"a body has {settings.body_timeout_s:g} s to arrive"))
@@ -251,7 +183,7 @@ class Connection:
         """Closes when what is being worked on is answered; at once when that is nothing."""
         if self._body is not None:
             self._refuse(failure(503, Error.UNAVAILABLE.value, "shutting down"))
-        elif not self._exchanges and not self._unsent:
+        elif not self._exchanges and not self.unsent_bytes:
             self.close()
         else:
             self._closing = True
@@ -272,8 +204,8 @@ class Connection:
         self._socket.close()
         if self._body is not None:
             self._body.held.release()
-        left = [exchange for _, exchange in self._popped or ()] + self._exchanges
-        self._pending, self._body, self._unsent, self._popped, self._exchanges = b"", None, None, None, []
+        left = self._outbox.drop() + self._exchanges
+        self._pending, self._body, self._exchanges = b"", None, []
         for exchange in left:
             exchange.withdraw()
 
@@ -315,7 +247,7 @@ class Connection:
         exchanges = self._exchanges
         if exchanges and (exchanges[-1].holds_up or len(exchanges) >= PIPELINE_MAX):
             return True
-        return self._closing or self._unsent is not None
+        return self._closing or self.unsent_bytes > 0
 
     def _read_head(self, data: bytes, at: int) -> int:
         """Reads a head, and its body if that is all here. Returns where to go on: at the same place when it cannot."""
@@ -349,7 +281,7 @@ class Connection:
         return head.length is not None and head.length <= SMALL_BODY_BYTES and not head.expects_continue
 
     def _begin_body(self, head: RequestHead, *, nothing_follows: bool) -> None:
-        self._body = _Body(head)
+        self._body = IncomingBody(head)
         self._enter(_Phase.BODY)
         if head.expects_continue and nothing_follows:
             self._complete(self._begin_exchange(head), b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -373,7 +305,7 @@ class Connection:
             self._end_body(body)
         return at
 
-    def _hold(self, body: _Body, piece: bytes) -> Answer | None:
+    def _hold(self, body: IncomingBody, piece: bytes) -> Answer | None:
         """Adds to a body; returns the answer to one that may not grow so long."""
         size = len(body.data) + len(piece)
         if size > self.door.service.limits.body_bytes_max:
@@ -383,7 +315,7 @@ class Connection:
         body.data += piece
         return None
 
-    def _end_body(self, body: _Body) -> None:
+    def _end_body(self, body: IncomingBody) -> None:
         self._body = None
         if body.head.refusal is not None:
             self._answer_now(body.head, body.head.refusal)
@@ -486,82 +418,32 @@ class Connection:
         count = 0
         while count < len(exchanges) and exchanges[count].response is not None:
             count += 1
-        if not count:
-            return
-        responses = [exchange.response for exchange in exchanges[:count] if exchange.response is not None]
-        begins_at = self._queued_bytes
-        if not self._send(responses[0] if count == 1 else b"".join(responses)):
-            return
-        sent_to = self._queued_bytes - self.unsent_bytes
-        for exchange, response in zip(exchanges[:count], responses, strict=True):
-            if exchange.call is not None and exchange.call.taken:
-                if begins_at < sent_to:
-                    self.door.engine.settle(exchange.call)
-                else:
-                    self._popped = self._popped or []
-                    self._popped.append((begins_at, exchange))
-            begins_at += len(response)
-        del exchanges[:count]
-        self._go_on()
+        if count:
+            self._use_outbox(partial(self._outbox.put, exchanges[:count]))
+            del self._exchanges[:count]
+            self._go_on()
 
-    def _send(self, data: bytes) -> bool:
-        """Gives bytes to the kernel, and keeps what it does not take. False when the client is gone."""
-        sent = 0
-        if self._unsent is None:
-            try:
-                sent = self._socket.send(data)
-            except (BlockingIOError, InterruptedError):
-                pass
-            except OSError:
-                self.close()
-                return False
-        self._queued_bytes += len(data)
-        if sent < len(data):
-            if self._unsent is None:
-                self._unsent = deque()
-                self._watch(select.EPOLLRDHUP | select.EPOLLOUT)
-                self._wait(self.door.settings.send_timeout_s)
-            self._unsent.append(memoryview(data)[sent:])
-            self.unsent_bytes += len(data) - sent
-            self.door.note_unsent(self, len(data) - sent)
-        return self._open
-
-    def _flush(self) -> None:
-        """Goes on with unsent bytes; the kernel has room again."""
-        before = self.unsent_bytes
+    def _use_outbox(self, use: Callable[[], None]) -> None:
+        """Gives bytes to the kernel; when it does not take all, nothing is started or read until it has."""
+        outbox = self._outbox
+        before = outbox.unsent_bytes
         try:
-            while self._unsent:
-                sent = self._socket.send(self._unsent[0])
-                self.unsent_bytes -= sent
-                if sent < len(self._unsent[0]):
-                    self._unsent[0] = self._unsent[0][sent:]
-                    break
-                self._unsent.popleft()
-        except (BlockingIOError, InterruptedError):
-            pass
+            use()
         except OSError:
             self.close()
             return
-        self.door.note_unsent(self, self.unsent_bytes - before)
-        self._settle_sent()
-        if self._unsent:
+        if outbox.unsent_bytes != before:
+            self.door.note_unsent(self, outbox.unsent_bytes - before)
+        if outbox.unsent_bytes:
+            self._watch(select.EPOLLRDHUP | select.EPOLLOUT)
             self._wait(self.door.settings.send_timeout_s)
-        else:
-            self._unsent = None
+        elif before:
             self._watch(select.EPOLLRDHUP | select.EPOLLIN)
             self._wait(_TIME_OF[self._phase](self.door.settings))
-            self._go_on()
-
-    def _settle_sent(self) -> None:
-        sent_to = self._queued_bytes - self.unsent_bytes
-        while self._popped and self._popped[0][0] < sent_to:
-            call = self._popped.pop(0)[1].call
-            assert call is not None
-            self.door.engine.settle(call)
 
     def _go_on(self) -> None:
         """Does what may be done now that answers have left."""
-        if self._unsent is not None or self._reading:
+        if not self._open or self.unsent_bytes > 0 or self._reading:
             return
         if self._closing:
             if not self._exchanges:

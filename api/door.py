@@ -35,8 +35,9 @@ import trio
 
 from api.access import Access
 from api.body import HeldBody
-from api.connection import Connection, Exchange
+from api.connection import Connection
 from api.dialects import Answer, failure
+from api.exchange import Exchange
 from api.relay import Relay
 from api.request import RequestHead, read_head
 from api.service import Service

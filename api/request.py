@@ -16,6 +16,7 @@ import httptools
 from hypercorn.typing import HTTPScope
 
 from api.access import Access
+from api.body import HeldBody
 from api.dialects import Answer, failure
 from api.head import INVALID, OTHER_CODING, TWO_LENGTHS, UNPARSABLE, BadHead, Head, check_bytes
 from api.service import PATHS
@@ -244,3 +245,36 @@ class Chunks:
             return at + split + len(_END) - len(self._last)
         end = data.find(_END, at)
         return len(data) if end < 0 else end + len(_END)
+
+
+class IncomingBody:
+    """A body that is still coming; thrown away when its head is refused.
+
+    Attributes:
+        head: of its request.
+        data: what has come.
+        held: its share of the budget.
+    """
+
+    __slots__ = ("_chunks", "_left", "data", "head", "held")
+
+    def __init__(self, head: RequestHead) -> None:
+        self.head = head
+        self._left = head.length
+        self._chunks = Chunks() if head.length is None else None
+        self.data = bytearray()
+        self.held = HeldBody()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is here."""
+        return self._left == 0 if self._chunks is None else self._chunks.complete
+
+    def take(self, data: bytes, at: int) -> tuple[bytes, int]:
+        """Takes what belongs to the body. Arguments, result and errors are those of `Chunks.take`."""
+        if self._chunks is not None:
+            return self._chunks.take(data, at)
+        assert self._left is not None
+        end = min(len(data), at + self._left)
+        self._left -= end - at
+        return data[at:end], end

@@ -1,0 +1,99 @@
+"""The bytes of answers on their way to the kernel, and the popped values among them."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from api.exchange import Exchange
+from engine.calls import Call
+
+
+class Outbox:
+    """What a connection has to send.
+
+    A popped value is handed over when the first byte of its answer is the kernel's; until then it can go back (E5).
+
+    Args:
+        client: the socket, not blocking.
+        settle: told of each call whose popped value is handed over.
+
+    Attributes:
+        unsent_bytes: what the kernel has not taken yet.
+    """
+
+    __slots__ = ("_client", "_popped", "_put_bytes", "_settle", "_unsent", "unsent_bytes")
+
+    def __init__(self, client: socket.socket, settle: Callable[[Call], None]) -> None:
+        self.unsent_bytes = 0
+        self._client = client
+        self._settle = settle
+        self._put_bytes = 0  # since the connection began
+        self._unsent: deque[memoryview] | None = None
+        self._popped: deque[tuple[int, Exchange]] | None = None  # unsent answers of pops, and where they begin
+
+    def put(self, exchanges: Sequence[Exchange]) -> None:
+        """Sends answers behind those that are unsent.
+
+        Args:
+            exchanges: answered ones, in order.
+
+        Raises:
+            OSError: the client is gone; nothing was handed over.
+        """
+        responses = [exchange.response for exchange in exchanges if exchange.response is not None]
+        data = responses[0] if len(responses) == 1 else b"".join(responses)
+        sent = 0
+        if not self._unsent:
+            with contextlib.suppress(BlockingIOError, InterruptedError):
+                sent = self._client.send(data)
+        begins_at = self._put_bytes
+        self._put_bytes += len(data)
+        if sent < len(data):
+            self._unsent = self._unsent or deque()
+            self._unsent.append(memoryview(data)[sent:])
+            self.unsent_bytes += len(data) - sent
+        for exchange, response in zip(exchanges, responses, strict=True):
+            if exchange.call is not None and exchange.call.taken:
+                self._popped = self._popped or deque()
+                self._popped.append((begins_at, exchange))
+            begins_at += len(response)
+        if self._popped:
+            self._settle_sent()
+
+    def flush(self) -> None:
+        """Goes on with what is unsent; the kernel has room again.
+
+        Raises:
+            OSError: the client is gone.
+        """
+        try:
+            while self._unsent:
+                sent = self._client.send(self._unsent[0])
+                self.unsent_bytes -= sent
+                if sent < len(self._unsent[0]):
+                    self._unsent[0] = self._unsent[0][sent:]
+                    break
+                self._unsent.popleft()
+        except (BlockingIOError, InterruptedError):
+            pass
+        self._settle_sent()
+        if not self._unsent:
+            self._unsent = None
+
+    def drop(self) -> list[Exchange]:
+        """Gives up what is unsent; returns the exchanges whose popped values were not handed over."""
+        left = [exchange for _, exchange in self._popped or ()]
+        self._unsent = self._popped = None
+        return left
+
+    def _settle_sent(self) -> None:
+        sent_to = self._put_bytes - self.unsent_bytes
+        while self._popped and self._popped[0][0] < sent_to:
+            call = self._popped.popleft()[1].call
+            assert call is not None
+            self._settle(call)
+        if not self._popped:
+            self._popped = None
