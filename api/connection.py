@@ -31,7 +31,6 @@ import math
 import select
 import socket
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from api import dialects
@@ -43,7 +42,7 @@ from api.outbox import Outbox
 from api.request import BadBody, IncomingBody, RequestHead, refusal_of, too_large
 from api.sockets import READ_AHEAD_BYTES_MAX
 from engine.commands import BQPop
-from engine.limits import KIB, Limits
+from engine.limits import KIB
 from engine.replies import Error, Failure
 
 if TYPE_CHECKING:
@@ -159,8 +158,7 @@ class Connection:
                 self.close()
                 return
             if events & select.EPOLLOUT:
-                self._use_outbox(self._outbox.flush)
-                self._go_on()
+                self._flush()
             if events & select.EPOLLIN and self._open:
                 self._receive()
         except Exception:
@@ -228,7 +226,7 @@ class Connection:
         at = 0
         self._pending = b""
         self._reading = True
-        while at < len(data) and not self._is_held_up:
+        while at < len(data) and not self._is_held_up():
             taken = self._read_head(data, at) if self._body is None else self._read_body(data, at)
             if taken == at:
                 break
@@ -241,13 +239,12 @@ class Connection:
         if self._exchanges and not self._running:
             self._send_answers()
 
-    @property
     def _is_held_up(self) -> bool:
         """Whether nothing may be started now."""
         exchanges = self._exchanges
         if exchanges and (exchanges[-1].holds_up or len(exchanges) >= PIPELINE_MAX):
             return True
-        return self._closing or self.unsent_bytes > 0
+        return self._closing or self._outbox.unsent_bytes > 0
 
     def _read_head(self, data: bytes, at: int) -> int:
         """Reads a head, and its body if that is all here. Returns where to go on: at the same place when it cannot."""
@@ -333,14 +330,14 @@ class Connection:
             data: the body.
             held: its share of the budget, if it has one.
         """
-        limits = self.door.service.limits
-        self._enter(_Phase.WORK)
+        self._phase = _Phase.WORK
+        self.deadline = math.inf
         if not head.keep_alive:
             self._closing = True
         if head.path == "/" and dialects.is_quick(data):
             if held is not None:
                 held.release()
-            self._start_command(head, data, limits)
+            self._start_command(head, data)
         else:
             if held is None:
                 held = HeldBody()
@@ -348,9 +345,9 @@ class Connection:
             exchange = self._begin_exchange(head, holds_up=True)
             self.door.send_on_errand(exchange, held)
 
-    def _start_command(self, head: RequestHead, data: bytes, limits: Limits) -> None:
+    def _start_command(self, head: RequestHead, data: bytes) -> None:
         try:
-            request, command = dialects.understand(data, limits)
+            request, command = dialects.understand(data, self.door.service.limits)
         except dialects.BadRequest as bad:
             self._answer_now(head, dialects.refuse(bad))
             return
@@ -377,11 +374,8 @@ class Connection:
             exchange: of this connection, not answered yet.
             answer: to it.
         """
-        self._complete(exchange, self.door.render(answer, closes=self.closes_behind(exchange)))
-
-    def closes_behind(self, exchange: Exchange) -> bool:
-        """Whether an exchange is the last of its connection."""
-        return self._closing and self._exchanges[-1] is exchange
+        closes = self._closing and self._exchanges[-1:] == [exchange]
+        self._complete(exchange, self.door.render(answer, closes=closes))
 
     def respond(self, exchange: Exchange, response: bytes) -> None:
         """As `answer`, with the bytes of head and body."""
@@ -418,32 +412,44 @@ class Connection:
         count = 0
         while count < len(exchanges) and exchanges[count].response is not None:
             count += 1
-        if count:
-            self._use_outbox(partial(self._outbox.put, exchanges[:count]))
-            del self._exchanges[:count]
-            self._go_on()
-
-    def _use_outbox(self, use: Callable[[], None]) -> None:
-        """Gives bytes to the kernel; when it does not take all, nothing is started or read until it has."""
+        if not count:
+            return
         outbox = self._outbox
-        before = outbox.unsent_bytes
+        unsent_bytes = outbox.unsent_bytes
         try:
-            use()
+            outbox.put(exchanges[:count])
         except OSError:
             self.close()
             return
-        if outbox.unsent_bytes != before:
-            self.door.note_unsent(self, outbox.unsent_bytes - before)
-        if outbox.unsent_bytes:
+        self._exchanges = exchanges[count:]
+        if outbox.unsent_bytes != unsent_bytes:
+            self._note_unsent(outbox.unsent_bytes - unsent_bytes)
+        self._go_on()
+
+    def _flush(self) -> None:
+        """Sends what is unsent; the kernel has room again."""
+        unsent_bytes = self._outbox.unsent_bytes
+        try:
+            self._outbox.flush()
+        except OSError:
+            self.close()
+            return
+        self._note_unsent(self._outbox.unsent_bytes - unsent_bytes)
+        self._go_on()
+
+    def _note_unsent(self, change_bytes: int) -> None:
+        """While bytes are unsent, nothing is read or started, and the client has its time to make progress."""
+        self.door.note_unsent(self, change_bytes)
+        if self._outbox.unsent_bytes:
             self._watch(select.EPOLLRDHUP | select.EPOLLOUT)
             self._wait(self.door.settings.send_timeout_s)
-        elif before:
+        else:
             self._watch(select.EPOLLRDHUP | select.EPOLLIN)
-            self._wait(_TIME_OF[self._phase](self.door.settings))
+            self._enter(self._phase)
 
     def _go_on(self) -> None:
         """Does what may be done now that answers have left."""
-        if not self._open or self.unsent_bytes > 0 or self._reading:
+        if not self._open or self._outbox.unsent_bytes or self._reading:
             return
         if self._closing:
             if not self._exchanges:
@@ -452,7 +458,10 @@ class Connection:
             self._watch(select.EPOLLRDHUP | select.EPOLLIN)
             self._read(self._pending)
         elif not self._exchanges and self._body is None:
-            self._enter(_Phase.IDLE)
+            self._phase = _Phase.IDLE
+            self.deadline = self.door.idle_deadline
+            if self.deadline < self.timer:
+                self.door.arm(self, self.deadline)
 
     def _hang_up(self) -> None:
         """Ends our side, and waits a moment for the client to end its own.

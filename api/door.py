@@ -99,6 +99,7 @@ class Door:
 
     Attributes:
         now: the time in the turn of the event loop that is running, by trio's clock.
+        idle_deadline: of connections that become idle in it.
         epoll: where connections register their sockets.
     """
 
@@ -107,7 +108,7 @@ class Door:
         self.engine = service.engine
         self.settings = settings
         self.epoll = select.epoll()
-        self.now = trio.current_time()
+        self._start_turn()
         self.read_head = functools.lru_cache(HEADS_REMEMBERED)(self._read_head)
         self._relay = relay
         self._connections: dict[int, Connection] = {}
@@ -119,7 +120,7 @@ class Door:
         self._accepting = False
         self._closing = False
         self._empty = trio.Event()
-        self._status_lines: dict[int, bytes] = {}
+        self._begins: dict[int, bytes] = {}  # of responses
         self._nursery: trio.Nursery
 
     def traffic(self) -> dict[str, int]:
@@ -170,15 +171,20 @@ class Door:
 
     async def _serve_ready(self) -> None:
         descriptor = self.epoll.fileno()
+        connections = self._connections
         while True:
             await trio.lowlevel.wait_readable(descriptor)
-            self.now = trio.current_time()
+            self._start_turn()
             for fd, events in self.epoll.poll(0, READY_MAX):
-                connection = self._connections.get(fd)
+                connection = connections.get(fd)
                 if connection is not None:
                     connection.on_ready(events)
                 elif fd in self._listeners:
                     self._accept(self._listeners[fd])
+
+    def _start_turn(self) -> None:
+        self.now = trio.current_time()
+        self.idle_deadline = self.now + self.settings.keep_alive_s
 
     def _open_up(self) -> None:
         self._accepting = True
@@ -216,9 +222,9 @@ class Door:
 
     async def _keep_time(self) -> None:
         while True:
-            self._status_lines.clear()  # they hold the date
+            self._begins.clear()  # they hold the date
             await trio.sleep(self.settings.tick_s)
-            self.now = trio.current_time()
+            self._start_turn()
             if not self._accepting:
                 self._open_up()
             await self._look_at_deadlines()
@@ -314,20 +320,22 @@ class Door:
             answer: status and body.
             closes: no other answer follows it.
         """
-        begin = self._status_lines.get(answer.status)
+        body = answer.body
+        kind = answer.status if body else -answer.status
+        begin = self._begins.get(kind)
         if begin is None:
-            begin = self._status_lines[answer.status] = _begin_of(answer.status)
-        type_and_close = b"content-type: application/json\r\n" if answer.body else b""
+            begin = self._begins[kind] = _begin_of(answer)
         if closes:
-            type_and_close += b"connection: close\r\n"
-        return b"%b%bcontent-length: %d\r\n\r\n%b" % (begin, type_and_close, len(answer.body), answer.body)
+            begin += b"connection: close\r\n"
+        return b"%bcontent-length: %d\r\n\r\n%b" % (begin, len(body), body)
 
     def _read_head(self, data: bytes) -> RequestHead:
         return read_head(data, self.settings.access, self.service.limits.body_bytes_max)
 
 
-def _begin_of(status: int) -> bytes:
-    """Status line, date, and the fields that belong to a status."""
+def _begin_of(answer: Answer) -> bytes:
+    """Status line, date, and the fields that belong to a status; what hundreds of answers a tick have in common."""
     date = email.utils.formatdate(time.time(), usegmt=True).encode()
-    line = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (status, HTTPStatus(status).phrase.encode(), date)
-    return line + _EXTRA_FIELDS.get(status, b"")
+    line = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (answer.status, HTTPStatus(answer.status).phrase.encode(), date)
+    content_type = b"content-type: application/json\r\n" if answer.body else b""
+    return line + content_type + _EXTRA_FIELDS.get(answer.status, b"")

@@ -30,7 +30,7 @@ class Outbox:
         self.unsent_bytes = 0
         self._client = client
         self._settle = settle
-        self._put_bytes = 0  # since the connection began
+        self._put_bytes = 0  # of all answers that were not sent at once
         self._unsent: deque[memoryview] | None = None
         self._popped: deque[tuple[int, Exchange]] | None = None  # unsent answers of pops, and where they begin
 
@@ -49,19 +49,27 @@ class Outbox:
         if not self._unsent:
             with contextlib.suppress(BlockingIOError, InterruptedError):
                 sent = self._client.send(data)
+        if sent < len(data):
+            self._keep(exchanges, data, sent)
+            return
+        for exchange in exchanges:
+            if exchange.call is not None and exchange.call.taken:
+                self._settle(exchange.call)
+
+    def _keep(self, exchanges: Sequence[Exchange], data: bytes, sent: int) -> None:
+        """Keeps what the kernel did not take."""
         begins_at = self._put_bytes
         self._put_bytes += len(data)
-        if sent < len(data):
-            self._unsent = self._unsent or deque()
-            self._unsent.append(memoryview(data)[sent:])
-            self.unsent_bytes += len(data) - sent
-        for exchange, response in zip(exchanges, responses, strict=True):
+        self.unsent_bytes += len(data) - sent
+        if self._unsent is None:
+            self._unsent, self._popped = deque(), deque()
+        self._unsent.append(memoryview(data)[sent:])
+        assert self._popped is not None
+        for exchange in exchanges:
             if exchange.call is not None and exchange.call.taken:
-                self._popped = self._popped or deque()
                 self._popped.append((begins_at, exchange))
-            begins_at += len(response)
-        if self._popped:
-            self._settle_sent()
+            begins_at += len(exchange.response or b"")
+        self._settle_sent()
 
     def flush(self) -> None:
         """Goes on with what is unsent; the kernel has room again.
@@ -81,7 +89,7 @@ class Outbox:
             pass
         self._settle_sent()
         if not self._unsent:
-            self._unsent = None
+            self._unsent = self._popped = None
 
     def drop(self) -> list[Exchange]:
         """Gives up what is unsent; returns the exchanges whose popped values were not handed over."""
@@ -95,5 +103,3 @@ class Outbox:
             call = self._popped.popleft()[1].call
             assert call is not None
             self._settle(call)
-        if not self._popped:
-            self._popped = None
