@@ -44,7 +44,7 @@ from api.access import Access
 from api.body import HeldBody
 from api.head import Head
 from api.hypercorn_fixes import connections_open
-from api.service import PATHS, EngineFace, Service
+from api.service import BODIES_FULL, PATHS, EngineFace, Service
 from engine.checkpointer import FoldFailed
 from engine.limits import KIB, Limits
 from engine.replies import Error
@@ -225,7 +225,7 @@ class Exchange(TrioASGIHTTPConnection):
                     return self._too_large()
                 data.write(piece)
                 if not self._body.hold(self.app.service.budget, data.tell()):
-                    return _bodies_full()
+                    return BODIES_FULL
             self._body.data = data.getvalue()
             return None
         return dialects.failure(408, "request timeout", f"a body has {settings.body_timeout_s:g} s to arrive")
@@ -299,10 +299,6 @@ class Exchange(TrioASGIHTTPConnection):
         if not self._lingered():
             with trio.move_on_after(self.app.settings.linger_s) as self._lingering:
                 await trio.sleep_forever()
-
-
-def _bodies_full() -> dialects.Answer:
-    return dialects.failure(503, Error.UNAVAILABLE.value, "too many request bodies at once")
 
 
 def _response(answer: dialects.Answer) -> Response:

@@ -31,12 +31,12 @@ QUICK_BYTES_MAX = 64 * KIB
 """Longest body for the event loop: decoding and scanning this much text takes 0.2 ms."""
 
 QUICK_MARKS_MAX = 512
-"""Most bytes of `_MARKS` in a body for the event loop; each may cost 2 microseconds further on."""
+"""Most bytes of `MARKS` in a body for the event loop; each may cost 2 microseconds further on."""
 
 _BACKSLASH = ord("\\")
 _SPACE = " \t\n\r"
 
-_MARKS = b' ,[{\\"'
+MARKS = b' ,[{\\"'
 """What starts an item, a word of a line, or an escape; the rest is text and costs next to nothing."""
 
 _ITEMS_SLACK = 64
@@ -64,6 +64,7 @@ class BadRequest(Exception):
         error: `invalid request` or `too large`, fixed texts that clients match on.
         detail: what was wrong and what was expected, for a person.
         in_fields: it has members of the fields dialect, and is answered in its form.
+        index: of the command that refuses the unit it is in, from 0; None when there is no unit.
     """
 
     def __init__(self, detail: str, status: int = 400) -> None:
@@ -72,6 +73,7 @@ class BadRequest(Exception):
         self.error = Error.TOO_LARGE.value if status == 413 else "invalid request"
         self.detail = detail
         self.in_fields = False
+        self.index: int | None = None
 
 
 class Number(bytes):
@@ -94,10 +96,10 @@ def is_quick(body: bytes) -> bool:
     """
     if len(body) <= QUICK_MARKS_MAX:
         return True
-    return len(body) <= QUICK_BYTES_MAX and len(body) - len(body.translate(None, _MARKS)) <= QUICK_MARKS_MAX
+    return len(body) <= QUICK_BYTES_MAX and len(body) - len(body.translate(None, MARKS)) <= QUICK_MARKS_MAX
 
 
-def scan(body: bytes) -> object:
+def scan(body: bytes) -> tuple[object, int | None]:
     """Has the C scanner read a body that is all right, with no white space before the value, as nearly all are.
 
     A line takes it 0.4 microseconds; with a hook for each object, to find members given twice, it takes 1.2. Without
@@ -110,7 +112,8 @@ def scan(body: bytes) -> object:
         body: for which `is_quick` says yes.
 
     Returns:
-        The JSON value, for `as_bytes`: strings are still str. It may be nested too deep, and hold lone surrogates.
+        The JSON value, for `as_bytes`: strings are still str; it may be nested too deep and hold lone surrogates.
+        And the number of strings it must have, for `check_strings`; None if no member is given twice for certain.
 
     Raises:
         ValueError, RecursionError: it is not all right; `parse_in_steps` has the words for it.
@@ -123,22 +126,13 @@ def scan(body: bytes) -> object:
         raise ValueError from None
     if end != len(text) and text[end:].strip(_SPACE):
         raise ValueError
-    if not escaped and body.count(b'"') != 2 * count_strings(value):
+    return value, None if escaped else body.count(b'"') // 2
+
+
+def check_strings(value: object, strings: int | None) -> None:
+    """Raises ValueError when a value does not have the strings that `scan` said it must have."""
+    if strings is not None and strings != _count_strings(value):
         raise ValueError
-    return value
-
-
-def count_strings(value: object) -> int:
-    """Counts the strings in a value of the C scanner, member names included."""
-    if type(value) is dict:
-        count, inner = len(value), iter(value.values())
-    elif type(value) is list:
-        count, inner = 0, iter(value)
-    else:
-        return 1 if type(value) is str else 0
-    for one in inner:
-        count += 1 if type(one) is str else count_strings(one)
-    return count
 
 
 def as_bytes(value: object, depth_left: int) -> Json:
@@ -168,11 +162,9 @@ def parse_in_steps(body: bytes, limits: Limits) -> Json:
     Raises:
         BadRequest: not strict JSON, nested too deep, or too large.
     """
-    if len(body) > limits.body_bytes_max:
-        raise BadRequest(f"the body has {len(body)} bytes, at most {limits.body_bytes_max} are taken", 413)
-    _check_utf8(body)
+    reader = Reader(body, limits)
     try:
-        return _Reader(body, limits).document()
+        return reader.document()
     except RecursionError:  # only with a depth limit set higher than Python's own
         raise BadRequest("nested too deep") from None
 
@@ -195,34 +187,57 @@ def take_steps(pattern: re.Pattern[bytes], data: bytes, at: int) -> tuple[list[b
     return pieces, at
 
 
-class _Reader:
-    """Recursive descent over the bytes of one body; `at` is the position of the next byte."""
+class Reader:
+    """Recursive descent over the bytes of one body.
+
+    Args:
+        body: as received.
+        limits: as for `parse_in_steps`.
+
+    Attributes:
+        at: position of the next byte.
+        depth: containers around it.
+        items: JSON values and member names so far.
+        items_max: how many of them are taken.
+        too_many: what to say of more.
+
+    Raises:
+        BadRequest: the body is over its limit or no UTF-8; its methods, at the first mistake.
+    """
 
     def __init__(self, body: bytes, limits: Limits) -> None:
+        if len(body) > limits.body_bytes_max:
+            raise BadRequest(f"the body has {len(body)} bytes, at most {limits.body_bytes_max} are taken", 413)
+        _check_utf8(body)
         self.body = body
         self.at = 0
         self.depth = 0
         self.depth_max = limits.json_depth_max
         self.items = 0
-        self.words_max = limits.tokens_max
         self.items_max = limits.tokens_max + _ITEMS_SLACK
+        self.too_many = f"the body has more items than a command may have words, {limits.tokens_max}"
         self.number_bytes_max = max(limits.value_bytes_max, limits.key_bytes_max)
 
     def document(self) -> Json:
         """Reads the one value of the body."""
-        value = self._value()
-        if self._next() != b"":
-            raise self._unexpected("the end of the body")
+        value = self.value()
+        self.end()
         return value
 
-    def _next(self) -> bytes:
+    def end(self) -> None:
+        """Checks that nothing but white space is left."""
+        if self.next() != b"":
+            raise self.unexpected("the end of the body")
+
+    def next(self) -> bytes:
         """Skips white space and returns the next byte, b"" at the end."""
         _, self.at = take_steps(_SPACE_STEP, self.body, self.at)
         return self.body[self.at : self.at + 1]
 
-    def _value(self) -> Json:
+    def value(self) -> Json:
+        """Reads the value that comes next."""
         self._count_item()
-        first = self._next()
+        first = self.next()
         if first == b'"':
             return self._string()
         if first == b"{":
@@ -238,7 +253,7 @@ class _Reader:
     def _count_item(self) -> None:
         self.items += 1
         if self.items > self.items_max:
-            raise BadRequest(f"the body has more items than a command may have words, {self.words_max}", 413)
+            raise BadRequest(self.too_many, 413)
 
     def _nested(self, read: Callable[[], Json]) -> Json:
         self.depth += 1
@@ -251,39 +266,40 @@ class _Reader:
 
     def _elements(self) -> list[Json]:
         elements: list[Json] = []
-        if self._next() != b"]":
-            elements.append(self._value())
-            while self._next() == b",":
+        if self.next() != b"]":
+            elements.append(self.value())
+            while self.next() == b",":
                 self.at += 1
-                elements.append(self._value())
-        self._expect(b"]", "',' or ']'")
+                elements.append(self.value())
+        self.expect(b"]", "',' or ']'")
         return elements
 
     def _members(self) -> dict[bytes, Json]:
         members: dict[bytes, Json] = {}
-        if self._next() != b"}":
+        if self.next() != b"}":
             self._member(members)
-            while self._next() == b",":
+            while self.next() == b",":
                 self.at += 1
                 self._member(members)
-        self._expect(b"}", "',' or '}'")
+        self.expect(b"}", "',' or '}'")
         return members
 
     def _member(self, members: dict[bytes, Json]) -> None:
         self._count_item()
-        if self._next() != b'"':
-            raise self._unexpected("a member name in double quotes")
+        if self.next() != b'"':
+            raise self.unexpected("a member name in double quotes")
         start = self.at
         name = self._string()
         if name in members:
             raise BadRequest(f"member {show(name)} is given twice, again at byte {start}")
-        self._next()
-        self._expect(b":", "':'")
-        members[name] = self._value()
+        self.next()
+        self.expect(b":", "':'")
+        members[name] = self.value()
 
-    def _expect(self, byte: bytes, what: str) -> None:
+    def expect(self, byte: bytes, what: str) -> None:
+        """Reads a byte that has to be there; `what` says so in the message."""
         if self.body[self.at : self.at + 1] != byte:
-            raise self._unexpected(what)
+            raise self.unexpected(what)
         self.at += 1
 
     def _string(self) -> bytes:
@@ -291,7 +307,7 @@ class _Reader:
         pieces, self.at = take_steps(_STRING_STEP, self.body, start + 1)
         if self.at == len(self.body):
             raise BadRequest(f"not JSON: the string that starts at byte {start} has no end")
-        self._expect(b'"', "a valid escape, or control characters escaped, in a string")
+        self.expect(b'"', "a valid escape, or control characters escaped, in a string")
         try:
             return b"".join(_unescape(piece) if b"\\" in piece else piece for piece in pieces)
         except UnicodeEncodeError:
@@ -300,13 +316,14 @@ class _Reader:
     def _number(self) -> Number:
         match = _NUMBER.match(self.body, self.at, self.at + self.number_bytes_max + 1)
         if match is None:
-            raise self._unexpected("a JSON value")
+            raise self.unexpected("a JSON value")
         if match.end() - self.at > self.number_bytes_max:
             raise BadRequest(f"the number at byte {self.at} has more than {self.number_bytes_max} digits", 413)
         self.at = match.end()
         return Number(match.group())
 
-    def _unexpected(self, expected: str) -> BadRequest:
+    def unexpected(self, expected: str) -> BadRequest:
+        """Says what should be here."""
         if self.at == len(self.body):
             return BadRequest(f"not JSON: the body ends where {expected} was expected")
         return BadRequest(f"not JSON: expected {expected} at byte {self.at}")
@@ -327,6 +344,19 @@ def _check_utf8(body: bytes) -> None:
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         raise BadRequest("the body is not valid UTF-8") from None
+
+
+def _count_strings(value: object) -> int:
+    """Counts the strings in a value of the C scanner, member names included."""
+    if type(value) is dict:
+        count, inner = len(value), iter(value.values())
+    elif type(value) is list:
+        count, inner = 0, iter(value)
+    else:
+        return 1 if type(value) is str else 0
+    for one in inner:
+        count += 1 if type(one) is str else _count_strings(one)
+    return count
 
 
 def _as_number(text: str) -> Number:

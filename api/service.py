@@ -1,34 +1,46 @@
 """The service behind the command paths: the body of a request in, its answer out. Knows no HTTP.
 
+    POST /           a command
+    POST /pipeline   a list of them, each by itself
+    POST /multi      a list of them, all or nothing
+
 Both ways in use it, the Quart application for every body and the door for those that are not quick.
 
 The rules that hold here:
 
-- Nothing holds the event loop for long: what `is_quick` does not take is parsed in a worker thread, one body at a time.
-- Between the return of `submit` and the return of `answer` there is no checkpoint: a reply that was
-  given is a reply that is handed over.
-- The body of a command is dropped as soon as it is parsed: a parked request holds its command, not its body.
+- Nothing holds the event loop for long: what is not quick is parsed in a worker thread, one body at a time, and
+  answered in slices.
+- A reply that was given is handed over, or what it popped goes back. For a command there is no checkpoint between the
+  return of `submit` and the return of `answer`; a batch is settled as `answer` returns, or else withdrawn.
+- The body of a command is dropped as soon as it is parsed: a parked request holds its command, not its body. A batch
+  keeps its share of the budget until it is answered, and a larger one: its commands take more memory than its body.
 - A defect is logged with its traceback and answered without.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import trio
 
-from api import dialects
+from api import batches, dialects
 from api.body import BodyBudget, HeldBody
-from engine.calls import Call
+from engine.calls import AnyCall, Batch, Call
 from engine.checkpointer import Checkpoint
 from engine.commands import Command
 from engine.limits import Limits
-from engine.replies import Error, Failure, Reply
+from engine.replies import Error, Failure, Refused, Reply
 
-PATHS = frozenset({"/"})
+COMMAND, PIPELINE, MULTI = PATHS = ("/", "/pipeline", "/multi")
 """Where commands are sent, each by POST."""
+
+BODIES_FULL = dialects.failure(503, Error.UNAVAILABLE.value, "too many request bodies at once")
+"""The answer to a body for which the budget has no share left."""
+
+_Parsed = TypeVar("_Parsed")
 
 _logger = logging.getLogger("holdfast.http")
 
@@ -46,11 +58,14 @@ class EngineFace(Protocol):
     def submit_nowait(self, command: Command, deliver: Callable[[Call], None]) -> Call:
         """Runs a command and returns at once; `deliver` is called when its reply is there."""
 
-    def settle(self, call: Call) -> None:
-        """Says that the answer was handed to the transport."""
+    def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
+        """Runs commands, and calls `deliver` when they are answered; then one of the two below must follow."""
 
-    def withdraw(self, call: Call) -> None:
-        """Says that the client has left before that."""
+    def settle(self, call: AnyCall) -> None:
+        """Says that an answer was handed over."""
+
+    def withdraw(self, call: AnyCall) -> None:
+        """Says that the caller has left."""
 
     async def checkpoint(self) -> Checkpoint:
         """Has the log folded into a snapshot; raises FoldFailed when that came to nothing."""
@@ -86,18 +101,22 @@ class Service:
         """
         assert path in PATHS
         try:
-            request, command = await self._understand(body.data)
+            if path == COMMAND:
+                return await self._answer_command(body)
+            return await self._answer_batch(body, atomic=path == MULTI)
         except dialects.BadRequest as bad:
             return dialects.refuse(bad)
         finally:
             body.release()
+
+    async def _answer_command(self, body: HeldBody) -> dialects.Answer:
+        if dialects.is_quick(body.data):
+            request, command = dialects.understand(body.data, self.limits)
+        else:
+            request, command = await self._in_thread(partial(dialects.understand_in_steps, body.data, self.limits))
+        body.release()
         reply = command if isinstance(command, Failure) else await self._run(command)
         return dialects.answer(request, reply)
-
-    async def _understand(self, data: bytes) -> tuple[dialects.Request, Command | Failure]:
-        if dialects.is_quick(data):
-            return dialects.understand(data, self.limits)
-        return await trio.to_thread.run_sync(dialects.understand_in_steps, data, self.limits, limiter=self._parser)
 
     async def _run(self, command: Command) -> Reply:
         try:
@@ -105,3 +124,62 @@ class Service:
         except Exception:
             _logger.exception("a command failed")
             return Failure(Error.INTERNAL_ERROR)
+
+    async def _answer_batch(self, body: HeldBody, *, atomic: bool) -> dialects.Answer:
+        size = len(body.data)
+        batch = await self._parse_batch(body.data, atomic=atomic)
+        body.data = b""
+        if not body.hold(self.budget, size + batch.memory_bytes):
+            return BODIES_FULL
+        try:
+            return await self._run_batch(batch)
+        except Exception:
+            _logger.exception("a batch failed")
+            return dialects.failure(500, Error.INTERNAL_ERROR.value)
+
+    async def _parse_batch(self, data: bytes, *, atomic: bool) -> batches.BatchRequest:
+        if batches.is_quick(data):
+            return batches.parse(data, self.limits, atomic=atomic)
+        return await self._in_thread(partial(batches.parse, data, self.limits, atomic=atomic))
+
+    async def _run_batch(self, batch: batches.BatchRequest) -> dialects.Answer:
+        delivered = trio.Event()
+        call = self.engine.submit_many_nowait(batch.commands, batch.atomic, lambda _call: delivered.set())
+        try:
+            await delivered.wait()
+        except BaseException:
+            self.engine.withdraw(call)
+            raise
+        return await self.finish(batch, call)
+
+    async def finish(self, batch: batches.BatchRequest, call: Batch) -> dialects.Answer:
+        """Turns the replies to a batch into its answer, in slices. Settles the batch, or if cancelled withdraws it.
+
+        Args:
+            batch: what was asked.
+            call: what was submitted for it, and delivered.
+
+        Returns:
+            The answer to send.
+        """
+        assert call.reply is not None
+        try:
+            answer = await self._encode(batch, call.reply)
+        except BaseException:
+            self.engine.withdraw(call)
+            raise
+        self.engine.settle(call)
+        return answer
+
+    async def _encode(self, batch: batches.BatchRequest, reply: list[Reply] | Refused) -> dialects.Answer:
+        if batches.is_quick_to_answer(reply):
+            return batches.answer(batch, reply)
+        assert not isinstance(reply, Refused)
+        slices = []
+        for one in batches.encode(batch, reply, self.limits.answer_bytes_max):
+            slices.append(one)
+            await trio.lowlevel.checkpoint()
+        return batches.list_of(slices)
+
+    async def _in_thread(self, parse: Callable[[], _Parsed]) -> _Parsed:
+        return await trio.to_thread.run_sync(parse, limiter=self._parser)

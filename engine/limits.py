@@ -27,6 +27,7 @@ class Limits:
         memory_bytes_max: estimated memory of keys and values; None is no cap.
         batch_commands_max: commands of one pipeline.
         unit_commands_max: commands of one atomic unit.
+        answer_bytes_max: values that one batch reads.
     """
 
     key_bytes_max: int = 4 * KIB
@@ -40,3 +41,4 @@ class Limits:
     memory_bytes_max: int | None = None
     batch_commands_max: int = 65_536
     unit_commands_max: int = 1_000
+    answer_bytes_max: int = 16 * MIB

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from api import body as body_module
 from api.access import Access
 from api.app import HttpApp, HttpSettings, create_app
+from engine.calls import AnyCall, Batch
 from engine.checkpointer import Checkpoint
 from engine.commands import BQPop, Command, Get, Ping, QPush, Set, Ttl
 from engine.limits import Limits
@@ -50,6 +52,7 @@ class FakeEngine:
         self.accepting = True
         self.commands: list[Command] = []
         self.withdrawn: list[bytes] = []
+        self.settled: list[AnyCall] = []
         self._keys: dict[bytes, bytes] = {}
         self._queues: dict[bytes, deque[bytes]] = defaultdict(deque)
         self._parked: dict[bytes, deque[_Parked]] = defaultdict(deque)
@@ -63,6 +66,22 @@ class FakeEngine:
     async def submit(self, command: Command) -> Reply:
         self.commands.append(command)
         await trio.lowlevel.checkpoint()
+        return await self._pop(command.key) if isinstance(command, BQPop) else self._do(command)
+
+    def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
+        batch = Batch(commands, atomic, deliver)
+        self.commands += commands
+        batch.reply = [self._do(command) for command in commands]
+        deliver(batch)
+        return batch
+
+    def settle(self, call: AnyCall) -> None:
+        self.settled.append(call)
+
+    def withdraw(self, call: AnyCall) -> None:
+        self.withdrawn.append(b"a batch")
+
+    def _do(self, command: Command) -> Reply:
         match command:
             case Ping():
                 return Value(b"PONG")
@@ -75,8 +94,6 @@ class FakeEngine:
                 return Failure(Error.KEY_NOT_FOUND)
             case QPush(key, values):
                 return self._push(key, values)
-            case BQPop(key):
-                return await self._pop(key)
             case Ttl():
                 raise RuntimeError("a defect with a secret in it")
         return Failure(Error.WRONG_TYPE, "the fake does not know it")

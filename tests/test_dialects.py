@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import dialects
+from api import answers, dialects
 from api.dialects import Answer, BadRequest, Dialect, Request
 from api.json_body import is_quick, parse_in_steps
 from api.line import split_line
@@ -408,7 +408,7 @@ def test_a_failure_has_its_status_and_its_text_in_each_dialect(error: Error, sta
 
 
 def test_every_error_has_a_status() -> None:
-    assert set(dialects._STATUS) == set(Error)
+    assert set(answers._STATUS) == set(Error)
 
 
 def test_a_request_without_a_key_and_one_with_many_are_echoed_so() -> None:

@@ -21,7 +21,9 @@ def read_quickly(body: bytes, limits: Limits) -> Json:
     """The C scanner, and the reader in steps for what it does not take: as small bodies are read."""
     try:
         if len(body) <= limits.body_bytes_max:
-            return json_body.as_bytes(json_body.scan(body), limits.json_depth_max)
+            value, strings = json_body.scan(body)
+            json_body.check_strings(value, strings)
+            return json_body.as_bytes(value, limits.json_depth_max)
     except (ValueError, RecursionError):
         pass
     return json_body.parse_in_steps(body, limits)

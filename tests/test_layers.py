@@ -21,7 +21,9 @@ ALLOWED_THIRD_PARTY = {
     "engine/sleeper.py": {"trio"},
     "api": {"click", "h11", "httptools", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},
 }
-PURE = ("api/dialects.py", "api/json_body.py", "api/line.py", "api/access.py")
+PURE = tuple(
+    f"api/{name}.py" for name in ("access", "answers", "batches", "dialects", "json_body", "json_list", "line")
+)
 TOOLS = ("tools.py", "tool_output.py")
 TOOLS_REACH = {
     f"wal.{name}"
