@@ -33,13 +33,14 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from api import dialects
+from api import batches, dialects
 from api.body import HeldBody
 from api.dialects import Answer, failure
 from api.exchange import Exchange
 from api.head import HEAD_BYTES_MAX, INVALID, UNPARSABLE, BadHead, check_bytes
 from api.outbox import Outbox
 from api.request import BadBody, IncomingBody, RequestHead, refusal_of, too_large
+from api.service import COMMAND, MULTI, PIPELINE
 from api.sockets import READ_AHEAD_BYTES_MAX
 from engine.commands import BQPop
 from engine.limits import KIB
@@ -334,10 +335,14 @@ class Connection:
         self.deadline = math.inf
         if not head.keep_alive:
             self._closing = True
-        if head.path == "/" and dialects.is_quick(data):
+        if head.path == COMMAND and dialects.is_quick(data):
             if held is not None:
                 held.release()
             self._start_command(head, data)
+        elif head.path in (PIPELINE, MULTI) and batches.is_quick(data):
+            if held is not None:
+                held.release()
+            self._start_batch(head, data)
         else:
             if held is None:
                 held = HeldBody()
@@ -357,6 +362,16 @@ class Connection:
         exchange = self._begin_exchange(head, holds_up=type(command) is BQPop and command.timeout_ms != 0)
         exchange.request = request
         exchange.call = self.door.engine.submit_nowait(command, exchange.deliver)
+
+    def _start_batch(self, head: RequestHead, data: bytes) -> None:
+        try:
+            batch = batches.parse(data, self.door.service.limits, atomic=head.path == MULTI)
+        except dialects.BadRequest as bad:
+            self._answer_now(head, dialects.refuse(bad))
+            return
+        exchange = self._begin_exchange(head)
+        exchange.request = batch
+        exchange.call = self.door.engine.submit_many_nowait(batch.commands, batch.atomic, exchange.deliver_batch)
 
     def _begin_exchange(self, head: RequestHead, *, holds_up: bool = False) -> Exchange:
         exchange = Exchange(self, head, holds_up)

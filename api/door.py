@@ -27,13 +27,15 @@ import math
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 
 import trio
 
 from api.access import Access
+from api.batches import BatchRequest
 from api.body import HeldBody
 from api.connection import Connection
 from api.dialects import Answer, failure
@@ -42,6 +44,7 @@ from api.relay import Relay
 from api.request import RequestHead, read_head
 from api.service import Service
 from api.sockets import HEAD_TIMEOUT_S, KEEP_ALIVE_S, LINGER_S, spread_probes
+from engine.calls import Batch
 from engine.limits import MIB
 from engine.replies import Error
 
@@ -295,23 +298,44 @@ class Door:
             exchange: of an open connection.
             body: of the request; released by the task.
         """
-        exchange.errand = trio.CancelScope()
-        self._nursery.start_soon(self._run_errand, exchange, exchange.errand, body)
+        self._start_errand(exchange, partial(self._answer_body, exchange, body))
 
-    async def _run_errand(self, exchange: Exchange, errand: trio.CancelScope, body: HeldBody) -> None:
-        connection, head = exchange.connection, exchange.head
-        with errand:
+    def finish_batch(self, exchange: Exchange, batch: BatchRequest, call: Batch) -> None:
+        """Has a task make an answer that takes long to make.
+
+        Args:
+            exchange: of an open connection.
+            batch: what was asked.
+            call: delivered.
+        """
+        self._start_errand(exchange, partial(self._finish_batch, exchange, batch, call))
+
+    def _start_errand(self, exchange: Exchange, errand: Callable[[], Awaitable[None]]) -> None:
+        exchange.errand = trio.CancelScope()
+        self._nursery.start_soon(self._run_errand, exchange, exchange.errand, errand)
+
+    async def _run_errand(
+        self, exchange: Exchange, scope: trio.CancelScope, errand: Callable[[], Awaitable[None]]
+    ) -> None:
+        with scope:
             try:
-                if head.path is not None:
-                    connection.answer(exchange, await self.service.answer(head.path, body))
-                else:
-                    response = await self._relay.request(head, body.data)
-                    connection.respond(exchange, response)
+                await errand()
             except Exception:
                 _logger.exception("a request failed")
-                connection.answer(exchange, failure(500, Error.INTERNAL_ERROR.value))
-            finally:
-                body.release()
+                exchange.connection.answer(exchange, failure(500, Error.INTERNAL_ERROR.value))
+
+    async def _answer_body(self, exchange: Exchange, body: HeldBody) -> None:
+        head, connection = exchange.head, exchange.connection
+        try:
+            if head.path is not None:
+                connection.answer(exchange, await self.service.answer(head.path, body))
+            else:
+                connection.respond(exchange, await self._relay.request(head, body.data))
+        finally:
+            body.release()
+
+    async def _finish_batch(self, exchange: Exchange, batch: BatchRequest, call: Batch) -> None:
+        exchange.connection.answer(exchange, await self.service.finish(batch, call))
 
     def render(self, answer: Answer, *, closes: bool) -> bytes:
         """Makes the bytes of a response.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from api import dialects
+from api import batches, dialects
 from api.request import RequestHead
 
 if TYPE_CHECKING:
     import trio
 
     from api.connection import Connection
-    from engine.calls import Call
+    from engine.calls import AnyCall, Batch, Call
 
 
 class Exchange:
@@ -32,8 +32,8 @@ class Exchange:
         self.head = head
         self.holds_up = holds_up
         self.response: bytes | None = None
-        self.request: dialects.Request | None = None
-        self.call: Call | None = None
+        self.request: dialects.Request | batches.BatchRequest | None = None
+        self.call: AnyCall | None = None
         self.errand: trio.CancelScope | None = None
 
     def deliver(self, call: Call) -> None:
@@ -43,6 +43,19 @@ class Exchange:
             assert isinstance(self.request, dialects.Request)
             assert call.reply is not None
             self.connection.answer(self, dialects.answer(self.request, call.reply))
+        except Exception:
+            self.connection.fail()
+
+    def deliver_batch(self, batch: Batch) -> None:
+        """Called by the engine with the replies of a batch."""
+        self.call = batch
+        try:
+            assert isinstance(self.request, batches.BatchRequest)
+            assert batch.reply is not None
+            if batches.is_quick_to_answer(batch.reply):
+                self.connection.answer(self, batches.answer(self.request, batch.reply))
+            else:
+                self.connection.door.finish_batch(self, self.request, batch)
         except Exception:
             self.connection.fail()
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from api.exchange import Exchange
-from engine.calls import Call
+from engine.calls import AnyCall
 
 
 class Outbox:
@@ -25,7 +25,7 @@ class Outbox:
 
     __slots__ = ("_client", "_popped", "_put_bytes", "_settle", "_unsent", "unsent_bytes")
 
-    def __init__(self, client: socket.socket, settle: Callable[[Call], None]) -> None:
+    def __init__(self, client: socket.socket, settle: Callable[[AnyCall], None]) -> None:
         self.unsent_bytes = 0
         self._client = client
         self._settle = settle
