@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,113 +18,15 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from api import body as body_module
 from api.access import Access
 from api.app import HttpApp, HttpSettings, create_app
-from engine.calls import AnyCall, Batch
-from engine.checkpointer import Checkpoint
-from engine.commands import BQPop, Command, Get, Ping, QPush, Set, Ttl
+from engine.commands import Command, Ping
 from engine.limits import Limits
-from engine.replies import Error, Failure, Ok, Reply, Value
+from engine.replies import Reply, Value
+from tests.harness.fake_engine import FakeEngine
 
 SETTINGS = HttpSettings(Limits(), Access())
 HOST = (b"host", b"localhost")
 
 Message = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class FakeStatistics:
-    waiters: int
-    commit_p50_ms: float = 0.25
-    disk_full: int = 0
-
-
-@dataclasses.dataclass
-class _Parked:
-    answered: trio.Event = dataclasses.field(default_factory=trio.Event)
-    reply: Reply = dataclasses.field(default_factory=lambda: Value(None))
-
-
-class FakeEngine:
-    """Answers in memory; `commands` and `withdrawn` say what happened."""
-
-    def __init__(self) -> None:
-        self.accepting = True
-        self.commands: list[Command] = []
-        self.withdrawn: list[bytes] = []
-        self.settled: list[AnyCall] = []
-        self._keys: dict[bytes, bytes] = {}
-        self._queues: dict[bytes, deque[bytes]] = defaultdict(deque)
-        self._parked: dict[bytes, deque[_Parked]] = defaultdict(deque)
-
-    async def checkpoint(self) -> Checkpoint:
-        return Checkpoint(segments=2, folded_bytes=3000, snapshot_bytes=100, duration_s=0.5)
-
-    def statistics(self) -> FakeStatistics:
-        return FakeStatistics(sum(map(len, self._parked.values())))
-
-    async def submit(self, command: Command) -> Reply:
-        self.commands.append(command)
-        await trio.lowlevel.checkpoint()
-        return await self._pop(command.key) if isinstance(command, BQPop) else self._do(command)
-
-    def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
-        batch = Batch(commands, atomic, deliver)
-        self.commands += commands
-        batch.reply = [self._do(command) for command in commands]
-        deliver(batch)
-        return batch
-
-    def settle(self, call: AnyCall) -> None:
-        self.settled.append(call)
-
-    def withdraw(self, call: AnyCall) -> None:
-        self.withdrawn.append(b"a batch")
-
-    def _do(self, command: Command) -> Reply:
-        match command:
-            case Ping():
-                return Value(b"PONG")
-            case Set(key, value):
-                self._keys[key] = value
-                return Ok()
-            case Get(key) if key in self._keys:
-                return Value(self._keys[key])
-            case Get():
-                return Failure(Error.KEY_NOT_FOUND)
-            case QPush(key, values):
-                return self._push(key, values)
-            case Ttl():
-                raise RuntimeError("a defect with a secret in it")
-        return Failure(Error.WRONG_TYPE, "the fake does not know it")
-
-    def shut_down(self) -> None:
-        """Wakes all who wait, as the engine does before the connections are cancelled."""
-        self.accepting = False
-        for parked in [one for queue in self._parked.values() for one in queue]:
-            parked.reply = Failure(Error.UNAVAILABLE, "shutting down")
-            parked.answered.set()
-
-    def _push(self, key: bytes, values: tuple[bytes, ...]) -> Reply:
-        queue, waiting = self._queues[key], self._parked[key]
-        queue.extend(values)
-        length = len(queue)
-        while waiting and queue:
-            parked = waiting.popleft()
-            parked.reply = Value(queue.popleft())
-            parked.answered.set()
-        return Ok(length)
-
-    async def _pop(self, key: bytes) -> Reply:
-        if self._queues[key]:
-            return Value(self._queues[key].popleft())
-        parked = _Parked()
-        self._parked[key].append(parked)
-        try:
-            await parked.answered.wait()
-        except trio.Cancelled:
-            self._parked[key].remove(parked)
-            self.withdrawn.append(key)
-            raise
-        return parked.reply
 
 
 class Client:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
-from engine.calls import Call, Stage
+from engine.calls import AnyCall, Batch, Call, Stage
 from engine.checkpointer import Checkpoint
 from engine.commands import BQPop, Command, Get, Ping, QPush, Set, Ttl
 from engine.replies import Error, Failure, Ok, Reply, Value
+
+
+DEFECT = Ttl(b"k")
+"""What the fake fails at."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +30,15 @@ class FakeEngine:
 
     Attributes:
         commands: what was done, in order.
-        withdrawn: keys of the pops that were withdrawn while they were parked.
+        withdrawn: keys of the pops that were withdrawn while they were parked; `b"a batch"` for a batch.
+        settled: what was handed over.
     """
 
     def __init__(self) -> None:
         self.accepting = True
         self.commands: list[Command] = []
         self.withdrawn: list[bytes] = []
+        self.settled: list[AnyCall] = []
         self._keys: dict[bytes, bytes] = {}
         self._queues: dict[bytes, deque[bytes]] = defaultdict(deque)
         self._parked: dict[bytes, deque[Call]] = defaultdict(deque)
@@ -44,6 +50,8 @@ class FakeEngine:
         return FakeStatistics(sum(map(len, self._parked.values())))
 
     async def submit(self, command: Command) -> Reply:
+        if command == DEFECT:
+            raise RuntimeError("a defect with a secret in it")
         answered = trio.Event()
         call = self.submit_nowait(command, lambda _: answered.set())
         try:
@@ -55,15 +63,26 @@ class FakeEngine:
         return call.reply
 
     def submit_nowait(self, command: Command, deliver: Callable[[Call], None]) -> Call:
+        if command == DEFECT:
+            raise RuntimeError("a defect with a secret in it")
         call = Call(command, deliver)
         trio.lowlevel.current_trio_token().run_sync_soon(self._perform, call)
         return call
 
-    def settle(self, call: Call) -> None:
-        """The fake gives nothing back."""
+    def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
+        batch = Batch(commands, atomic, deliver)
+        self.commands += commands
+        batch.reply = [self._do(command) for command in commands]
+        deliver(batch)
+        return batch
 
-    def withdraw(self, call: Call) -> None:
-        if call.stage is Stage.PARKED:
+    def settle(self, call: AnyCall) -> None:
+        self.settled.append(call)
+
+    def withdraw(self, call: AnyCall) -> None:
+        if isinstance(call, Batch):
+            self.withdrawn.append(b"a batch")
+        elif call.stage is Stage.PARKED:
             assert isinstance(call.command, BQPop)
             self._parked[call.command.key].remove(call)
             self.withdrawn.append(call.command.key)
@@ -79,35 +98,36 @@ class FakeEngine:
         if call.stage is Stage.WITHDRAWN:
             return
         self.commands.append(call.command)
-        if isinstance(call.command, BQPop):
-            self._pop(call, call.command.key)
-            return
-        match call.command:
-            case Ping():
-                self._answer(call, Value(b"PONG"))
-            case Set(key, value):
-                self._keys[key] = value
-                self._answer(call, Ok())
-            case Get(key) if key in self._keys:
-                self._answer(call, Value(self._keys[key]))
-            case Get():
-                self._answer(call, Failure(Error.KEY_NOT_FOUND))
-            case QPush(key, values):
-                self._queues[key].extend(values)
-                self._answer(call, Ok(len(self._queues[key])))
-                while self._parked[key] and self._queues[key]:
-                    self._answer(self._parked[key].popleft(), Value(self._queues[key].popleft()))
-            case Ttl():
-                self._answer(call, Failure(Error.INTERNAL_ERROR))
-            case _:
-                self._answer(call, Failure(Error.WRONG_TYPE, "the fake does not know it"))
-
-    def _pop(self, call: Call, key: bytes) -> None:
-        if self._queues[key]:
-            self._answer(call, Value(self._queues[key].popleft()))
+        if not isinstance(call.command, BQPop):
+            self._answer(call, self._do(call.command))
+        elif self._queues[call.command.key]:
+            self._answer(call, Value(self._queues[call.command.key].popleft()))
         else:
             call.stage = Stage.PARKED
-            self._parked[key].append(call)
+            self._parked[call.command.key].append(call)
+
+    def _do(self, command: Command) -> Reply:
+        match command:
+            case Ping():
+                return Value(b"PONG")
+            case Set(key, value):
+                self._keys[key] = value
+                return Ok()
+            case Get(key) if key in self._keys:
+                return Value(self._keys[key])
+            case Get():
+                return Failure(Error.KEY_NOT_FOUND)
+            case QPush(key, values):
+                return self._push(key, values)
+        return Failure(Error.WRONG_TYPE, "the fake does not know it")
+
+    def _push(self, key: bytes, values: tuple[bytes, ...]) -> Reply:
+        queue, parked = self._queues[key], self._parked[key]
+        queue.extend(values)
+        length = len(queue)
+        while parked and queue:
+            self._answer(parked.popleft(), Value(queue.popleft()))
+        return Ok(length)
 
     def _answer(self, call: Call, reply: Reply) -> None:
         call.reply = reply
