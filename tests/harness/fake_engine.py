@@ -13,7 +13,6 @@ from engine.checkpointer import Checkpoint
 from engine.commands import BQPop, Command, Get, Ping, QPush, Set, Ttl
 from engine.replies import Error, Failure, Ok, Reply, Value
 
-
 DEFECT = Ttl(b"k")
 """What the fake fails at."""
 
