@@ -98,14 +98,17 @@ class House:
         self._nursery.start_soon(client.run)
         return client
 
-    def post(self, length: int | None, *more: tuple[bytes, bytes], **scope: Any) -> Client:
-        """Starts a POST / whose body is still to come; `length` None is a chunked one."""
+    def post(self, length: int | None, *more: tuple[bytes, bytes], path: str = "/", **scope: Any) -> Client:
+        """Starts a POST whose body is still to come; `length` None is a chunked one."""
         framing = (b"transfer-encoding", b"chunked") if length is None else (b"content-length", b"%d" % length)
-        return self.start("POST", "/", [HOST, framing, *more], **scope)
+        return self.start("POST", path, [HOST, framing, *more], **scope)
 
     async def ask(self, command: str, *headers: tuple[bytes, bytes]) -> Client:
-        body = json.dumps({"command": command}).encode()
-        client = self.post(len(body), *headers)
+        return await self.send("/", {"command": command}, *headers)
+
+    async def send(self, path: str, value: object, *headers: tuple[bytes, bytes]) -> Client:
+        body = json.dumps(value).encode()
+        client = self.post(len(body), *headers, path=path)
         await client.body(body)
         await client.done.wait()
         return client
@@ -147,6 +150,34 @@ async def test_the_fields_dialect_is_answered_in_kind(house: House) -> None:
     assert client.json == {"success": False, "message": "key not found", "key": "k"}
 
 
+@pytest.mark.parametrize("path", ["/pipeline", "/multi"])
+async def test_a_batch_is_answered_with_a_list(house: House, path: str) -> None:
+    answer = await house.send(path, [{"command": "SET k v"}, {"command": "GET", "key": "k"}])
+    assert (answer.status, answer.json) == (200, [{}, {"success": True, "key": "k", "value": "v"}])
+    assert answer.headers[b"content-type"] == b"application/json"
+    assert (await house.send(path, [])).data == b"[]"
+    refused = await house.send(path, {"command": "PING"})
+    assert (refused.status, refused.json["error"]) == (400, "invalid request")
+
+
+@pytest.mark.parametrize("path", ["/pipeline", "/multi"])
+async def test_f9_a_page_of_another_origin_sends_no_batch(house: House, autojump_clock: MockClock, path: str) -> None:
+    page = await house.send(path, [{"command": "SET k v"}], (b"origin", b"http://evil.example"))
+    assert (page.status, page.json["error"]) == (403, "forbidden")
+    assert house.engine.commands == []
+
+
+async def test_f6_a_batch_is_held_to_the_limits_of_bodies(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    limits = Limits(body_bytes_max=100_000, bodies_bytes_max=50_000)
+    house = House(nursery, dataclasses.replace(SETTINGS, limits=limits))
+    for size, status in [(100_000, 413), (60_000, 503), (10_000, 200)]:
+        answer = await house.send("/pipeline", [{"command": "SET k " + "v" * size}])
+        assert answer.status == status
+        assert house.app.service.budget.left == limits.bodies_bytes_max
+    many = await house.send("/pipeline", [{"command": "PING"}] * 100)
+    assert (many.status, many.headers[b"retry-after"]) == (503, b"1")
+
+
 @pytest.mark.parametrize("content_type", [b"application/x-www-form-urlencoded", b"text/plain", b"x"])
 async def test_a_body_is_parsed_whatever_its_type_says(house: House, content_type: bytes) -> None:
     assert (await house.ask("PING", (b"content-type", content_type))).status == 200
@@ -172,13 +203,15 @@ async def test_what_is_no_command_runs_nothing(house: House, body: bytes, status
 
 
 async def test_f8_unknown_paths_and_methods_are_refused_in_json(house: House) -> None:
-    for path in ("/nix", "/livez/", "//livez", "/static/x"):
+    for path in ("/nix", "/livez/", "//livez", "/static/x", "/pipeline/", "/multi/x"):
         answer = await house.get(path)
         assert (answer.status, answer.json) == (404, {"error": "not found"})
     for path, method, allowed in [
         ("/", "GET", b"POST"),
         ("/", "OPTIONS", b"POST"),
         ("/stats", "POST", b"GET, HEAD"),
+        ("/pipeline", "GET", b"POST"),
+        ("/multi", "PUT", b"POST"),
     ]:
         answer = await house.get(path, method)
         assert (answer.status, answer.json) == (405, {"error": "method not allowed"})
