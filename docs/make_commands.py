@@ -18,7 +18,7 @@ Made from the table in `engine/commands.py` by `python -m docs.make_commands`; d
 
 Command and option names may be written in any case. Keys and values are byte strings: any JSON string comes back
 exactly as it was sent, and numbers are kept as the text they were sent as (`1.0` stays `1.0`). How the two dialects
-are written and answered is in [http.md](http.md).
+are written and answered is in [http.md](http.md), and so is how to send [many commands at once](http.md#batches).
 
 | command | does |
 |---|---|

@@ -39,10 +39,11 @@ def test_no_link_of_the_documentation_leads_nowhere(page: str) -> None:
         assert (ROOT / target).exists() or (ROOT / "docs" / target).exists(), target
 
 
-def test_the_readme_session_answers_as_shown(tmp_path: Path) -> None:
-    sessions = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize(("page", "steps_min"), [("README.md", 12), ("docs/http.md", 4)])
+def test_the_sessions_that_are_shown_answer_as_shown(tmp_path: Path, page: str, steps_min: int) -> None:
+    sessions = re.findall(r"```console\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     steps = re.findall(r"^\$ (curl .*)\n((?:[^$].*\n)*)", "".join(sessions), re.MULTILINE)
-    assert len(steps) >= 12
+    assert len(steps) >= steps_min
     with Server(tmp_path / "data") as server:
         for command, shown in steps:
             typed = command.replace("localhost:8080", f"-sS localhost:{server.port}")
