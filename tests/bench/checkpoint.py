@@ -10,9 +10,7 @@ their ratios.
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
-import subprocess
 import tempfile
 import threading
 import time
@@ -23,6 +21,8 @@ import httpx
 from engine import ops
 from engine.limits import Limits
 from engine.recovery import recover
+from tests.bench import wrk
+from tests.bench.peers import holdfast
 from tests.harness.process import Server
 from wal.files import DiskDirectory
 
@@ -31,8 +31,6 @@ REQUESTS = {
     "GET": """'{"command": "GET ' .. string.format("%020d", math.random(0, KEYS - 1)) .. '"}'""",
     "SET": """'{"command": "SET ' .. string.format("%020d", math.random(0, KEYS - 1)) .. ' value"}'""",
 }
-_PERCENTILE = re.compile(r"^\s+(50|99)%\s+([0-9.]+)(us|ms|s)$", re.MULTILINE)
-_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 
 def fill(data: Path, keys: int) -> None:
@@ -48,13 +46,8 @@ def fill(data: Path, keys: int) -> None:
 def measure(server: Server, request: str, keys: int, seconds: int) -> tuple[float, float]:
     """p50 and p99 of one run of wrk, in milliseconds."""
     script = f"KEYS = {keys}\nrequest = function() return wrk.format('POST', '/', nil, {request}) end\n"
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
-        file.write(script)
-        file.flush()
-        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}", "--latency", "-s", file.name, server.url]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = {percent: float(number) * _MS[unit] for percent, number, unit in _PERCENTILE.findall(output)}
-    return found["50"], found["99"]
+    sample = wrk.run(server.url, CONNECTIONS, seconds, script)
+    return sample[wrk.P50_MS], sample[wrk.P99_MS]
 
 
 class Checkpoints:
@@ -93,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
         fill(data, arguments.keys)
-        with Server(data) as server:
+        with holdfast(data) as server:
             made = 0
             for _ in range(arguments.rounds):
                 for name, request in REQUESTS.items():

@@ -17,12 +17,9 @@ import platform
 import random
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -32,7 +29,7 @@ import httpx
 from engine import ops
 from engine.limits import Limits
 from engine.recovery import recover
-from tests.harness.process import Server
+from tests.bench.peers import Redis, holdfast, resident_bytes
 from wal.files import DiskDirectory
 
 TIME_MS = 1_700_000_000_000
@@ -68,12 +65,6 @@ def pairs(records: int) -> Iterator[tuple[bytes, bytes]]:
         yield b"key:%016d" % number, rng.randbytes(20)
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident size of a process."""
-    pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
 def directory_bytes(path: Path) -> int:
     """Length of all files below a directory."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -82,55 +73,30 @@ def directory_bytes(path: Path) -> int:
 # Redis
 
 
-class Redis:
-    """A redis-server on a directory of its own, with an append-only file that is never rewritten."""
+def start_redis(directory: Path) -> Redis:
+    """A redis-server with an append-only file that is never rewritten, and that it need not sync."""
+    return Redis(directory, "no", {"auto-aof-rewrite-percentage": "0"})
 
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(exist_ok=True)
-        self.directory = directory
-        self._log = directory / "log"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
-        options = {
-            "port": str(self.port),
-            "dir": str(directory),
-            "save": "",
-            "appendonly": "yes",
-            "appendfsync": "no",
-            "auto-aof-rewrite-percentage": "0",
-            "logfile": str(self._log),
-        }
-        self._log.unlink(missing_ok=True)
-        arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-        self._process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)
-        self.pid = self._process.pid
-        wait_until(lambda: self._log.exists() and "Ready to accept connections" in self._log.read_text())
 
-    @property
-    def loaded_s(self) -> float:
-        """How long it says that loading took; 0 when there was nothing to load."""
-        found = _LOADED.search(self._log.read_text())
-        return float(found[1]) if found else 0.0
+def loaded_s(redis: Redis) -> float:
+    """How long it says that loading took; 0 when there was nothing to load."""
+    found = _LOADED.search(redis.log)
+    return float(found[1]) if found else 0.0
 
-    def fill(self, records: int) -> None:
-        """Writes the pairs, one SET each."""
-        set_ = b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-        stream = b"".join(set_ % (len(key), key, len(value), value) for key, value in pairs(records))
-        command = ["redis-cli", "-p", str(self.port), "--pipe"]
+
+def fill_redis(directory: Path, records: int) -> None:
+    """Has it write the pairs, one SET each."""
+    set_ = b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+    stream = b"".join(set_ % (len(key), key, len(value), value) for key, value in pairs(records))
+    with start_redis(directory) as redis:
+        command = ["redis-cli", "-p", str(redis.port), "--pipe"]
         subprocess.run(command, input=stream, stdout=subprocess.DEVNULL, check=True, timeout=WITHIN_S)
-
-    def stop(self) -> None:
-        """Ends it, its file written."""
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(WITHIN_S)
 
 
 def measure_redis(row: Row, directory: Path) -> None:
     """One start of redis-server on what is in a directory."""
-    redis = Redis(directory)
-    row.add(redis.loaded_s, resident_bytes(redis.pid))
-    redis.stop()
+    with start_redis(directory) as redis:
+        row.add(loaded_s(redis), resident_bytes(redis.pid))
 
 
 # Holdfast
@@ -153,7 +119,7 @@ def make_log(directory: Path, records: int, per_frame: int) -> None:
 def make_checkpointed(directory: Path, made: Path) -> None:
     """A data directory with the same data as another one, folded into a snapshot."""
     shutil.copytree(made, directory)
-    with Server(directory) as server:
+    with holdfast(directory) as server:
         httpx.post(f"{server.url}/checkpoint", timeout=WITHIN_S, trust_env=False).raise_for_status()
         server.stop()
 
@@ -163,7 +129,7 @@ def measure_holdfast(row: Row, made: Path, scratch: Path) -> None:
     directory = scratch / "data"
     if made.exists():
         shutil.copytree(made, directory)
-    with Server(directory) as server:
+    with holdfast(directory) as server:
         resident = resident_bytes(server.pid)
         found = _REPLAYED.search(server.log)
         assert found, server.log
@@ -174,23 +140,13 @@ def measure_holdfast(row: Row, made: Path, scratch: Path) -> None:
 # The run
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Polls; a process has no event to wait for."""
-    deadline_s = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come to pass"
-        time.sleep(0.01)
-
-
 def run(records: int, rounds: int, root: Path) -> list[Row]:
     """Makes the data and measures every way to restart, in turn.
 
     Returns:
         Redis, Holdfast's logs, its snapshot, and last the two servers without data.
     """
-    redis = Redis(root / "redis")
-    redis.fill(records)
-    redis.stop()
+    fill_redis(root / "redis", records)
     logs = {f"log, {count:,} a frame": root / f"log-{count}" for count in RECORDS_PER_FRAME}
     for count, made in zip(RECORDS_PER_FRAME, logs.values(), strict=True):
         make_log(made, records, count)
