@@ -7,143 +7,20 @@ promised is the same. Everything runs in this process, on the loopback interface
 from __future__ import annotations
 
 import dataclasses
-import json
 import socket
-import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from functools import partial
-from typing import Any
 
 import pytest
 import trio
 
 from api import front, hypercorn_fixes
-from api.access import Access
-from api.app import HttpSettings, create_app
 from api.front import serve_door, serve_hypercorn
 from api.hypercorn_fixes import hypercorn_config
 from api.sockets import spread_probes, tune
 from engine.commands import BQPop, Ping
 from engine.limits import Limits
-from tests.harness.fake_engine import FakeEngine
-
-SETTINGS = HttpSettings(Limits(), Access())
-
-Serve = Callable[..., Awaitable[None]]
-
-HOST = b"Host: localhost\r\n"
-PING = b'{"command": "PING"}'
-PARK = b'{"command": "BQPOP q"}'
-SOON_S = 2.0
-"""Longest wait for what comes within milliseconds; a machine that is busy needs some."""
-
-
-def post(body: bytes, *, head: bytes = HOST, version: bytes = b"1.1") -> bytes:
-    return b"POST / HTTP/%b\r\n%bContent-Length: %d\r\n\r\n%b" % (version, head, len(body), body)
-
-
-class Server:
-    """A server in the test's nursery."""
-
-    def __init__(self, nursery: trio.Nursery, serve: Serve, settings: HttpSettings = SETTINGS, **config: float) -> None:
-        self.engine = FakeEngine()
-        self.stopped = trio.Event()
-        self._clients: list[Client] = []
-        self._stop = trio.Event()
-        listener = socket.create_server(("127.0.0.1", 0))
-        tune(listener)
-        listener.setblocking(False)
-        self.address = listener.getsockname()
-        self.app = create_app(self.engine, settings)
-        self._serve = partial(serve, self.app, [listener], self._stop.wait, **config)
-        nursery.start_soon(self._run)
-
-    async def _run(self) -> None:
-        await self._serve()
-        self.stopped.set()
-
-    @property
-    def connections_open(self) -> int:
-        return self.app.traffic()["connections"]
-
-    def stop(self) -> None:
-        self.engine.shut_down()
-        self._stop.set()
-
-    async def connect(self) -> Client:
-        client = Client(await trio.open_tcp_stream(*self.address))
-        self._clients.append(client)
-        return client
-
-    def hang_up(self) -> None:
-        for client in self._clients:
-            client.stream.socket.close()
-
-    async def talk(self, data: bytes) -> list[Answer]:
-        """Sends bytes on a connection of its own, and reads to its end."""
-        client = await self.connect()
-        await client.send(data)
-        return await client.read_to_end()
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: dict[bytes, bytes]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-class Client:
-    """A connection that reads answers."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self.stream = stream
-        self._buffer = b""
-
-    async def send(self, data: bytes) -> None:
-        await self.stream.send_all(data)
-
-    async def answer(self, *, to_head: bool = False) -> Answer:
-        with trio.fail_after(SOON_S):
-            while b"\r\n\r\n" not in self._buffer:
-                await self._more()
-            head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
-            line, *fields = head.split(b"\r\n")
-            headers = {name.lower(): value.strip() for name, _, value in (f.partition(b":") for f in fields)}
-            length = 0 if to_head else int(headers.get(b"content-length", b"0"))
-            while len(self._buffer) < length:
-                await self._more()
-            body, self._buffer = self._buffer[:length], self._buffer[length:]
-        return Answer(int(line.split(b" ")[1]), headers, body)
-
-    async def read_to_end(self) -> list[Answer]:
-        answers = []
-        while not await self.ended():
-            answers.append(await self.answer())
-        return answers
-
-    async def ended(self) -> bool:
-        """Waits for bytes or the end; a reset raises."""
-        with trio.fail_after(SOON_S):
-            if self._buffer:
-                return False
-            self._buffer = await self.stream.receive_some()
-        return not self._buffer
-
-    async def _more(self) -> None:
-        data = await self.stream.receive_some()
-        assert data, "the server closed amid an answer"
-        self._buffer += data
-
-    def reset(self) -> None:
-        self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.stream.socket.close()
+from tests.harness.http import HOST, PARK, PING, SETTINGS, SOON_S, Client, Serve, Server, chunked, post, serving, until
 
 
 @pytest.fixture(params=[serve_door, serve_hypercorn], ids=["door", "hypercorn"])
@@ -158,23 +35,6 @@ async def server(nursery: trio.Nursery, serve: Serve) -> AsyncIterator[Server]:
     yield server
     server.hang_up()
     nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def serving(serve: Serve, settings: HttpSettings = SETTINGS, **config: float) -> AsyncIterator[Server]:
-    async with trio.open_nursery() as nursery:
-        server = Server(nursery, serve, settings, **config)
-        try:
-            yield server
-        finally:
-            server.hang_up()
-            nursery.cancel_scope.cancel()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(SOON_S):
-        while not condition():  # noqa: ASYNC110  # what is waited for has no event, that is what a fake is for
-            await trio.sleep(0.001)
 
 
 async def park(server: Server, more: bytes = b"") -> Client:
@@ -291,10 +151,6 @@ async def test_f11_what_is_no_http_is_refused_at_once(server: Server, data: byte
 # Parsing: rows F1, F2, F3
 
 
-def _chunked(body: bytes, more: bytes = b"") -> bytes:
-    return b"POST / HTTP/1.1\r\n%b%bTransfer-Encoding: chunked\r\n\r\n%b" % (HOST, more, body)
-
-
 _CHUNKS = b"13\r\n" + PING + b"\r\n0\r\n\r\n"
 _H2_UPGRADE = b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
 _WEBSOCKET = (
@@ -304,18 +160,18 @@ _WEBSOCKET = (
 _FIELDS = b"".join(b"a%d: b\r\n" % n for n in range(101))
 
 REFUSED = {
-    "length and coding": (_chunked(_CHUNKS, b"Content-Length: 5\r\n"), 400),
+    "length and coding": (chunked(_CHUNKS, b"Content-Length: 5\r\n"), 400),
     "two lengths": (post(PING, head=HOST + b"Content-Length: 5\r\n"), 400),
-    "another coding": (_chunked(_CHUNKS).replace(b"chunked", b"gzip, chunked"), 501),
-    "coding on 1.0": (_chunked(_CHUNKS).replace(b"HTTP/1.1", b"HTTP/1.0"), 400),
+    "another coding": (chunked(_CHUNKS).replace(b"chunked", b"gzip, chunked"), 501),
+    "coding on 1.0": (chunked(_CHUNKS).replace(b"HTTP/1.1", b"HTTP/1.0"), 400),
     "folded line": (post(PING, head=HOST + b"X: a\r\n b\r\n"), 400),
     "first line folded": (post(PING, head=b" X: a\r\n" + HOST), 400),
     "bare LF": (post(PING, head=HOST + b"X: a\nY: b\r\n"), 400),
     "bare LF everywhere": (post(PING).replace(b"\r\n", b"\n"), 400),
     "bare CR": (post(PING, head=HOST + b"X: a\rY: b\r\n"), 400),
     "space before colon": (post(PING, head=HOST + b"X : a\r\n"), 400),
-    "bad chunk size": (_chunked(b"zz\r\n" + PING), 400),
-    "bad chunk end": (_chunked(b"13\r\n" + PING + b"xx0\r\n\r\n"), 400),
+    "bad chunk size": (chunked(b"zz\r\n" + PING), 400),
+    "bad chunk end": (chunked(b"13\r\n" + PING + b"xx0\r\n\r\n"), 400),
     "two hosts": (post(PING, head=HOST + HOST), 400),
     "no host": (post(PING, head=b""), 400),
     "other host in the target": (post(PING).replace(b" / ", b" http://evil.example/ "), 400),
@@ -347,7 +203,7 @@ async def test_f1_f3_f8_a_request_not_to_be_trusted_is_refused_in_json_and_is_th
 async def test_f1_what_looks_like_it_but_is_allowed_is_served(server: Server) -> None:
     client = await server.connect()
     for data in (
-        _chunked(_CHUNKS),
+        chunked(_CHUNKS),
         post(PING).replace(b" / ", b" http://localhost/ "),
         post(PING, head=HOST + b"".join(b"a%d: b\r\n" % n for n in range(98))),
         post(PING, head=HOST + b"X: \t a b \t\r\n"),
@@ -385,8 +241,8 @@ async def test_f6_a_client_that_sends_a_body_too_large_can_read_the_answer(serve
         assert answer.headers[b"connection"] == b"close"
         await client.send(b"x" * 1_000_001)
         assert await client.ended()
-        (chunked,) = await server.talk(_chunked((b"10000\r\n" + b"x" * 65536 + b"\r\n") * 28 + b"0\r\n\r\n"))
-        assert chunked.status == 413
+        (late,) = await server.talk(chunked((b"10000\r\n" + b"x" * 65536 + b"\r\n") * 28 + b"0\r\n\r\n"))
+        assert late.status == 413
 
 
 async def test_f6_a_body_as_large_as_allowed_is_taken(server: Server) -> None:
