@@ -17,8 +17,8 @@ from api.dialects import Answer
 from api.service import COMMAND, MULTI, PIPELINE, Service
 from engine.limits import KIB, Limits
 from engine.replies import Integer, Value
+from tests.harness.fake_engine import FakeEngine
 from tests.harness.world import World
-from tests.test_app import FakeEngine
 
 Elements = list[dict[str, object]]
 
