@@ -69,6 +69,8 @@ class FakeEngine:
         return call
 
     def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
+        if DEFECT in commands:
+            raise RuntimeError("a defect with a secret in it")
         batch = Batch(commands, atomic, deliver)
         self.commands += commands
         batch.reply = [self._do(command) for command in commands]
