@@ -409,15 +409,15 @@ def test_allocated_room_reads_as_zeros_and_writing_goes_on_before_it(directory: 
 def test_a_file_that_was_removed_replaced_or_renamed_is_noticed(directory: DiskDirectory) -> None:
     """B10"""
     file = directory.create("a")
-    assert directory.leads_to("a", file)
+    assert directory.length_of("a", file) == 0
     directory.rename("a", "b")
-    assert not directory.leads_to("a", file)
-    assert directory.leads_to("b", file)
+    assert directory.length_of("a", file) is None
+    assert directory.length_of("b", file) == 0
     directory.create("a").close()
     directory.rename("a", "b")
-    assert not directory.leads_to("b", file)
+    assert directory.length_of("b", file) is None
     directory.remove("b")
-    assert not directory.leads_to("b", file)
+    assert directory.length_of("b", file) is None
     file.close()
 
 

@@ -96,8 +96,8 @@ class Readable(Protocol):
 class Directory(Readable, Protocol):
     """A data directory, locked by whoever holds this object."""
 
-    def leads_to(self, name: str, file: File) -> bool:
-        """Whether a file opened here still stands under this name."""
+    def length_of(self, name: str, file: File) -> int | None:
+        """Length of a file opened here, in bytes; None when it does not stand under this name any more."""
 
     def hold(self, name: str) -> HeldFile:
         """Opens a file for reading, so that it stays when somebody removes it."""
@@ -145,6 +145,8 @@ class DiskFile:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        status = os.fstat(descriptor)
+        self._identity = (status.st_dev, status.st_ino)
 
     def write(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -166,13 +168,13 @@ class DiskFile:
         with _naming(self._descriptor):
             os.posix_fallocate(self._descriptor, 0, size_bytes)
 
-    def stands_at(self, name: str, directory: int) -> bool:
-        """Whether `name` in the directory with that descriptor leads to this very file."""
+    def length_at(self, name: str, directory: int) -> int | None:
+        """Length of the file if `name` in the directory with that descriptor leads to it. One system call."""
         try:
             found = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
-            return False
-        return os.path.samestat(found, os.fstat(self._descriptor))
+            return None
+        return found.st_size if (found.st_dev, found.st_ino) == self._identity else None
 
     def close(self) -> None:
         # The number may soon belong to another file: whoever writes on must get an error, not that file.
@@ -236,8 +238,8 @@ class DiskDirectory:
     def size(self, name: str) -> int:
         return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_size
 
-    def leads_to(self, name: str, file: File) -> bool:
-        return isinstance(file, DiskFile) and file.stands_at(name, self._descriptor)
+    def length_of(self, name: str, file: File) -> int | None:
+        return file.length_at(name, self._descriptor) if isinstance(file, DiskFile) else None
 
     def read(self, name: str, offset: int = 0, count: int | None = None) -> bytes:
         descriptor = self._open(name, os.O_RDONLY)

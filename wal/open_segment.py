@@ -109,7 +109,8 @@ class OpenSegment:
 
     def write(self, frame: bytes) -> None:
         """Hands a frame to the system; what is not allocated for it yet is allocated first."""
-        self._check_length()  # behind a cut, the write would make the file as long as before
+        if self.size_bytes + len(frame) > self._allocated_bytes:
+            self._check_length()  # behind a cut, the write would make the file as long as it should be
         self._allocate(self.size_bytes + len(frame))
         self._file.write(frame)
         self.size_bytes += len(frame)
@@ -126,9 +127,11 @@ class OpenSegment:
 
     def check_in_place(self) -> None:
         """Raises OSError when somebody removed, replaced or cut the file."""
-        if not self._directory.leads_to(self.header.name, self._file):
+        size_bytes = self._directory.length_of(self.header.name, self._file)
+        if size_bytes is None:
             raise OSError(f"{self._directory.path}/{self.header.name} was removed or replaced by somebody else")
-        self._check_length()
+        if size_bytes < self._allocated_bytes:
+            raise _cut(self._directory, self.header.name, size_bytes)
 
     def make_room(self, wanted_bytes: int, keep_bytes: int) -> None:
         """Makes the spare when it is time, or when `wanted_bytes` would not fit; notes whether the disk is full.
@@ -310,4 +313,8 @@ def check_size(directory: Directory, name: str, at_least: int, at_most: int | No
     except FileNotFoundError:
         raise OSError(f"{directory.path}/{name} was removed by somebody else") from None
     if size_bytes < at_least or (at_most is not None and size_bytes > at_most):
-        raise OSError(f"{directory.path}/{name} was cut or written by somebody else, to {size_bytes} bytes")
+        raise _cut(directory, name, size_bytes)
+
+
+def _cut(directory: Directory, name: str, size_bytes: int) -> OSError:
+    return OSError(f"{directory.path}/{name} was cut or written by somebody else, to {size_bytes} bytes")

@@ -30,7 +30,7 @@ from wal.files import Directory, File, LockedError
 OPERATIONS = (
     "names",
     "size",
-    "leads_to",
+    "length_of",
     "hold",
     "read",
     "create",
@@ -241,9 +241,11 @@ class FakeDirectory:
     def size(self, name: str) -> int:
         return self._find("size", name).seen.length
 
-    def leads_to(self, name: str, file: File) -> bool:
-        self._disk.operate(self, "leads_to", name)
-        return isinstance(file, FakeFile) and self._disk.names.get(name) is file.content
+    def length_of(self, name: str, file: File) -> int | None:
+        self._disk.operate(self, "length_of", name)
+        if not isinstance(file, FakeFile) or self._disk.names.get(name) is not file.content:
+            return None
+        return file.content.seen.length
 
     def read(self, name: str, offset: int = 0, count: int | None = None) -> bytes:
         return self._find("read", name).seen.read(offset, count)
