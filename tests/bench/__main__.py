@@ -122,7 +122,7 @@ def need_plot() -> None:
 
 def write(report: str, results: list[Result]) -> None:
     """Puts the report into its page, and the plot beside it."""
-    from tests.bench.plot import draw
+    from tests.bench.plot import draw  # only here: who looks at some rows needs no matplotlib
 
     PAGE.write_text(insert(PAGE.read_text(), report))
     plot = PAGE.with_name(PLOT)
