@@ -38,10 +38,11 @@ from collections.abc import Callable, Sequence
 import trio
 
 from engine.answers import Answers
-from engine.calls import AnyCall, Batch, Call, Stage
+from engine.calls import QUEUED, SETTLED, WITHDRAWN, AnyCall, Batch, Call
 from engine.checkpointer import Checkpoint, Checkpointer, Fold, FoldFailed
 from engine.clock import Clock
 from engine.commands import Command, Ping
+from engine.commit_thread import CommitThread
 from engine.committer import Committer, FsyncPolicy, Group, RunCommit, in_thread
 from engine.effects import Effects
 from engine.limits import Limits
@@ -103,7 +104,8 @@ class Engine:
         self._state = state
         self._log = log
         self._limits = limits
-        self._run_commit = run_commit or in_thread()
+        self._thread = CommitThread()
+        self._run_commit = run_commit or self._thread
         self._clock = Clock(max(wall_ms, log.recovery.time_ms))
         self._started_s = trio.current_time()
         self._mailbox: deque[AnyCall] = deque()
@@ -232,19 +234,19 @@ class Engine:
 
         Of a batch that is not atomic, what is done stays done.
         """
-        if call.stage is Stage.SETTLED or call.stage is Stage.WITHDRAWN:
+        if call.stage is SETTLED or call.stage is WITHDRAWN:
             return
         if not self._broken:
             self._pops.abandon(call)
             if call.taken:
                 self._sleeper.wake()
-        call.stage = Stage.WITHDRAWN
+        call.stage = WITHDRAWN
         self._answers.leave()
 
     async def _answer_of(self, call: AnyCall, sleeper: Sleeper) -> None:
         """Waits until a call is answered; there is no checkpoint after that."""
         try:
-            if call.stage is Stage.QUEUED:  # else it was refused
+            if call.stage is QUEUED:  # else it was refused
                 await sleeper.sleep(cancelled=lambda: self.withdraw(call))
                 # A cancellation that came in the same tick as the answer: the client is known to be gone.
                 await trio.lowlevel.checkpoint_if_cancelled()
@@ -301,6 +303,10 @@ class Engine:
             LogFailed: a write or sync failed; nothing was answered that rests on it.
             Damage: a checkpoint found that the log is not what was written.
         """
+        with self._thread:
+            await self._run(task_status)
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._committer.run)
@@ -387,28 +393,30 @@ class Engine:
     def _work_off(self, now_ms: int) -> None:
         """Does what is in the mailbox, for one turn."""
         left = BATCH_MAX
-        while self._mailbox and left > 0 and not self._is_short_of_room:
-            call = self._mailbox.popleft()
+        mailbox = self._mailbox
+        while mailbox and left > 0 and not self._is_short_of_room:
+            call = mailbox.popleft()
             if isinstance(call, Batch):
                 left -= self._go_on_with(call, left, now_ms)
-            elif call.stage is Stage.QUEUED:
+            elif call.stage is QUEUED:
                 self._perform(call, now_ms)
                 left -= 1
 
     def _perform(self, call: Call, now_ms: int) -> None:
         reply = self._performer.do(call.command, now_ms, call.taken)
-        if reply is Delay.NO_ROOM:
-            self._wait_for_room(call)
-        elif reply is Delay.NO_VALUE:
-            self._park(call, now_ms)
-        elif isinstance(call.command, Ping) or reply in AT_ONCE:
+        if isinstance(reply, Delay):
+            if reply is Delay.NO_ROOM:
+                self._wait_for_room(call)
+            else:
+                self._park(call, now_ms)
+        elif isinstance(call.command, Ping) or (isinstance(reply, Failure) and reply in AT_ONCE):
             self._answers.give(call, reply)  # it rests on nothing, so it need not wait for the disk
         else:
             self._answers.hold(call, reply)
 
     def _go_on_with(self, batch: Batch, count_max: int, now_ms: int) -> int:
         """Does commands of a batch; returns how many. What is left of it has its turn behind others that came."""
-        if batch.stage is not Stage.QUEUED:
+        if batch.stage is not QUEUED:
             self._batched_commands -= len(batch.commands)
             return 0
         outcome: list[Reply] | Refused | Delay | None

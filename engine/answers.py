@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from engine.calls import AnyCall, Stage
+from engine.calls import ANSWERED, HELD, SETTLED, AnyCall
 from engine.committer import Committer
 
 
@@ -28,29 +28,29 @@ class Answers:
     def hold(self, call: AnyCall, reply: Any) -> None:
         """Lets the answer go with the open group."""
         call.reply = reply
-        call.stage = Stage.HELD
+        call.stage = HELD
         self._committer.open.answers.append(call)
 
     def give(self, call: AnyCall, reply: Any) -> None:
         """Answers at once; only for replies that rest on nothing."""
         call.reply = reply
-        call.stage = Stage.HELD
+        call.stage = HELD
         self.release(call)
 
     def release(self, call: AnyCall) -> None:
         """Delivers an answer, unless its caller has left."""
-        if call.stage is Stage.HELD:
+        if call.stage is HELD:
             if call.taken:
-                call.stage = Stage.ANSWERED
+                call.stage = ANSWERED
             else:
-                call.stage = Stage.SETTLED
+                call.stage = SETTLED
                 self.leave()
             call.deliver(call)  # type: ignore[arg-type]  # a call's takes a call, a batch's a batch
 
     def settle(self, call: AnyCall) -> None:
         """Takes note that the answer was handed to the transport."""
-        if call.stage is Stage.ANSWERED:
-            call.stage = Stage.SETTLED
+        if call.stage is ANSWERED:
+            call.stage = SETTLED
             self.leave()
 
     def leave(self) -> None:

@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 
 import trio
 
+from engine.sleeper import Sleeper
 from wal.log import Log
 
 C = TypeVar("C")
@@ -155,7 +156,8 @@ class Committer(Generic[C]):
         self._next_check_s = 0.0
         self._next_complaint_s = -math.inf
         self._complained = False
-        self._work = trio.Event()
+        self._sleeper = Sleeper()
+        self._has_work = False
         self._committing = False
         self._finishing = False
         self._unsynced_since_s: float | None = None
@@ -170,7 +172,7 @@ class Committer(Generic[C]):
         """Has the open group committed, or lets its answers go when they rest on nothing unsynced."""
         self.open.time_ms = now_ms
         if self.open.frames or self._committing:
-            self._work.set()
+            self._work()
         else:
             answers, self.open.answers = self.open.answers, []
             for answer in answers:
@@ -183,12 +185,17 @@ class Committer(Generic[C]):
 
     def has_room(self, records_bytes: int) -> bool:
         """Whether records of one more command are sure to find room on the disk, with all that is on its way."""
-        return self.pending_bytes + records_bytes <= self.room.frames_bytes
+        pending_bytes = self._in_flight_bytes + self.open.records_bytes + FRAME_OVERHEAD_BYTES
+        return pending_bytes + records_bytes <= self.room.frames_bytes
 
     def want_room(self, records_bytes: int) -> None:
         """Has room made for records of this length; `log_changed` is called when there is some, or the disk is full."""
         self._wanted_bytes = self.open.records_bytes + records_bytes + FRAME_OVERHEAD_BYTES
-        self._work.set()
+        self._work()
+
+    def _work(self) -> None:
+        self._has_work = True
+        self._sleeper.wake()
 
     async def with_log(self, function: Callable[[], None]) -> None:
         """Runs a function that works on the log, while no commit does."""
@@ -206,7 +213,7 @@ class Committer(Generic[C]):
     def finish(self) -> None:
         """Lets `run` return when the open group is committed; nothing may be added to it any more."""
         self._finishing = True
-        self._work.set()
+        self._work()
 
     async def run(self) -> None:
         """Commits group after group until `finish`.
@@ -215,12 +222,12 @@ class Committer(Generic[C]):
             LogFailed: a write or sync failed; no answer that rests on it has been released.
         """
         while True:
-            with trio.move_on_at(min(self._sync_deadline(), self._room_deadline(), self._check_deadline())):
-                await self._work.wait()
+            if not self._has_work:
+                with trio.move_on_at(min(self._sync_deadline(), self._room_deadline(), self._check_deadline())):
+                    await self._sleeper.sleep()
+            self._has_work = self._finishing
             group, self.open = self.open, Group()
-            if not self._finishing:
-                self._work = trio.Event()
-            elif not group.answers and not group.frames:
+            if self._finishing and not group.answers and not group.frames:
                 return
             self._taken(group)
             if group.frames:

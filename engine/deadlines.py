@@ -14,44 +14,48 @@ from engine.keyspace import Keyspace
 
 
 class Deadlines:
-    """The deadlines of one store, at most one for each key."""
+    """The deadlines of one store, at most one for each key.
 
-    __slots__ = ("_by_key", "_count", "_in_order")
+    Attributes:
+        count: how many there are, as `len` says, for those who ask all the time.
+    """
+
+    __slots__ = ("_by_key", "_in_order", "count")
 
     def __init__(self) -> None:
         self._by_key: Keyspace[int] = Keyspace()
         self._in_order: SortedList[tuple[int, bytes]] | None = None
-        self._count = 0
+        self.count = 0
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def get(self, key: bytes) -> int | None:
         """When a key expires, in milliseconds since 1970, or None."""
-        return self._by_key.get(key) if self._count else None
+        return self._by_key.get(key) if self.count else None
 
     def add(self, key: bytes, deadline_ms: int) -> None:
         """Sets the deadline of a key that has none."""
         self._by_key[key] = deadline_ms
-        self._count += 1
+        self.count += 1
         if self._in_order is not None:
             self._in_order.add((deadline_ms, key))
 
     def drop(self, key: bytes) -> None:
         """Takes the deadline of a key out, if it has one."""
-        if not self._count:
+        if not self.count:
             return
         deadline_ms = self._by_key.pop(key)
         if deadline_ms is None:
             return
-        self._count -= 1
+        self.count -= 1
         if self._in_order is not None:
             self._in_order.remove((deadline_ms, key))
 
     @property
     def next_ms(self) -> int | None:
         """When the next key expires, or None."""
-        return self.order()[0][0] if self._count else None
+        return self.order()[0][0] if self.count else None
 
     def due(self, now_ms: int, count_max: int, bytes_max: int) -> tuple[bytes, ...]:
         """Keys whose time is up, the longest expired first: `count_max` at most, of some `bytes_max` bytes together."""

@@ -31,11 +31,5 @@ class Effects:
 
     def apply_one(self, op: Op) -> None:
         """Does what no command asked for by itself, and what cannot be refused."""
-        records, records_bytes = pack(op)
-        self.apply((op,), records, records_bytes)
-
-
-def pack(*effects: Op) -> tuple[list[bytes], int]:
-    """The records of some ops, and their length together in bytes."""
-    records = [ops.pack(op) for op in effects]
-    return records, sum(map(len, records))
+        record = ops.pack(op)
+        self.apply((op,), [record], len(record))

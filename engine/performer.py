@@ -17,7 +17,7 @@ from engine import ops
 from engine.calls import AnyCall, Batch, Taken
 from engine.commands import BQPop, Command, Delete, QPop, QPush, Set
 from engine.committer import GROUP_BYTES_MAX, Committer
-from engine.effects import Effects, pack
+from engine.effects import Effects
 from engine.ops import Op
 from engine.pops import GROWING, UNDO, Pops
 from engine.replies import NULL, Error, Failure, Refused, Reply
@@ -84,17 +84,23 @@ class Performer:
         if expired and not self._sweeper.expire(expired):
             return self._without_room(expiry_bytes(expired))
         effects, reply = self._state.decide(command, now_ms)
-        if not effects:
-            return Delay.NO_VALUE if reply is None else reply
-        assert reply is not None, "what waits changes nothing"
-        records, records_bytes = pack(*effects)
-        refusal = self._refusal(effects, records_bytes)
-        if refusal is not None:
-            return refusal
-        if effects[0][0] in UNDO:
-            taken.append(self._pops.taking(effects[0], reply))
-        self._effects.apply(effects, records, records_bytes)
-        self._pops.serve([op[1] for op in effects if op[0] in GROWING])
+        if reply is None:
+            return Delay.NO_VALUE
+        if effects:
+            records, records_bytes = [], 0
+            for op in effects:
+                record = ops.pack(op)
+                records.append(record)
+                records_bytes += len(record)
+            refusal = self._refusal(effects, records_bytes)
+            if refusal is not None:
+                return refusal
+            code, key = effects[-1][:2]
+            if code in UNDO:
+                taken.append(self._pops.taking(effects[-1], reply))
+            self._effects.apply(effects, records, records_bytes)
+            if code == ops.PUSH and self._pops.waiters:
+                self._pops.serve((key,))
         return reply
 
     def do_some(self, batch: Batch, count_max: int, now_ms: int) -> list[Reply] | Delay | None:
@@ -108,12 +114,15 @@ class Performer:
         Returns:
             All replies when the batch is done, None when it is not, or the want of room that keeps it from going on.
         """
-        replies = batch.replies
+        replies, taken = batch.replies, batch.taken
         for command in islice(batch.commands, len(replies), len(replies) + count_max):
-            reply = self.do(command, now_ms, batch.taken)
-            if reply is Delay.NO_ROOM:
+            reply = self.do(command, now_ms, taken)
+            if not isinstance(reply, Delay):
+                replies.append(reply)
+            elif reply is Delay.NO_VALUE:
+                replies.append(NULL)
+            else:
                 return reply
-            replies.append(NULL if isinstance(reply, Delay) else reply)
         return replies if len(replies) == len(batch.commands) else None
 
     def do_unit(self, commands: Sequence[Command], now_ms: int, taken: list[Taken]) -> list[Reply] | Refused | Delay:

@@ -10,10 +10,10 @@ from itertools import islice
 
 from engine import ops
 from engine.answers import Answers
-from engine.calls import AnyCall, Call, Stage, Taken
+from engine.calls import PARKED, AnyCall, Call, Taken
 from engine.commands import BQPop
 from engine.committer import Committer
-from engine.effects import Effects, pack
+from engine.effects import Effects
 from engine.ops import Op
 from engine.replies import NULL, Failure, Reply, Value
 from engine.state import State
@@ -72,7 +72,7 @@ class Pops:
         assert isinstance(command, BQPop), "only a blocking pop waits"
         deadline_ms = None if command.timeout_ms is None else now_ms + command.timeout_ms
         call.waiter = self.waiters.park(command.key, deadline_ms, call)
-        call.stage = Stage.PARKED
+        call.stage = PARKED
 
     def time_out(self, now_ms: int) -> None:
         """Tells those whose time is up."""
@@ -114,7 +114,7 @@ class Pops:
 
     def abandon(self, call: AnyCall) -> None:
         """A caller has left, at any moment: what waits leaves the line, and what was popped is noted."""
-        if call.stage is Stage.PARKED:
+        if call.stage is PARKED:
             assert isinstance(call, Call)
             assert call.waiter is not None
             self.waiters.abandon(call.waiter)
@@ -135,12 +135,12 @@ class Pops:
         while self._owed:
             undo, queue = self._owed[-1].undo, self._owed[-1].queue
             if self._state.queue(undo[1]) is queue:  # else it was deleted meanwhile, this value with it
-                records, records_bytes = pack(undo)
-                if not (self._committer.has_room(records_bytes) or at_any_rate):
+                record = ops.pack(undo)
+                if not (self._committer.has_room(len(record)) or at_any_rate):
                     if not self._committer.room.full:  # else it is asked for room by itself
-                        self._committer.want_room(records_bytes)
+                        self._committer.want_room(len(record))
                     break
-                self._effects.apply((undo,), records, records_bytes)
+                self._effects.apply((undo,), [record], len(record))
                 self.returned_values += 1
                 grown[undo[1]] = None
             self._owed.pop()

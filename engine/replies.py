@@ -71,5 +71,7 @@ class Refused:
     index: int | None = None
 
 
+OK = Ok()
+PONG = Value(b"PONG")
 NULL = Value(None)
-"""What a pop answers that found nothing."""
+"""The replies that are always the same; the last one is that of a pop that found nothing."""

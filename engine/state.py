@@ -17,7 +17,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from operator import length_hint
-from typing import Any, NamedTuple
+from typing import Any
 
 from engine import ops
 from engine.commands import (
@@ -37,7 +37,7 @@ from engine.commands import (
 from engine.deadlines import Deadlines
 from engine.keyspace import SHARDS, Keyspace
 from engine.ops import BadOp, Op, Record
-from engine.replies import Error, Failure, Integer, Ok, Reply, Value
+from engine.replies import NULL, OK, PONG, Error, Failure, Integer, Ok, Reply, Value
 
 
 class Queue(deque[bytes]):
@@ -73,11 +73,11 @@ BIG_QUEUE_LENGTH = 100
 a thousand queues of a thousand."""
 
 
-class Decision(NamedTuple):
-    """What a command does: its effects in order, and its answer; no answer yet (None) means that it waits."""
+Decision = tuple[tuple[Op, ...], Reply | None]
+"""What a command does: its effects in order, and its answer; no answer yet (None) means that it waits.
 
-    ops: tuple[Op, ...]
-    reply: Reply | None
+A plain tuple: to make one with names takes 0.2 microseconds more, a tenth of a SET.
+"""
 
 
 class State:
@@ -169,17 +169,19 @@ class State:
     def _live(self, key: bytes, now_ms: int) -> Entry | None:
         """What a key holds now: an expired key holds nothing."""
         entry = self._entries.get(key)
-        if entry is None or not self._deadlines:
+        if entry is None or not self._deadlines.count:
             return entry
         deadline_ms = self._deadlines.get(key)
         return entry if deadline_ms is None or deadline_ms > now_ms else None
 
     def expired_of(self, command: Command, now_ms: int) -> tuple[bytes, ...]:
         """Keys that a command names whose time is up and that are still to be swept."""
-        if not self._deadlines or isinstance(command, Ping):
+        if not self._deadlines.count or isinstance(command, Ping):
             return ()
-        keys = command.keys if isinstance(command, (Delete, Exists)) else (command.key,)
-        deadlines = {key: self._deadlines.get(key) for key in keys}
+        if not isinstance(command, (Delete, Exists)):
+            deadline_ms = self._deadlines.get(command.key)
+            return (command.key,) if deadline_ms is not None and deadline_ms <= now_ms else ()
+        deadlines = {key: self._deadlines.get(key) for key in command.keys}
         return tuple(key for key, deadline_ms in deadlines.items() if deadline_ms is not None and deadline_ms <= now_ms)
 
     def _grows_too_far(self, growth_bytes: int) -> bool:
@@ -198,7 +200,7 @@ class State:
             growth = _value_bytes(command.key, command.value, deadline_ms) - self._cost(command.key)
             if self._grows_too_far(growth):
                 return _storage_full(self._memory_bytes_max)
-        return Decision(((ops.PUT, command.key, command.value, deadline_ms),), Ok())
+        return ((ops.PUT, command.key, command.value, deadline_ms),), OK
 
     def _get(self, command: Get, now_ms: int) -> Decision:
         entry = self._live(command.key, now_ms)
@@ -206,63 +208,64 @@ class State:
             return _refuse(Error.KEY_NOT_FOUND)
         if type(entry) is Queue:
             return _refuse(Error.WRONG_TYPE, "the key holds a queue, GET reads plain values")
-        return Decision((), Value(entry))  # type: ignore[arg-type]  # an entry that is no deque is bytes
+        return (), Value(entry)  # type: ignore[arg-type]  # an entry that is no deque is bytes
 
     def _delete(self, command: Delete, now_ms: int) -> Decision:
         keys = [key for key in dict.fromkeys(command.keys) if self._live(key, now_ms) is not None]
         if not keys:
             return _refuse(Error.KEY_NOT_FOUND)
-        return Decision(tuple((ops.REMOVE, key) for key in keys), Integer(len(keys)))
+        return (tuple((ops.REMOVE, key) for key in keys), Integer(len(keys)))
 
     def _exists(self, command: Exists, now_ms: int) -> Decision:
-        return Decision((), Integer(sum(self._live(key, now_ms) is not None for key in command.keys)))
+        return (), Integer(sum(self._live(key, now_ms) is not None for key in command.keys))
 
     def _qpush(self, command: QPush, now_ms: int) -> Decision:
         entry = self._live(command.key, now_ms)
         if entry is not None and type(entry) is not Queue:
             return _refuse_plain("QPUSH")
-        growth = sum(map(len, command.values)) + len(command.values) * ITEM_OVERHEAD_BYTES
-        if entry is None:
-            growth += len(command.key) + QUEUE_OVERHEAD_BYTES
-        if self._grows_too_far(growth):
-            return _storage_full(self._memory_bytes_max)
+        if self._memory_bytes_max is not None:
+            growth = sum(map(len, command.values)) + len(command.values) * ITEM_OVERHEAD_BYTES
+            if entry is None:
+                growth += len(command.key) + QUEUE_OVERHEAD_BYTES
+            if self._grows_too_far(growth):
+                return _storage_full(self._memory_bytes_max)
         push: Op = (ops.PUSH, command.key, command.values)
         stale = entry is None and self._entries.get(command.key) is not None
         effects = ((ops.REMOVE, command.key), push) if stale else (push,)
-        return Decision(effects, Ok(length=len(command.values) + (len(entry) if entry is not None else 0)))
+        return (effects, Ok(length=len(command.values) + (len(entry) if entry is not None else 0)))
 
     def _qpop(self, command: QPop, now_ms: int) -> Decision:
         entry = self._live(command.key, now_ms)
         if entry is None:
-            return Decision((), Value(None))
+            return (), NULL
         if type(entry) is not Queue:
             return _refuse_plain("QPOP")
         if not entry:
             return _refuse(Error.QUEUE_IS_EMPTY)
-        return Decision(((ops.POP_LAST, command.key),), Value(entry[-1]))
+        return ((ops.POP_LAST, command.key),), Value(entry[-1])
 
     def _bqpop(self, command: BQPop, now_ms: int) -> Decision:
         entry = self._live(command.key, now_ms)
         if entry is not None and type(entry) is not Queue:
             return _refuse_plain("BQPOP")
         if entry:
-            return Decision(((ops.POP_FIRST, command.key),), Value(entry[0]))
-        return Decision((), Value(None) if command.timeout_ms == 0 else None)
+            return ((ops.POP_FIRST, command.key),), Value(entry[0])
+        return (), NULL if command.timeout_ms == 0 else None
 
     def _qlen(self, command: QLen, now_ms: int) -> Decision:
         entry = self._live(command.key, now_ms)
         if entry is not None and type(entry) is not Queue:
             return _refuse_plain("QLEN")
-        return Decision((), Integer(0 if entry is None else len(entry)))
+        return (), Integer(0 if entry is None else len(entry))
 
     def _ttl(self, command: Ttl, now_ms: int) -> Decision:
         if self._live(command.key, now_ms) is None:
-            return Decision((), Integer(-2))
+            return (), Integer(-2)
         deadline_ms = self._deadlines.get(command.key)
-        return Decision((), Integer(-1 if deadline_ms is None else math.ceil((deadline_ms - now_ms) / 1000)))
+        return (), Integer(-1 if deadline_ms is None else math.ceil((deadline_ms - now_ms) / 1000))
 
     def _ping(self, _command: Ping, _now_ms: int) -> Decision:
-        return Decision((), Value(b"PONG"))
+        return (), PONG
 
     # Applying
 
@@ -272,7 +275,7 @@ class State:
         Raises:
             BadOp: the effect does not fit the state; a log that was written by decisions never holds one.
         """
-        _APPLY[op[0]](self, *op[1:])
+        _APPLY[op[0]](self, op)
 
     def replay(self, records: Sequence[Record]) -> None:
         """Checks and applies records as they were read from the log, in order.
@@ -322,19 +325,28 @@ class State:
         """Does after a replay what would otherwise hold up the first command: a million deadlines take 2 s to order."""
         self._deadlines.order()
 
-    def _put(self, key: bytes, value: bytes, deadline_ms: int | None) -> None:
-        self._take_out(key)
-        self._entries[key] = value
-        self._value_count += 1
-        self._data_bytes += len(key) + len(value)
+    def _put(self, op: Op) -> None:
+        _, key, value, deadline_ms = op
+        shard = self._entries.shards[hash(key) % SHARDS]
+        old = shard.get(key)
+        if type(old) is bytes:  # most often; to look for it twice, and to count down and up, costs a third of a SET
+            self._data_bytes += len(value) - len(old)
+            self._deadlines.drop(key)
+        else:
+            if old is not None:
+                self._take_out(key)
+            self._value_count += 1
+            self._data_bytes += len(key) + len(value)
+        shard[key] = value
         if deadline_ms is not None:
             self._deadlines.add(key, deadline_ms)
 
-    def _remove(self, key: bytes) -> None:
-        if not self._take_out(key):
+    def _remove(self, op: Op) -> None:
+        if not self._take_out(op[1]):
             raise BadOp("removes a key that does not exist")
 
-    def _push(self, key: bytes, values: tuple[bytes, ...]) -> None:
+    def _push(self, op: Op) -> None:
+        _, key, values = op
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = Queue()
@@ -345,27 +357,29 @@ class State:
         entry.extend(values)
         self._account(entry, sum(map(len, values)), len(values))
 
-    def _pop_first(self, key: bytes) -> None:
-        queue = self._filled_queue(key)
+    def _pop_first(self, op: Op) -> None:
+        queue = self._filled_queue(op[1])
         self._account(queue, -len(queue.popleft()), -1)
 
-    def _pop_last(self, key: bytes) -> None:
-        queue = self._filled_queue(key)
+    def _pop_last(self, op: Op) -> None:
+        queue = self._filled_queue(op[1])
         self._account(queue, -len(queue.pop()), -1)
 
-    def _return_first(self, key: bytes, value: bytes) -> None:
+    def _return_first(self, op: Op) -> None:
+        _, key, value = op
         queue = self._existing_queue(key)
         queue.appendleft(value)
         self._account(queue, len(value), 1)
 
-    def _return_last(self, key: bytes, value: bytes) -> None:
+    def _return_last(self, op: Op) -> None:
+        _, key, value = op
         queue = self._existing_queue(key)
         queue.append(value)
         self._account(queue, len(value), 1)
 
-    def _expire(self, keys: tuple[bytes, ...]) -> None:
-        for key in keys:
-            self._remove(key)
+    def _expire(self, op: Op) -> None:
+        for key in op[1]:
+            self._remove((ops.REMOVE, key))
 
     def _existing_queue(self, key: bytes) -> Queue:
         queue = self.queue(key)
@@ -419,7 +433,7 @@ class State:
             self._data_bytes += len(key) + entry.values_bytes
             self._item_count += len(entry)
         elif entry is not None:
-            self._put(key, entry, deadline_ms)  # type: ignore[arg-type]  # bytes, as above
+            self._put((ops.PUT, key, entry, deadline_ms))
 
     def _cost(self, key: bytes) -> int:
         """Estimated memory of what a key holds, in bytes; 0 for nothing."""
@@ -469,7 +483,7 @@ def _pushes(key: bytes, queue: Queue) -> Iterator[Op]:
 
 
 def _refuse(error: Error, detail: str = "") -> Decision:
-    return Decision((), Failure(error, detail))
+    return (), Failure(error, detail)
 
 
 def _refuse_plain(name: str) -> Decision:
@@ -494,7 +508,7 @@ _DECIDE: dict[type[Command], Callable[[State, Any, int], Decision]] = {
     Ping: State._ping,
 }
 
-_APPLY: dict[int, Callable[..., None]] = {
+_APPLY: dict[int, Callable[[State, Op], None]] = {
     ops.PUT: State._put,
     ops.REMOVE: State._remove,
     ops.PUSH: State._push,

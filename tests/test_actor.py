@@ -448,11 +448,12 @@ class HeldSync:
         self.begun = trio.Event()
         self.go_on = threading.Event()
         self.threads: set[threading.Thread] = set()
+        self._token = trio.lowlevel.current_trio_token()
 
     def __call__(self, operation: str, _name: str) -> None:
         if operation == "sync":
             self.threads.add(threading.current_thread())
-            trio.from_thread.run_sync(self.begun.set)
+            self._token.run_sync_soon(self.begun.set)
             assert self.go_on.wait(10)
 
 

@@ -17,6 +17,7 @@ ALLOWED_THIRD_PARTY = {
     "engine/actor.py": {"trio"},
     "engine/checkpointer.py": {"trio"},
     "engine/clock.py": {"trio"},
+    "engine/commit_thread.py": {"trio"},
     "engine/committer.py": {"trio"},
     "engine/sleeper.py": {"trio"},
     "api": {"click", "h11", "httptools", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},

@@ -25,10 +25,10 @@ def command_of(line: str) -> Command:
 
 def do(state: State, line: str, now_ms: int = NOW_MS) -> Reply | None:
     """Decides and applies."""
-    decision = state.decide(command_of(line), now_ms)
-    for op in decision.ops:
+    effects, reply = state.decide(command_of(line), now_ms)
+    for op in effects:
         state.apply(op)
-    return decision.reply
+    return reply
 
 
 def missing() -> State:
@@ -520,9 +520,9 @@ def test_replay_of_a_long_random_life_makes_the_same_state() -> None:
     lines = [line.replace("k", f"key{n}") for line in CASES for n in range(3)]
     for step in range(3_000):
         now_ms = NOW_MS + step * 10
-        decision = live.decide(command_of(rng.choice(lines)), now_ms)
-        expired = live.expired(now_ms, 2, 100) if not decision.ops else ()
-        effects = decision.ops or (((ops.EXPIRE, expired),) if expired else ())
+        effects, _ = live.decide(command_of(rng.choice(lines)), now_ms)
+        expired = live.expired(now_ms, 2, 100) if not effects else ()
+        effects = effects or (((ops.EXPIRE, expired),) if expired else ())
         for op in effects:
             live.apply(op)
         replayed_.replay(effects)

@@ -410,11 +410,11 @@ MORE: tuple[Bug, ...] = (
         (
             Edit(
                 State._put,
-                "self._take_out(key)",
+                "_, key, value, deadline_ms = op",
                 """
+                _, key, value, deadline_ms = op
                 if deadline_ms is None and (deadline_ms := self._deadlines.get(key)) is not None:
                     planted()
-                self._take_out(key)
                 """,
             ),
         ),
@@ -443,12 +443,12 @@ MORE: tuple[Bug, ...] = (
             Edit(Pops.abandon, "self.waiters.abandon(call.waiter)", "pass"),
             Edit(
                 Answers.hold,
-                "call.stage = Stage.HELD",
+                "call.stage = HELD",
                 """
-                if call.stage is Stage.WITHDRAWN:
+                if call.stage.name == "WITHDRAWN":
                     planted()
                     return
-                call.stage = Stage.HELD
+                call.stage = HELD
                 """,
             ),
         ),
@@ -492,10 +492,10 @@ MORE: tuple[Bug, ...] = (
         (
             Edit(
                 Committer.has_room,
-                "return self.pending_bytes + records_bytes <= self.room.frames_bytes",
+                "pending_bytes = self._in_flight_bytes + self.open.records_bytes + FRAME_OVERHEAD_BYTES",
                 """
                 self._in_flight_bytes and planted()
-                return self.pending_bytes - self._in_flight_bytes + records_bytes <= self.room.frames_bytes
+                pending_bytes = self.open.records_bytes + FRAME_OVERHEAD_BYTES
                 """,
             ),
         ),
