@@ -178,12 +178,17 @@ class Door:
         while True:
             await trio.lowlevel.wait_readable(descriptor)
             self._start_turn()
+            knocked_at = []
             for fd, events in self.epoll.poll(0, READY_MAX):
                 connection = connections.get(fd)
                 if connection is not None:
                     connection.on_ready(events)
                 elif fd in self._listeners:
-                    self._accept(self._listeners[fd])
+                    knocked_at.append(self._listeners[fd])
+            # Not before: a new client could get the descriptor of one that was closed in this turn, and its events.
+            for listener in knocked_at:
+                if self._accepting:
+                    self._accept(listener)
 
     def _start_turn(self) -> None:
         self.now = trio.current_time()

@@ -7,7 +7,7 @@ import json
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -36,8 +36,25 @@ PATIENCE_S = 20.0
 """The same by the clock on the wall, for tests under virtual time."""
 
 
-def post(body: bytes, *, head: bytes = HOST, version: bytes = b"1.1") -> bytes:
-    return b"POST / HTTP/%b\r\n%bContent-Length: %d\r\n\r\n%b" % (version, head, len(body), body)
+def post(body: bytes, *, head: bytes = HOST, version: bytes = b"1.1", path: bytes = b"/") -> bytes:
+    return b"POST %b HTTP/%b\r\n%bContent-Length: %d\r\n\r\n%b" % (path, version, head, len(body), body)
+
+
+def listen(kind: type[socket.socket] = socket.socket, *, send_buffer_bytes: int | None = None) -> socket.socket:
+    """Makes a listening socket as the server has them.
+
+    Args:
+        kind: class of the socket.
+        send_buffer_bytes: what the kernel keeps for each client at most; None leaves it to the kernel.
+    """
+    listener = kind(socket.AF_INET, socket.SOCK_STREAM)
+    tune(listener)
+    if send_buffer_bytes is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    listener.setblocking(False)
+    return listener
 
 
 class Server:
@@ -48,6 +65,7 @@ class Server:
         serve: one of the two ways.
         settings: of the application.
         real: the engine to put behind it instead of the fake one.
+        listeners: to serve; one of its own by default.
         config: further arguments for `serve`.
 
     Attributes:
@@ -63,6 +81,7 @@ class Server:
         settings: HttpSettings = SETTINGS,
         *,
         real: Engine | None = None,
+        listeners: Sequence[socket.socket] = (),
         **config: float,
     ) -> None:
         self.engine = FakeEngine()
@@ -70,12 +89,10 @@ class Server:
         self.stopped = trio.Event()
         self._clients: list[Client] = []
         self._stop = trio.Event()
-        listener = socket.create_server(("127.0.0.1", 0))
-        tune(listener)
-        listener.setblocking(False)
-        self.address = listener.getsockname()
+        listeners = listeners or [listen()]
+        self.address = listeners[0].getsockname()
         self.app = create_app(real or self.engine, settings)
-        self._serve = partial(serve, self.app, [listener], self._stop.wait, **config)
+        self._serve = partial(serve, self.app, listeners, self._stop.wait, **config)
         nursery.start_soon(self._run)
 
     async def _run(self) -> None:
@@ -90,8 +107,13 @@ class Server:
         (self._real or self.engine).shut_down()
         self._stop.set()
 
-    async def connect(self) -> Client:
-        client = Client(await trio.open_tcp_stream(*self.address))
+    async def connect(self, *, receive_buffer_bytes: int | None = None) -> Client:
+        """Connects; a client with a small buffer has to read before the server can send more."""
+        connection = trio.socket.socket()
+        if receive_buffer_bytes is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        await connection.connect(self.address)
+        client = Client(trio.SocketStream(connection))
         self._clients.append(client)
         return client
 
@@ -170,11 +192,16 @@ def chunked(body: bytes, more: bytes = b"") -> bytes:
 
 @asynccontextmanager
 async def serving(
-    serve: Serve, settings: HttpSettings = SETTINGS, *, real: Engine | None = None, **config: float
+    serve: Serve,
+    settings: HttpSettings = SETTINGS,
+    *,
+    real: Engine | None = None,
+    listeners: Sequence[socket.socket] = (),
+    **config: float,
 ) -> AsyncIterator[Server]:
-    """A server as long as the context."""
+    """A server as long as the context; arguments as for `Server`."""
     async with trio.open_nursery() as nursery:
-        server = Server(nursery, serve, settings, real=real, **config)
+        server = Server(nursery, serve, settings, real=real, listeners=listeners, **config)
         try:
             yield server
         finally:
