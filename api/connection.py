@@ -3,7 +3,7 @@
 Theory of operation. The door calls `on_ready` when the kernel has something to say about the socket; `_read` then goes
 through what came: a head (remembered by its bytes), a body, and so an `Exchange`, which is one request and its answer.
 A quick command goes to the engine at once, and its answer comes back by a call to `Exchange.deliver`. Everything else
-is done by a task (`api/errands.py`), to which the connection lends the exchange.
+is done by a task of the door's, an errand, to which the connection lends the exchange.
 
     pending bytes -> head -> body -> Exchange -> engine, or errand
                                         |
@@ -36,11 +36,11 @@ from typing import TYPE_CHECKING
 from api import batches, dialects
 from api.body import HeldBody
 from api.dialects import Answer, failure
-from api.exchange import Exchange
+from api.exchange import DEFECT, Exchange
 from api.head import HEAD_BYTES_MAX, INVALID, UNPARSABLE, BadHead, check_bytes
 from api.outbox import Outbox
 from api.request import BadBody, IncomingBody, RequestHead, refusal_of, too_large
-from api.service import COMMAND, MULTI, PIPELINE
+from api.service import BODIES_FULL, COMMAND, MULTI, PIPELINE
 from api.sockets import READ_AHEAD_BYTES_MAX
 from engine.commands import BQPop
 from engine.limits import KIB
@@ -132,7 +132,7 @@ class Connection:
         self._body: IncomingBody | None = None
         self._exchanges: list[Exchange] = []
         self._running = 0  # exchanges that wait for their answer and hold nothing up
-        self._outbox = Outbox(client, door.engine.settle)
+        self._outbox = Outbox(client)
         door.epoll.register(self.fd, self._events)
         self._enter(_Phase.IDLE)
 
@@ -259,7 +259,7 @@ class Connection:
             self._start(head, data[end : end + head.length])
             return end + head.length
         if head.refusal is not None and not (head.keep_alive and self._throws_away(head)):
-            self._refuse(head.refusal)
+            self._refuse(head.refusal, head)
         else:
             self._begin_body(head, nothing_follows=end == len(data))
         return end
@@ -309,13 +309,14 @@ class Connection:
         if size > self.door.service.limits.body_bytes_max:
             return too_large(self.door.service.limits.body_bytes_max)
         if size > FREE_BODY_BYTES and not body.held.hold(self.door.service.budget, size):
-            return bodies_full()
+            return BODIES_FULL
         body.data += piece
         return None
 
     def _end_body(self, body: IncomingBody) -> None:
         self._body = None
         if body.head.refusal is not None:
+            self._enter(_Phase.WORK)
             self._answer_now(body.head, body.head.refusal)
         else:
             body.held.data = bytes(body.data)
@@ -335,20 +336,20 @@ class Connection:
         self.deadline = math.inf
         if not head.keep_alive:
             self._closing = True
-        if head.path == COMMAND and dialects.is_quick(data):
-            if held is not None:
-                held.release()
-            self._start_command(head, data)
-        elif head.path in (PIPELINE, MULTI) and batches.is_quick(data):
-            if held is not None:
-                held.release()
-            self._start_batch(head, data)
-        else:
-            if held is None:
-                held = HeldBody()
-                held.data = data
-            exchange = self._begin_exchange(head, holds_up=True)
-            self.door.send_on_errand(exchange, held)
+        before = len(self._exchanges)
+        try:
+            if head.path == COMMAND and dialects.is_quick(data):
+                self._start_command(head, data)
+            elif head.path in (PIPELINE, MULTI) and batches.is_quick(data):
+                self._start_batch(head, data)
+            else:
+                self._start_errand(head, held or HeldBody(data))
+                return
+        except Exception:
+            _logger.exception("a request failed")
+            self.answer(self._exchanges[before] if self._exchanges[before:] else self._begin_exchange(head), DEFECT)
+        if held is not None:
+            held.release()
 
     def _start_command(self, head: RequestHead, data: bytes) -> None:
         try:
@@ -361,7 +362,9 @@ class Connection:
             return
         exchange = self._begin_exchange(head, holds_up=type(command) is BQPop and command.timeout_ms != 0)
         exchange.request = request
-        exchange.call = self.door.engine.submit_nowait(command, exchange.deliver)
+        call = self.door.engine.submit_nowait(command, exchange.deliver)
+        if exchange.response is None:  # else it was refused
+            exchange.call = call
 
     def _start_batch(self, head: RequestHead, data: bytes) -> None:
         try:
@@ -371,7 +374,15 @@ class Connection:
             return
         exchange = self._begin_exchange(head)
         exchange.request = batch
-        exchange.call = self.door.engine.submit_many_nowait(batch.commands, batch.atomic, exchange.deliver_batch)
+        call = self.door.engine.submit_many_nowait(batch.commands, batch.atomic, exchange.deliver_batch)
+        if exchange.response is None:  # else it was refused
+            exchange.call = call
+
+    def _start_errand(self, head: RequestHead, body: HeldBody) -> None:
+        if not body.hold(self.door.service.budget, len(body.data)):
+            self._refuse(BODIES_FULL)
+            return
+        self.door.send_on_errand(self._begin_exchange(head, holds_up=True), body)
 
     def _begin_exchange(self, head: RequestHead, *, holds_up: bool = False) -> Exchange:
         exchange = Exchange(self, head, holds_up)
@@ -389,12 +400,19 @@ class Connection:
             exchange: of this connection, not answered yet.
             answer: to it.
         """
-        closes = self._closing and self._exchanges[-1:] == [exchange]
-        self._complete(exchange, self.door.render(answer, closes=closes))
+        response = self.door.render(answer, closes=self._closes_behind(exchange))
+        if exchange.head.method == b"HEAD":
+            response = response.removesuffix(answer.body)
+        self._complete(exchange, response)
 
     def respond(self, exchange: Exchange, response: bytes) -> None:
         """As `answer`, with the bytes of head and body."""
+        if self._closes_behind(exchange):
+            response = response.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
         self._complete(exchange, response)
+
+    def _closes_behind(self, exchange: Exchange) -> bool:
+        return self._closing and self._exchanges[-1:] == [exchange]
 
     def _complete(self, exchange: Exchange, response: bytes) -> None:
         if not self._open:
@@ -411,7 +429,7 @@ class Connection:
             self._closing = True
         self.answer(self._begin_exchange(head), answer)
 
-    def _refuse(self, answer: Answer) -> None:
+    def _refuse(self, answer: Answer, head: RequestHead | None = None) -> None:
         """Answers what is no request, or one whose rest is not read: the last answer."""
         self._enter(_Phase.WORK)
         self._closing = True
@@ -419,7 +437,7 @@ class Connection:
         if self._body is not None:
             self._body.held.release()  # now, not when the client has its answer: others may need the budget
             self._body = None
-        self.answer(self._begin_exchange(_NO_HEAD), answer)
+        self.answer(self._begin_exchange(head or _NO_HEAD), answer)
 
     def _send_answers(self) -> None:
         """Sends the answers that are next in order, in one write."""
@@ -455,6 +473,8 @@ class Connection:
     def _note_unsent(self, change_bytes: int) -> None:
         """While bytes are unsent, nothing is read or started, and the client has its time to make progress."""
         self.door.note_unsent(self, change_bytes)
+        if not self._open:
+            return
         if self._outbox.unsent_bytes:
             self._watch(select.EPOLLRDHUP | select.EPOLLOUT)
             self._wait(self.door.settings.send_timeout_s)
@@ -510,8 +530,3 @@ class Connection:
 
 
 _NO_HEAD = RequestHead(b"", b"", "1.1", (), None, 0, False, False, None)
-
-
-def bodies_full() -> Answer:
-    """The answer to a body that the budget has no room for."""
-    return failure(503, Error.UNAVAILABLE.value, "too many request bodies at once")

@@ -9,8 +9,8 @@ and a turn of the event loop serves all clients that are ready at once, whose co
                          |
                          +--> errands, a task each: long bodies, and what the application answers (api/relay.py)
 
-A second task, the clock, looks at deadlines four times a second, a third keeps the date. The order of
-answers, limits and deadlines are the business of a connection; here is what concerns all of them:
+A second task, the clock, looks at deadlines four times a second. The order of answers, limits and deadlines are the
+business of a connection; here is what concerns all of them:
 
 - Heads that were judged are remembered by their bytes: clients send the same ones again and again.
 - All unsent bytes together are bounded (F5): beyond it the client that has read least loses its connection.
@@ -38,15 +38,14 @@ from api.access import Access
 from api.batches import BatchRequest
 from api.body import HeldBody
 from api.connection import Connection
-from api.dialects import Answer, failure
-from api.exchange import Exchange
+from api.dialects import Answer
+from api.exchange import DEFECT, Exchange
 from api.relay import Relay
 from api.request import RequestHead, read_head
 from api.service import Service
 from api.sockets import HEAD_TIMEOUT_S, KEEP_ALIVE_S, LINGER_S, spread_probes
 from engine.calls import Batch
 from engine.limits import MIB
-from engine.replies import Error
 
 _logger = logging.getLogger("holdfast.http")
 
@@ -303,7 +302,7 @@ class Door:
             exchange: of an open connection.
             body: of the request; released by the task.
         """
-        self._start_errand(exchange, partial(self._answer_body, exchange, body))
+        self._start_errand(exchange, partial(self._answer_body, exchange.head, body))
 
     def finish_batch(self, exchange: Exchange, batch: BatchRequest, call: Batch) -> None:
         """Has a task make an answer that takes long to make.
@@ -313,34 +312,30 @@ class Door:
             batch: what was asked.
             call: delivered.
         """
-        self._start_errand(exchange, partial(self._finish_batch, exchange, batch, call))
+        self._start_errand(exchange, partial(self.service.finish, batch, call))
 
-    def _start_errand(self, exchange: Exchange, errand: Callable[[], Awaitable[None]]) -> None:
+    def _start_errand(self, exchange: Exchange, errand: Callable[[], Awaitable[Answer | bytes]]) -> None:
         exchange.errand = trio.CancelScope()
         self._nursery.start_soon(self._run_errand, exchange, exchange.errand, errand)
 
     async def _run_errand(
-        self, exchange: Exchange, scope: trio.CancelScope, errand: Callable[[], Awaitable[None]]
+        self, exchange: Exchange, scope: trio.CancelScope, errand: Callable[[], Awaitable[Answer | bytes]]
     ) -> None:
         with scope:
             try:
-                await errand()
+                answer = await errand()
             except Exception:
                 _logger.exception("a request failed")
-                exchange.connection.answer(exchange, failure(500, Error.INTERNAL_ERROR.value))
+                answer = DEFECT
+            exchange.finish(answer)
 
-    async def _answer_body(self, exchange: Exchange, body: HeldBody) -> None:
-        head, connection = exchange.head, exchange.connection
+    async def _answer_body(self, head: RequestHead, body: HeldBody) -> Answer | bytes:
         try:
             if head.path is not None:
-                connection.answer(exchange, await self.service.answer(head.path, body))
-            else:
-                connection.respond(exchange, await self._relay.request(head, body.data))
+                return await self.service.answer(head.path, body)
+            return await self._relay.request(head, body.data)
         finally:
             body.release()
-
-    async def _finish_batch(self, exchange: Exchange, batch: BatchRequest, call: Batch) -> None:
-        exchange.connection.answer(exchange, await self.service.finish(batch, call))
 
     def render(self, answer: Answer, *, closes: bool) -> bytes:
         """Makes the bytes of a response.

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from api import batches, dialects
+from api.dialects import Answer
 from api.request import RequestHead
+from engine.replies import Error
 
 if TYPE_CHECKING:
     import trio
 
     from api.connection import Connection
     from engine.calls import AnyCall, Batch, Call
+
+_logger = logging.getLogger("holdfast.http")
+
+DEFECT = dialects.failure(500, Error.INTERNAL_ERROR.value)
+"""The answer to a request that a defect keeps from being done; the log has its traceback."""
 
 
 class Exchange:
@@ -21,7 +29,7 @@ class Exchange:
         head: of the request.
         holds_up: may take its time, so nothing is started behind it.
         response: head and body of the answer, when it is there.
-        call: what the engine does for it, if that is one call of its own.
+        call: what may have to be withdrawn: what the engine does for it, then only a call that has popped something.
         errand: around the task that works on it, if there is one.
     """
 
@@ -38,30 +46,61 @@ class Exchange:
 
     def deliver(self, call: Call) -> None:
         """Called by the engine with the reply of a command."""
-        self.call = call
+        self._keep(call)
         try:
             assert isinstance(self.request, dialects.Request)
             assert call.reply is not None
-            self.connection.answer(self, dialects.answer(self.request, call.reply))
+            answer = dialects.answer(self.request, call.reply)
         except Exception:
-            self.connection.fail()
+            _logger.exception("an answer failed")
+            answer = DEFECT
+        self.finish(answer)
 
     def deliver_batch(self, batch: Batch) -> None:
         """Called by the engine with the replies of a batch."""
-        self.call = batch
+        self._keep(batch)
         try:
             assert isinstance(self.request, batches.BatchRequest)
             assert batch.reply is not None
-            if batches.is_quick_to_answer(batch.reply):
-                self.connection.answer(self, batches.answer(self.request, batch.reply))
-            else:
+            if not batches.is_quick_to_answer(batch.reply):
                 self.connection.door.finish_batch(self, self.request, batch)
+                return
+            answer = batches.answer(self.request, batch.reply)
+        except Exception:
+            _logger.exception("an answer failed")
+            answer = DEFECT
+        self.finish(answer)
+
+    def finish(self, answer: Answer | bytes) -> None:
+        """Answers the request, from a task or from the engine: a defect in what follows does not reach them.
+
+        Args:
+            answer: for the door to render, or head and body of a response.
+        """
+        try:
+            if isinstance(answer, bytes):
+                self.connection.respond(self, answer)
+            else:
+                self.connection.answer(self, answer)
         except Exception:
             self.connection.fail()
+
+    def settle(self) -> None:
+        """The first byte of the answer is the kernel's: what was popped does not come back any more."""
+        call = self.call
+        if call is not None:
+            self.call = None
+            self.connection.door.engine.settle(call)
 
     def withdraw(self) -> None:
         """The client is gone: whatever is on its way comes back."""
         if self.errand is not None:
             self.errand.cancel()
-        if self.call is not None:
-            self.connection.door.engine.withdraw(self.call)
+        call = self.call
+        if call is not None:
+            self.call = None
+            self.connection.door.engine.withdraw(call)
+
+    def _keep(self, call: AnyCall) -> None:
+        """Keeps a call that may still have to go back; of others nothing is left, not even a cycle of references."""
+        self.call = call if call.taken else None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from api.exchange import Exchange
-from engine.calls import AnyCall
 
 
 class Outbox:
@@ -17,18 +16,16 @@ class Outbox:
 
     Args:
         client: the socket, not blocking.
-        settle: told of each call whose popped value is handed over.
 
     Attributes:
         unsent_bytes: what the kernel has not taken yet.
     """
 
-    __slots__ = ("_client", "_popped", "_put_bytes", "_settle", "_unsent", "unsent_bytes")
+    __slots__ = ("_client", "_popped", "_put_bytes", "_unsent", "unsent_bytes")
 
-    def __init__(self, client: socket.socket, settle: Callable[[AnyCall], None]) -> None:
+    def __init__(self, client: socket.socket) -> None:
         self.unsent_bytes = 0
         self._client = client
-        self._settle = settle
         self._put_bytes = 0  # of all answers that were not sent at once
         self._unsent: deque[memoryview] | None = None
         self._popped: deque[tuple[int, Exchange]] | None = None  # unsent answers of pops, and where they begin
@@ -54,8 +51,8 @@ class Outbox:
             self._keep(exchanges, data, sent)
             return
         for exchange in exchanges:
-            if exchange.call is not None and exchange.call.taken:
-                self._settle(exchange.call)
+            if exchange.call is not None:
+                exchange.settle()
 
     def _keep(self, exchanges: Sequence[Exchange], data: bytes, sent: int) -> None:
         """Keeps what the kernel did not take."""
@@ -67,27 +64,26 @@ class Outbox:
         self._unsent.append(memoryview(data)[sent:])
         assert self._popped is not None
         for exchange in exchanges:
-            if exchange.call is not None and exchange.call.taken:
+            if exchange.call is not None:
                 self._popped.append((begins_at, exchange))
             begins_at += len(exchange.response or b"")
         self._settle_sent()
 
     def flush(self) -> None:
-        """Goes on with what is unsent; the kernel has room again.
+        """Goes on with what is unsent; the kernel has room again, and says so once more when it takes all of this.
 
         Raises:
-            OSError: the client is gone.
+            OSError: the client is gone; nothing was handed over.
         """
+        assert self._unsent
         try:
-            while self._unsent:
-                sent = self._client.send(self._unsent[0])
-                self.unsent_bytes -= sent
-                if sent < len(self._unsent[0]):
-                    self._unsent[0] = self._unsent[0][sent:]
-                    break
-                self._unsent.popleft()
+            sent = self._client.send(self._unsent[0])
         except (BlockingIOError, InterruptedError):
-            pass
+            return
+        self.unsent_bytes -= sent
+        self._unsent[0] = self._unsent[0][sent:]
+        if not self._unsent[0]:
+            self._unsent.popleft()
         self._settle_sent()
         if not self._unsent:
             self._unsent = self._popped = None
@@ -101,6 +97,4 @@ class Outbox:
     def _settle_sent(self) -> None:
         sent_to = self._put_bytes - self.unsent_bytes
         while self._popped and self._popped[0][0] < sent_to:
-            call = self._popped.popleft()[1].call
-            assert call is not None
-            self._settle(call)
+            self._popped.popleft()[1].settle()

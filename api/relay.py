@@ -50,7 +50,7 @@ class Relay:
             body: whole.
 
         Returns:
-            Head and body of the response, for the client.
+            Head and body of the response, for the client; it does not say whether the connection ends.
 
         Raises:
             OSError: the application cannot be reached.
@@ -60,7 +60,7 @@ class Relay:
             response = bytearray()
             while data := await stream.receive_some(_RECEIVE_BYTES):
                 response += data
-        return _for_client(bytes(response), closes=not head.keep_alive)
+        return _for_client(bytes(response))
 
 
 def _request(head: RequestHead, body: bytes) -> bytes:
@@ -70,10 +70,10 @@ def _request(head: RequestHead, body: bytes) -> bytes:
     return b"\r\n".join([line, *fields, *length, _CLOSE, b"", body])
 
 
-def _for_client(response: bytes, *, closes: bool) -> bytes:
-    """Takes the end of the application's connection out, or leaves it in for the client."""
+def _for_client(response: bytes) -> bytes:
+    """Takes out that the application's connection ends."""
     head, end, body = response.partition(b"\r\n\r\n")
     if not end:
         raise ConnectionError("the application gave no answer")
     lines = [line for line in head.split(b"\r\n") if line.lower() != _CLOSE]
-    return b"\r\n".join([*lines, *([_CLOSE] if closes else []), b"", body])
+    return b"\r\n".join([*lines, b"", body])
