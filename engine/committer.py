@@ -34,6 +34,9 @@ FRAME_BYTES_GOAL = 64 * 1024 * 1024
 """A group goes on in another frame rather than grow one beyond this. Values that come back, and pops of those who wait,
 cannot be refused, so a group may grow far beyond its own limit."""
 
+GATHER_MAX = 256
+"""Answers in a group that is not held back for more."""
+
 RELEASE_MAX = 256
 """Answers released in one go."""
 
@@ -225,6 +228,7 @@ class Committer(Generic[C]):
             if not self._has_work:
                 with trio.move_on_at(min(self._sync_deadline(), self._room_deadline(), self._check_deadline())):
                     await self._sleeper.sleep()
+            await self._gather()
             self._has_work = self._finishing
             group, self.open = self.open, Group()
             if self._finishing and not group.answers and not group.frames:
@@ -241,6 +245,17 @@ class Committer(Generic[C]):
             self._committing = False
             if self._sync_deadline() <= trio.current_time():
                 await self._sync()
+
+    async def _gather(self) -> None:
+        """Lets the open group grow for as long as each turn of the event loop brings more.
+
+        Larger groups are fewer commits; and the commit thread has the interpreter for itself while all clients wait
+        for it, instead of fighting for it around each of its system calls (30,000 SET/s from 50 clients became 35,000).
+        """
+        count = 0
+        while self.open.frames and count < len(self.open.answers) <= GATHER_MAX:
+            count = len(self.open.answers)
+            await trio.lowlevel.checkpoint()
 
     async def _release_all(self, answers: list[C]) -> None:
         """Lets answers go, some at a time: each wakes a task, and others shall have their turn in between."""
