@@ -20,9 +20,13 @@ INVALID = "invalid request"
 UNPARSABLE = "the request is not valid HTTP/1.1"
 NO_PATH = "expected a request target that starts with /"
 TWO_LENGTHS = "Transfer-Encoding goes with HTTP/1.1 and without Content-Length"
+ONE_LENGTH = "expected one Content-Length, a number"
 OTHER_CODING = "chunked is the only transfer coding that is understood"
 
 _BAD_LINE_END = re.compile(rb"(?<!\r)\n|\r[^\n]")
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_LENGTHS = re.compile(rb"\ncontent-length:[ \t]*([^\r]*)", re.IGNORECASE)
+_LENGTH = re.compile(rb"[0-9]{1,19}[ \t]*")
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ ([\x21-\x7e]+) HTTP/1\.[01]")
 _REQUEST_BEGINS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*(?: |$)|\r?$")
 _NO_REQUEST_LINE = "expected a request line of HTTP/1.0 or HTTP/1.1"
@@ -56,6 +60,8 @@ def check_bytes(data: bytes) -> None:
     head = data if end < 0 else data[:end]
     if _BAD_LINE_END.search(head):
         raise BadHead("lines of a head end in CR LF, and neither stands alone")
+    if _CONTROL.search(head):
+        raise BadHead("a head holds no control characters")
     line, found, fields = head.partition(b"\r\n")
     if found or end >= 0:
         _check_request_line(line)
@@ -65,6 +71,9 @@ def check_bytes(data: bytes) -> None:
         raise BadHead(f"the URI is longer than {URI_BYTES_MAX} bytes", 414)
     if b"\n " in fields or b"\n\t" in fields or fields.startswith((b" ", b"\t")):
         raise BadHead("header lines may not be folded")
+    lengths = _LENGTHS.findall(head)
+    if len(lengths) > 1 or (end >= 0 and lengths and not _LENGTH.fullmatch(lengths[0])):
+        raise BadHead(ONE_LENGTH)
     if len(head) > HEAD_BYTES_MAX:
         raise BadHead(f"the head is longer than {HEAD_BYTES_MAX} bytes", 431)
     if head.count(b"\r\n") > HEAD_FIELDS_MAX:
@@ -127,7 +136,7 @@ class Head:
         if self._chunked and (self._lengths or version == "1.0"):
             return 400, INVALID, TWO_LENGTHS
         if self.length is None and not self._chunked:
-            return 400, INVALID, "expected one Content-Length, a number"
+            return 400, INVALID, ONE_LENGTH
         if len(self._hosts) > 1 or (not self._hosts and version == "1.1"):
             return 400, INVALID, "expected one Host header"
         return self._target_fault()

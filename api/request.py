@@ -24,15 +24,16 @@ from engine.limits import KIB
 from engine.replies import Error
 
 CHUNK_BYTES_MAX = 1 * KIB
-"""What the head of one chunk may take, its extension included; also all trailers together."""
+"""What the extensions of all chunks and all trailers together may take."""
 
-_SMALL_CHUNK_BYTES = 32
-"""What each chunk adds to that: its size and line ends."""
+_SMALL_LINE_BYTES = 32
+"""A line up to this length is no part of that: the size of a chunk and what ends it."""
 
 _ERRORS = {414: "uri too long", 431: "headers too large"}
 
 _METHOD = re.compile(rb"[^ ]+")
-_END = b"\r\n\r\n"
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?[ \t]*\r\n")
+_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +137,15 @@ def _judge(parsed: _Parser, access: Access, body_bytes_max: int) -> RequestHead:
         },
     )
     tokens: list[bytes] = []
-    coding = expect = b""
+    coding = b""
+    expects: list[bytes] = []
     for name, value in parsed.fields:
         if name == b"connection":
-            tokens += [token.strip() for token in value.lower().split(b",")]
+            tokens += _tokens(value)
         elif name == b"transfer-encoding":
             coding = coding + b"," + value.lower() if coding else value.lower()
         elif name == b"expect":
-            expect = value.lower()
+            expects += _tokens(value)
     head = Head(scope)
     fault = head.fault()
     if fault is not None:
@@ -162,9 +164,13 @@ def _judge(parsed: _Parser, access: Access, body_bytes_max: int) -> RequestHead:
         path=scope["path"] if parsed.method == b"POST" and scope["path"] in PATHS else None,
         length=head.length if not coding else None,
         keep_alive=parsed.version == "1.1" and b"close" not in tokens,
-        expects_continue=expect == b"100-continue" and parsed.version == "1.1",
+        expects_continue=b"100-continue" in expects and parsed.version == "1.1",
         refusal=refusal,
     )
+
+
+def _tokens(value: bytes) -> list[bytes]:
+    return [token.strip() for token in value.lower().split(b",")]
 
 
 def too_large(body_bytes_max: int) -> Answer:
@@ -176,38 +182,21 @@ class BadBody(Exception):
     """Bytes that are no chunks."""
 
 
-class _ChunkEvents:
-    """What the parser of a body in chunks reports. Not `Chunks` itself: parser and `Chunks` would hold each other."""
+class Chunks:
+    """A body in chunks, decoded as it comes.
+
+    Attributes:
+        complete: whether the last chunk and the trailers are here.
+    """
+
+    __slots__ = ("_begun", "_expect", "_left", "_spare_bytes", "complete")
 
     def __init__(self) -> None:
         self.complete = False
-        self.pieces: list[bytes] = []
-        self.chunks = 0
-
-    def on_chunk_header(self) -> None:
-        self.chunks += 1
-
-    def on_body(self, piece: bytes) -> None:
-        self.pieces.append(piece)
-
-    def on_message_complete(self) -> None:
-        self.complete = True
-
-
-class Chunks:
-    """A body in chunks, decoded as it comes."""
-
-    def __init__(self) -> None:
-        self._events = _ChunkEvents()
-        self._overhead_bytes = 0
-        self._last = b""
-        self._parser = httptools.HttpRequestParser(self._events)
-        self._parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last chunk and the trailers are here."""
-        return self._events.complete
+        self._expect = Chunks._take_size  # takes the next line; no bound method: it would be a cycle of references
+        self._begun = b""  # of that line
+        self._left = 0  # of the chunk
+        self._spare_bytes = CHUNK_BYTES_MAX
 
     def take(self, data: bytes, at: int) -> tuple[bytes, int]:
         """Decodes bytes up to the end of the body.
@@ -220,31 +209,47 @@ class Chunks:
             What they hold, and the position behind the last byte that was taken.
 
         Raises:
-            BadBody: not chunks, or heads of chunks or trailers over their limit.
+            BadBody: not chunks, or extensions and trailers over their limit.
         """
-        start = at
-        # The parser does not say where a body ends, but that is behind an empty line: it gets no byte beyond one.
+        pieces = []
         while at < len(data) and not self.complete:
-            end = self._behind_empty_line(data, at)
-            try:
-                self._parser.feed_data(data[at:end])
-            except httptools.HttpParserError:
-                raise BadBody from None
-            self._last = (self._last + data[at:end])[-3:]
-            at = end
-        body, self._events.pieces = b"".join(self._events.pieces), []
-        self._overhead_bytes += at - start - len(body)
-        if self._overhead_bytes > CHUNK_BYTES_MAX + _SMALL_CHUNK_BYTES * self._events.chunks:
-            raise BadBody
-        return body, at
+            if self._left:
+                pieces.append(data[at : at + self._left])
+                at += len(pieces[-1])
+                self._left -= len(pieces[-1])
+            else:
+                at = self._take_line(data, at)
+        return b"".join(pieces), at
 
-    def _behind_empty_line(self, data: bytes, at: int) -> int:
-        """The position behind the first empty line that ends at or behind `at`, or behind all."""
-        split = (self._last + data[at : at + 3]).find(_END)
-        if split >= 0:
-            return at + split + len(_END) - len(self._last)
-        end = data.find(_END, at)
-        return len(data) if end < 0 else end + len(_END)
+    def _take_line(self, data: bytes, at: int) -> int:
+        end = data.find(b"\n", at) + 1
+        line = self._begun + data[at : end or len(data)]
+        if len(line) > self._spare_bytes + _SMALL_LINE_BYTES:
+            raise BadBody
+        if not end:
+            self._begun = line
+            return len(data)
+        self._begun = b""
+        self._spare_bytes -= max(0, len(line) - _SMALL_LINE_BYTES)
+        self._expect(self, line)
+        return end
+
+    def _take_size(self, line: bytes) -> None:
+        match = _CHUNK_SIZE.fullmatch(line)
+        if match is None:
+            raise BadBody
+        self._left = int(match[1], 16)
+        self._expect = Chunks._take_end if self._left else Chunks._take_trailer
+
+    def _take_end(self, line: bytes) -> None:
+        if line != b"\r\n":
+            raise BadBody
+        self._expect = Chunks._take_size
+
+    def _take_trailer(self, line: bytes) -> None:
+        self.complete = line == b"\r\n"
+        if not self.complete and not _TRAILER.fullmatch(line):
+            raise BadBody
 
 
 class IncomingBody:
