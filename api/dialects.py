@@ -162,23 +162,19 @@ def plain_lines(elements: list[Any], strings: int | None, limits: Limits) -> lis
 
 def _plain_fields(name: str, members: dict[str, object], limits: Limits) -> Understood | None:
     """Understands a command that takes exactly the members that are there: a key, or a key and a value."""
-    argv = [name.encode(), _plain_word(members.get("key"))]
-    if len(members) == 3:
-        argv.append(_plain_word(members.get("value")))
-    elif len(members) > 3:
-        return None
-    command = commands.plain(argv, limits)
+    argv = [name.encode()]
+    for member in ("key",) if len(members) == 2 else ("key", "value"):
+        word = members.get(member)
+        if type(word) is str:
+            argv.append(word.encode())
+        elif type(word) is Number:
+            argv.append(bytes(word))
+        else:
+            return None
+    command = commands.plain(argv, limits) if len(members) <= 3 else None
     if command is None or len(argv[1]) > limits.value_bytes_max:
         return None
     return Request([], Dialect.FIELDS, argv[1].decode()), command
-
-
-def _plain_word(value: object) -> bytes:
-    if type(value) is str:
-        return value.encode()
-    if type(value) is Number:
-        return bytes(value)
-    raise ValueError
 
 
 def _command(argv: list[bytes], limits: Limits) -> Command | Failure:

@@ -81,10 +81,10 @@ class ListReader:
             One or more elements as `json_body.scan` gives them, for `accept`; None when the next has to be read.
         """
         reader = self._reader
-        if (
-            reader.at < self._piece_end or reader.depth_max < 2
-        ):  # in a piece that was not accepted; no objects in a list
-            return None
+        if reader.at < self._piece_end:
+            return None  # of a piece that was not accepted
+        if reader.depth_max < 2:
+            return None  # for an object is too deep in a list
         end = self._end_of_piece()
         if end <= reader.at:
             return None

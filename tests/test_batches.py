@@ -237,6 +237,39 @@ def test_pieces_scanned_at_once_give_what_reading_in_steps_gives(
     assert_readers_agree(body, limits, atomic, piece_bytes)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'[{"command":"PING","options":[[]]}]',
+        b'[{"command":"PING","options":[]},{"command":"PING","options":{"a":{}}}]',
+        b'[{"command":"DEL","key":["a"]},{"command":"SET","key":"k","value":true}]',
+        b'[{"command":"DEL","key":["a","b","c","d","e","f","g","h","i","j","k","l"]}]',
+        b'[{"command":"DEL","key":["a","b","c","d","e","f","g","h"]},{"command":"DEL a b c d e f g h i j k l m n"}]',
+    ],
+)
+def test_depth_items_and_words_are_counted_alike_by_both_readers(body: bytes) -> None:
+    for limits in (LIMITS, Limits(json_depth_max=3), Limits(json_depth_max=4), Limits(batch_commands_max=1)):
+        assert_readers_agree(body, limits, atomic=False, piece_bytes=64 * KIB)
+
+
+def test_a_batch_without_a_mistake_in_its_json_is_left_to_the_scanner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ListReader, "read", lambda _reader: pytest.fail("read in steps"))
+    elements: list[object] = [
+        {"command": "SET k v EX 60"},
+        {"command": 'SET k "two words"'},
+        {"command": "NOPE"},
+        {"command": "SET", "key": "k", "value": False, "options": {"ex": 60, "nx": True}},
+        {"command": "DEL", "key": ["a", 1]},
+        {"command": 1},
+        5,
+        {"command": "PING"},
+    ]
+    for ascii_only in (True, False):
+        for count in (1, 10, 5000):
+            parsed = batches.parse(json.dumps(elements * count, ensure_ascii=ascii_only).encode(), LIMITS, atomic=False)
+            assert len(parsed.commands) == 5 * count
+
+
 @pytest.mark.parametrize("piece_bytes", range(20, 120))
 def test_a_piece_may_end_anywhere(piece_bytes: int) -> None:
     elements: list[object] = [

@@ -267,7 +267,9 @@ def test_any_words_are_a_command_or_a_command_error(argv: list[bytes]) -> None:
 
 @settings(max_examples=300, derandomize=True, database=None, deadline=None)
 @given(
-    argv=st.lists(WORDS, max_size=4) | st.tuples(st.sampled_from(list(commands._BY_NAME)), WORDS, WORDS),
+    argv=st.builds(
+        lambda name, words: [name, *words], st.sampled_from(list(commands._BY_NAME)), st.lists(WORDS, max_size=3)
+    ),
     limits=st.sampled_from([LIMITS, Limits(tokens_max=1), Limits(tokens_max=2)]),
 )
 def test_a_plain_command_is_what_the_rows_of_the_table_make_of_it(argv: list[bytes], limits: Limits) -> None:

@@ -38,7 +38,7 @@ class Client:
 
     async def send(self, path: str, value: object) -> Answer:
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
-        body = HeldBody(data)
+        self.body = body = HeldBody(data)
         assert body.hold(self.service.budget, len(data))
         self.scope = trio.CancelScope()
         with self.scope:
@@ -190,7 +190,8 @@ async def test_what_was_answered_does_not_come_back(client: Client, world: World
     await world.do("QPUSH q a b")
     assert await client.ask(PIPELINE, lines("QPOP q", *["PING"] * 600)) == [{"value": "b"}, *[{"value": "PONG"}] * 600]
     assert await client.ask(MULTI, lines("QPOP q")) == [{"value": "a"}]
-    await world.stop()  # which waits for all who may still leave
+    with trio.fail_after(60):
+        await world.stop()  # which waits for all who may still leave
     assert list(world.state.queue(b"q") or ()) == []
 
 
@@ -211,6 +212,7 @@ async def test_a_batch_takes_its_commands_out_of_the_budget_until_it_is_answered
     elements = lines(*["SET k v"] * 200)
     nursery.start_soon(client.send, PIPELINE, elements)
     await world.settle()
+    assert client.body.data == b""
     assert 100_000 < limits.bodies_bytes_max - budget.left < 200_000
     body = HeldBody(json.dumps(elements).encode())
     assert await client.service.answer(PIPELINE, body) == service.BODIES_FULL
