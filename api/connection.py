@@ -31,6 +31,8 @@ import math
 import select
 import socket
 from collections.abc import Callable
+from itertools import takewhile
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from api import batches, dialects
@@ -65,6 +67,7 @@ FREE_BODY_BYTES = 16 * KIB
 GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 _HEAD_END = b"\r\n\r\n"
+_RESPONSE = attrgetter("response")
 
 
 class _Phase(enum.Enum):
@@ -373,7 +376,7 @@ class Connection:
             self._answer_now(head, dialects.refuse(bad))
             return
         exchange = self._begin_exchange(head)
-        exchange.request = batch
+        exchange.batch = batch
         call = self.door.engine.submit_many_nowait(batch.commands, batch.atomic, exchange.deliver_batch)
         if exchange.response is None:  # else it was refused
             exchange.call = call
@@ -400,19 +403,16 @@ class Connection:
             exchange: of this connection, not answered yet.
             answer: to it.
         """
-        response = self.door.render(answer, closes=self._closes_behind(exchange))
-        if exchange.head.method == b"HEAD":
-            response = response.removesuffix(answer.body)
-        self._complete(exchange, response)
+        self._complete(exchange, self.door.render(answer, closes=self._closing and self._is_last(exchange)))
 
     def respond(self, exchange: Exchange, response: bytes) -> None:
         """As `answer`, with the bytes of head and body."""
-        if self._closes_behind(exchange):
+        if self._closing and self._is_last(exchange):
             response = response.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
         self._complete(exchange, response)
 
-    def _closes_behind(self, exchange: Exchange) -> bool:
-        return self._closing and self._exchanges[-1:] == [exchange]
+    def _is_last(self, exchange: Exchange) -> bool:
+        return self._exchanges[-1:] == [exchange]
 
     def _complete(self, exchange: Exchange, response: bytes) -> None:
         if not self._open:
@@ -427,7 +427,9 @@ class Connection:
         """Answers a request that needs no work."""
         if not head.keep_alive:
             self._closing = True
-        self.answer(self._begin_exchange(head), answer)
+        exchange = self._begin_exchange(head)
+        response = self.door.render(answer, closes=self._closing)
+        self._complete(exchange, response.removesuffix(answer.body) if head.method == b"HEAD" else response)
 
     def _refuse(self, answer: Answer, head: RequestHead | None = None) -> None:
         """Answers what is no request, or one whose rest is not read: the last answer."""
@@ -437,24 +439,21 @@ class Connection:
         if self._body is not None:
             self._body.held.release()  # now, not when the client has its answer: others may need the budget
             self._body = None
-        self.answer(self._begin_exchange(head or _NO_HEAD), answer)
+        self._answer_now(head or _NO_HEAD, answer)
 
     def _send_answers(self) -> None:
         """Sends the answers that are next in order, in one write."""
-        exchanges = self._exchanges
-        count = 0
-        while count < len(exchanges) and exchanges[count].response is not None:
-            count += 1
-        if not count:
+        ready = list(takewhile(_RESPONSE, self._exchanges))
+        if not ready:
             return
         outbox = self._outbox
         unsent_bytes = outbox.unsent_bytes
         try:
-            outbox.put(exchanges[:count])
+            outbox.put(ready)
         except OSError:
             self.close()
             return
-        self._exchanges = exchanges[count:]
+        del self._exchanges[: len(ready)]
         if outbox.unsent_bytes != unsent_bytes:
             self._note_unsent(outbox.unsent_bytes - unsent_bytes)
         self._go_on()

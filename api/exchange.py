@@ -29,26 +29,28 @@ class Exchange:
         head: of the request.
         holds_up: may take its time, so nothing is started behind it.
         response: head and body of the answer, when it is there.
+        request, batch: what was asked, for whoever words the answer of the engine.
         call: what may have to be withdrawn: what the engine does for it, then only a call that has popped something.
         errand: around the task that works on it, if there is one.
     """
 
-    __slots__ = ("call", "connection", "errand", "head", "holds_up", "request", "response")
+    __slots__ = ("batch", "call", "connection", "errand", "head", "holds_up", "request", "response")
 
     def __init__(self, connection: Connection, head: RequestHead, holds_up: bool) -> None:
         self.connection = connection
         self.head = head
         self.holds_up = holds_up
         self.response: bytes | None = None
-        self.request: dialects.Request | batches.BatchRequest | None = None
+        self.request: dialects.Request | None = None
+        self.batch: batches.BatchRequest | None = None
         self.call: AnyCall | None = None
         self.errand: trio.CancelScope | None = None
 
     def deliver(self, call: Call) -> None:
         """Called by the engine with the reply of a command."""
-        self._keep(call)
+        self.call = call if call.taken else None  # of others nothing is left, not even a cycle of references
         try:
-            assert isinstance(self.request, dialects.Request)
+            assert self.request is not None
             assert call.reply is not None
             answer = dialects.answer(self.request, call.reply)
         except Exception:
@@ -58,14 +60,14 @@ class Exchange:
 
     def deliver_batch(self, batch: Batch) -> None:
         """Called by the engine with the replies of a batch."""
-        self._keep(batch)
+        self.call = batch if batch.taken else None
         try:
-            assert isinstance(self.request, batches.BatchRequest)
+            assert self.batch is not None
             assert batch.reply is not None
             if not batches.is_quick_to_answer(batch.reply):
-                self.connection.door.finish_batch(self, self.request, batch)
+                self.connection.door.finish_batch(self, self.batch, batch)
                 return
-            answer = batches.answer(self.request, batch.reply)
+            answer = batches.answer(self.batch, batch.reply)
         except Exception:
             _logger.exception("an answer failed")
             answer = DEFECT
@@ -100,7 +102,3 @@ class Exchange:
         if call is not None:
             self.call = None
             self.connection.door.engine.withdraw(call)
-
-    def _keep(self, call: AnyCall) -> None:
-        """Keeps a call that may still have to go back; of others nothing is left, not even a cycle of references."""
-        self.call = call if call.taken else None
