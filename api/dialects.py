@@ -18,6 +18,7 @@ The rules that hold here:
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple, TypeAlias
 
 from api.answers import (
@@ -63,6 +64,9 @@ _MEMBERS = (b"command", b"key", b"value", b"options")
 
 _KINDS = tuple((kind.value.encode(), kind) for kind in Kind)
 
+_PLAIN_LINE = re.compile(rb'\{"command": ?"([ !#-&(-\[\]-~]*)"\}')
+"""The one member of a line in printable ASCII; with no quotes or backslash in it, it is its own text and its own words."""
+
 _SINGLE_QUOTE, _DOUBLE_QUOTE = b"'\""
 
 
@@ -73,7 +77,7 @@ Understood: TypeAlias = tuple[Request, Command | Failure]
 def understand(body: bytes, limits: Limits) -> Understood:
     """Turns a request body into a command, or into the reply that says why it is none.
 
-    Nearly all are `plain`, and take 1.6 to 2.3 microseconds; the long way takes 5 to 12.
+    A line in ASCII without quotes and escapes takes 1 microsecond, what else is `plain` 2, the long way 5 to 12.
 
     Args:
         body: as received; `is_quick` says yes to it.
@@ -87,6 +91,10 @@ def understand(body: bytes, limits: Limits) -> Understood:
     """
     if len(body) > limits.body_bytes_max:
         return understand_in_steps(body, limits)
+    match = _PLAIN_LINE.fullmatch(body)
+    command = commands.plain(match[1].split(b" "), limits) if match else None
+    if command is not None:
+        return LINE, command
     try:
         scanned, strings = scan(body)
         check_strings(scanned, strings)
