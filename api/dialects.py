@@ -65,7 +65,7 @@ _MEMBERS = (b"command", b"key", b"value", b"options")
 _KINDS = tuple((kind.value.encode(), kind) for kind in Kind)
 
 _PLAIN_LINE = re.compile(rb'\{"command": ?"([ !#-&(-\[\]-~]*)"\}')
-"""The one member of a line in printable ASCII; with no quotes or backslash in it, it is its own text and its own words."""
+"""The one member of a line in printable ASCII; no quotes, no backslash: it is its own text, and so are its words."""
 
 _SINGLE_QUOTE, _DOUBLE_QUOTE = b"'\""
 
