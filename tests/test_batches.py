@@ -240,6 +240,7 @@ def test_pieces_scanned_at_once_give_what_reading_in_steps_gives(
 @pytest.mark.parametrize(
     "body",
     [
+        b'[{"command":"PING"}]',
         b'[{"command":"PING","options":[[]]}]',
         b'[{"command":"PING","options":[]},{"command":"PING","options":{"a":{}}}]',
         b'[{"command":"DEL","key":["a"]},{"command":"SET","key":"k","value":true}]',
@@ -248,7 +249,7 @@ def test_pieces_scanned_at_once_give_what_reading_in_steps_gives(
     ],
 )
 def test_depth_items_and_words_are_counted_alike_by_both_readers(body: bytes) -> None:
-    for limits in (LIMITS, Limits(json_depth_max=3), Limits(json_depth_max=4), Limits(batch_commands_max=1)):
+    for limits in (*(Limits(json_depth_max=depth) for depth in (1, 2, 3, 4, 64)), Limits(batch_commands_max=1)):
         assert_readers_agree(body, limits, atomic=False, piece_bytes=64 * KIB)
 
 
@@ -262,10 +263,10 @@ def test_a_batch_without_a_mistake_in_its_json_is_left_to_the_scanner(monkeypatc
         {"command": "DEL", "key": ["a", 1]},
         {"command": 1},
         5,
-        {"command": "PING"},
+        {"options": {"ex": 60}, "command": "SET", "key": "k", "value": "v"},
     ]
     for ascii_only in (True, False):
-        for count in (1, 10, 5000):
+        for count in (1, 10, 5000, 5001, 5002, 5003):
             parsed = batches.parse(json.dumps(elements * count, ensure_ascii=ascii_only).encode(), LIMITS, atomic=False)
             assert len(parsed.commands) == 5 * count
 
@@ -346,6 +347,13 @@ def test_the_longest_body_is_read_in_short_steps_whatever_it_is_made_of(kind: st
         assert commands == []
         assert b"too large" in answer.body
     assert sum(scanned_bytes) <= 2 * MIB, "only what is a list of objects is worth a scan"
+
+
+def test_what_cannot_be_scanned_is_scanned_only_once(scanned_bytes: list[int]) -> None:
+    element = b'{"options":{"ex":60},"command":"SET","key":"k","value":"v"}'
+    body = b"[" + b" , ".join([element] * 5000) + b"]"  # a separator nobody writes: pieces end within elements
+    assert len(batches.parse(body, LIMITS, atomic=False).commands) == 5000
+    assert sum(scanned_bytes) <= 2 * len(body)
 
 
 # ---- answers
