@@ -44,6 +44,7 @@ from api.progress import ReplayProgress, ReplayStopped
 from api.sockets import BACKLOG, tune
 from engine.actor import Engine
 from engine.checkpointer import in_child
+from engine.collector import Collector
 from engine.committer import FsyncPolicy
 from engine.limits import Limits
 from engine.recovery import recover
@@ -193,26 +194,26 @@ async def _serve(settings: ServerSettings) -> None:
         started_s = time.monotonic()
         state, log = await _replay(settings, directory, stop)
         replay_s = time.monotonic() - started_s
-        gc.freeze()  # what was replayed is no garbage: the collector need not look at it again and again
-        engine = Engine(
-            state,
-            log,
-            settings.limits,
-            fsync=settings.fsync,
-            wall_ms=time.time_ns() // 1_000_000,
-            fold=in_child(directory.path),
-            watches_files=True,
-        )
-        stop.engine = engine
-        await nursery.start(_run_engine, engine, stop)
-        _announce(settings, listeners, directory, log, replay_s)
-        http_done = trio.Event()
-        nursery.start_soon(_run_http, settings, engine, listeners, stop, http_done)
-        await stop.wait()
-        engine.close()
-        await stop.engine_ended.wait()
-        await http_done.wait()
-        nursery.cancel_scope.cancel()
+        with Collector(lambda: state.queue_count):
+            engine = Engine(
+                state,
+                log,
+                settings.limits,
+                fsync=settings.fsync,
+                wall_ms=time.time_ns() // 1_000_000,
+                fold=in_child(directory.path),
+                watches_files=True,
+            )
+            stop.engine = engine
+            await nursery.start(_run_engine, engine, stop)
+            _announce(settings, listeners, directory, log, replay_s)
+            http_done = trio.Event()
+            nursery.start_soon(_run_http, settings, engine, listeners, stop, http_done)
+            await stop.wait()
+            engine.close()
+            await stop.engine_ended.wait()
+            await http_done.wait()
+            nursery.cancel_scope.cancel()
     _logger.info("stopped, everything is on disk")
 
 
