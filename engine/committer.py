@@ -37,6 +37,9 @@ cannot be refused, so a group may grow far beyond its own limit."""
 GATHER_MAX = 256
 """Answers in a group that is not held back for more."""
 
+GATHER_IDLE_TURNS = 8
+"""Turns of the event loop that may bring nothing while fewer are here than the last time."""
+
 RELEASE_MAX = 256
 """Answers released in one go."""
 
@@ -161,6 +164,7 @@ class Committer(Generic[C]):
         self._complained = False
         self._sleeper = Sleeper()
         self._has_work = False
+        self._last_count = 0  # answers in the last group
         self._committing = False
         self._finishing = False
         self._unsynced_since_s: float | None = None
@@ -247,15 +251,23 @@ class Committer(Generic[C]):
                 await self._sync()
 
     async def _gather(self) -> None:
-        """Lets the open group grow for as long as each turn of the event loop brings more.
+        """Lets the open group grow for as long as turns of the event loop bring more.
 
         Larger groups are fewer commits; and the commit thread has the interpreter for itself while all clients wait
-        for it, instead of fighting for it around each of its system calls (30,000 SET/s from 50 clients became 35,000).
+        for it, instead of fighting for it around each of its system calls. Those who were answered by the last commit
+        are likely to be back in a moment: for them a few turns that bring nothing are waited for, 0.1 ms or so. (50
+        clients: 28,800 SET/s without this, 33,800 with it.)
         """
-        count = 0
-        while self.open.frames and count < len(self.open.answers) <= GATHER_MAX:
-            count = len(self.open.answers)
+        count = idle_turns = 0
+        while self.open.frames and len(self.open.answers) <= GATHER_MAX:
+            if len(self.open.answers) > count:
+                count, idle_turns = len(self.open.answers), 0
+            elif count >= self._last_count or idle_turns == GATHER_IDLE_TURNS:
+                break
+            else:
+                idle_turns += 1
             await trio.lowlevel.checkpoint()
+        self._last_count = len(self.open.answers)
 
     async def _release_all(self, answers: list[C]) -> None:
         """Lets answers go, some at a time: each wakes a task, and others shall have their turn in between."""
