@@ -262,13 +262,13 @@ def test_a_batch_without_a_mistake_in_its_json_is_left_to_the_scanner(monkeypatc
         {"command": "SET", "key": "k", "value": False, "options": {"ex": 60, "nx": True}},
         {"command": "DEL", "key": ["a", 1]},
         {"command": 1},
-        5,
         {"options": {"ex": 60}, "command": "SET", "key": "k", "value": "v"},
     ]
-    for ascii_only in (True, False):
-        for count in (1, 10, 5000, 5001, 5002, 5003):
-            parsed = batches.parse(json.dumps(elements * count, ensure_ascii=ascii_only).encode(), LIMITS, atomic=False)
-            assert len(parsed.commands) == 5 * count
+    for separators in ((",", ":"), (", ", ": ")):
+        body = json.dumps(elements * 3, separators=separators).encode()
+        for piece_bytes in range(200, 300):  # a piece ends anywhere, also behind the options of the last element
+            monkeypatch.setattr(json_list, "PIECE_BYTES_MAX", piece_bytes)
+            assert len(batches.parse(body, LIMITS, atomic=False).commands) == 15
 
 
 @pytest.mark.parametrize("piece_bytes", range(20, 120))
@@ -350,10 +350,9 @@ def test_the_longest_body_is_read_in_short_steps_whatever_it_is_made_of(kind: st
 
 
 def test_what_cannot_be_scanned_is_scanned_only_once(scanned_bytes: list[int]) -> None:
-    element = b'{"options":{"ex":60},"command":"SET","key":"k","value":"v"}'
-    body = b"[" + b" , ".join([element] * 5000) + b"]"  # a separator nobody writes: pieces end within elements
-    assert len(batches.parse(body, LIMITS, atomic=False).commands) == 5000
-    assert sum(scanned_bytes) <= 2 * len(body)
+    small, long = {"command": "SET key:000017 value"}, {"command": "SET", "key": "k", "value": "},{" * 50_000}
+    assert len(parse(*[small] * 500, long, *[small] * 500).commands) == 1001  # a piece ends in the long one
+    assert sum(scanned_bytes) <= 200_000
 
 
 # ---- answers
