@@ -18,6 +18,7 @@ The rules that hold here:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -53,7 +54,7 @@ _COMMAND_BYTES = 512
 _ITEM_BYTES = 64
 """What a command takes in memory until it is answered, and each item and word: about, and rather too much."""
 
-_Outcome: TypeAlias = Command | Failure | BadRequest
+_Outcome: TypeAlias = Command | Failure | BadRequest | bytes
 _Understood: TypeAlias = tuple[Request, _Outcome]
 
 _MANY_WORDS = {Delete, Exists, QPush}
@@ -67,13 +68,13 @@ class BatchRequest:
     Attributes:
         atomic: whether it is a unit.
         commands: to be run: those of the elements that are one, in their order.
-        requests: how to answer each element; or its answer already, for one that is no command.
+        requests: how to answer each element; or what it is answered already, for one that is no command.
         memory_bytes: what this takes until it is answered, about.
     """
 
     atomic: bool
     commands: list[Command]
-    requests: list[Request | Answer]
+    requests: list[Request | bytes]
     memory_bytes: int
 
 
@@ -172,8 +173,8 @@ def encode(batch: BatchRequest, replies: Sequence[Reply], values_bytes_max: int)
     slice_, slice_bytes, values_bytes = list[bytes](), 0, 0
     results = zip(batch.commands, replies, strict=True)
     for request in batch.requests:
-        if isinstance(request, Answer):
-            element = request.body
+        if isinstance(request, bytes):
+            element = request
         else:
             command, reply = next(results)
             if isinstance(reply, Value) and reply.value is not None:
@@ -209,6 +210,7 @@ class _BatchReader:
         self._requests: list[Request] = []
         self._outcomes: list[_Outcome] = []
         self._words = 0
+        self._is_long = len(body) > QUICK_BYTES_MAX
 
     def read(self) -> None:
         """Reads the body to its end."""
@@ -221,30 +223,33 @@ class _BatchReader:
             if scanned is None or not self._take_scanned(*scanned, room):
                 request, outcome = self._understand(self._list.read())
                 self._take([request], [outcome])
+            if self._is_long:
+                time.sleep(0)  # lets go of the GIL: the event loop, if it has to ask for it, gets it after 5 ms only
 
     def finish(self) -> BatchRequest:
         """Returns what was read, or raises BadRequest for a unit with an element that is no command."""
+        requests: list[Request | bytes] = list(self._requests)
         commands: list[Command] = []
-        requests: list[Request | Answer] = list(self._requests)
-        if {Failure, BadRequest}.isdisjoint(map(type, self._outcomes)):
+        if {Failure, BadRequest, bytes}.isdisjoint(map(type, self._outcomes)):
             commands = self._outcomes  # type: ignore[assignment]  # there is nothing else in it
         else:
             for index, (request, outcome) in enumerate(zip(self._requests, self._outcomes, strict=True)):
-                if isinstance(outcome, (Failure, BadRequest)):
+                if isinstance(outcome, (Failure, BadRequest, bytes)):
                     requests[index] = self._refusal(index, request, outcome)
                 else:
                     commands.append(outcome)
         memory_bytes = _COMMAND_BYTES * len(requests) + _ITEM_BYTES * (self._list.items + self._words)
         return BatchRequest(self._atomic, commands, requests, memory_bytes)
 
-    def _refusal(self, index: int, request: Request, outcome: Failure | BadRequest) -> Answer:
-        if self._atomic:
-            bad = dialects.as_bad_request(outcome) if isinstance(outcome, Failure) else outcome
-            bad.index = index
-            raise bad
+    def _refusal(self, index: int, request: Request, outcome: Failure | BadRequest | bytes) -> bytes:
+        if isinstance(outcome, bytes):
+            return outcome
         if isinstance(outcome, Failure):
-            return dialects.answer(request, outcome)
-        return dialects.refuse(outcome)
+            if not self._atomic:
+                return dialects.answer(request, outcome).body
+            outcome = dialects.as_bad_request(outcome)
+        outcome.index = index
+        raise outcome
 
     def _take_scanned(self, elements: list[Any], strings: int | None, room: int) -> bool:
         """Takes elements as they were scanned; False when they have to be read one by one to say what is wrong."""
@@ -269,7 +274,8 @@ class _BatchReader:
         try:
             return dialects.read(value, self._limits)
         except BadRequest as bad:
-            return LINE, bad.with_traceback(None)  # which would keep the value in memory
+            bad.with_traceback(None)  # or it keeps in memory what it was found in
+            return LINE, bad if self._atomic else dialects.refuse(bad).body
 
     def _accept(self, requests: Sequence[Request], outcomes: Sequence[_Outcome], items: int) -> bool:
         if items > self._list.items_left:

@@ -34,8 +34,8 @@ class ListReader:
 
     def __init__(self, body: bytes, limits: Limits, items_max: int) -> None:
         self._reader = Reader(body, limits)
-        self._reader.items_max = items_max
-        self._reader.too_many = f"the body has more than {items_max} items"
+        self._element_items_max = self._reader.items_max
+        self._items_max = self._reader.items_max = items_max
         self._started = False
         self._piece_end = 0
 
@@ -47,7 +47,7 @@ class ListReader:
     @property
     def items_left(self) -> int:
         """How many JSON values and member names may still come."""
-        return self._reader.items_max - self._reader.items
+        return self._items_max - self._reader.items
 
     def more(self) -> bool:
         """Goes to the next element; False when there is none, and nothing else in the body either."""
@@ -119,8 +119,12 @@ class ListReader:
         Returns:
             As `json_body.parse_in_steps`.
         """
+        reader = self._reader
+        reader.items_max = min(self._items_max, reader.items + self._element_items_max)
+        if reader.items_max == self._items_max:
+            reader.too_many = f"the body has more than {self._items_max} items"
         try:
-            return self._reader.value()
+            return reader.value()
         except RecursionError:  # only with a depth limit set higher than Python's own
             raise BadRequest("nested too deep") from None
 

@@ -142,6 +142,26 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+async def test_a_long_batch_is_freed_in_pieces(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+
+    class Freed(list[Any]):
+        def __delitem__(self, part: Any) -> None:
+            lengths.append(len(self))
+            super().__delitem__(part)
+
+    parse = batches.parse
+
+    def parsing(*arguments: Any, **named: Any) -> batches.BatchRequest:
+        batch = parse(*arguments, **named)
+        batch.commands = Freed(batch.commands)
+        return batch
+
+    monkeypatch.setattr(batches, "parse", parsing)
+    assert len(await client.ask(PIPELINE, lines(*["PING"] * 10_000))) == 10_000
+    assert lengths == [10_000, 5904, 1808]
+
+
 async def test_long_values_are_answered_a_slice_each_and_only_so_many_are_read(world: World, steps: list[int]) -> None:
     client = Client(world, Limits(answer_bytes_max=1000 * KIB))
     await world.do("SET k " + "v" * (300 * KIB))
