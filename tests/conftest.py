@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
@@ -10,6 +11,8 @@ from trio._core import _run
 from trio.testing import MockClock
 
 from tests.harness.world import World
+
+PATIENCE_S = 60.0
 
 
 def run_under_virtual_time(
@@ -26,10 +29,23 @@ def run_under_virtual_time(
     trio.run(function, clock=clock or MockClock(autojump_threshold=0), instruments=instruments)
 
 
+def run_under_still_clock(
+    function: Callable[[], Awaitable[None]],
+    *,
+    clock: trio.abc.Clock | None = None,
+    instruments: Sequence[trio.abc.Instrument] = (),
+) -> None:
+    """`trio.run` with a clock that is moved by hand: what waits for a socket or a thread waits in real time."""
+    run_under_virtual_time(function, clock=clock or MockClock(), instruments=instruments)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # pytest-trio uses a clock only when the test itself asks for it, so a fixture cannot bring virtual time along.
     for item in items:
-        if {"world", "autojump_clock"} & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "still_clock" in fixtures:
+            item.add_marker(pytest.mark.trio(run=run_under_still_clock))
+        elif {"world", "autojump_clock"} & fixtures:
             item.add_marker(pytest.mark.trio(run=run_under_virtual_time))
 
 
@@ -39,4 +55,29 @@ async def world(nursery: trio.Nursery) -> AsyncIterator[World]:
     world = World(nursery)
     await world.start()
     yield world
+    nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def still_clock() -> MockClock:
+    """The clock of a test that asks for it, which stands still but for its `jump`; see also `patience`."""
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, MockClock)
+    return clock
+
+
+@pytest.fixture
+async def patience(nursery: trio.Nursery) -> AsyncIterator[None]:
+    """Fails a test that waits for ever: where the test moves the clock, no deadline of its own would."""
+    over = trio.Event()
+    timer = threading.Timer(PATIENCE_S, trio.lowlevel.current_trio_token().run_sync_soon, [over.set])
+
+    async def complain() -> None:
+        await over.wait()
+        raise AssertionError("the test waits for ever")
+
+    nursery.start_soon(complain)
+    timer.start()
+    yield
+    timer.cancel()
     nursery.cancel_scope.cancel()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import threading
 from collections.abc import AsyncIterator
 from typing import NoReturn
 
@@ -19,25 +18,6 @@ from api.relay import Relay
 from api.request import RequestHead, read_head
 from tests.harness.fake_engine import FakeEngine
 from tests.harness.http import HOST, PING, Server, listen, post, serving, until
-
-PATIENCE_S = 30.0
-
-
-@pytest.fixture(autouse=True)
-async def patience(nursery: trio.Nursery) -> AsyncIterator[None]:
-    """Ends a test that waits for ever: under virtual time nothing else would."""
-    over = trio.Event()
-    timer = threading.Timer(PATIENCE_S, trio.lowlevel.current_trio_token().run_sync_soon, [over.set])
-
-    async def complain() -> None:
-        await over.wait()
-        raise AssertionError("the test waits for ever")
-
-    nursery.start_soon(complain)
-    timer.start()
-    yield
-    timer.cancel()
-    nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
@@ -69,7 +49,7 @@ class _Poor(socket.socket):
 
 
 async def test_b6_out_of_descriptors_it_serves_the_others_and_accepts_again_later(
-    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+    patience: None, still_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """B6: also when two listeners have clients waiting."""
     first, second = listen(_Poor), listen(_Poor)
@@ -84,12 +64,12 @@ async def test_b6_out_of_descriptors_it_serves_the_others_and_accepts_again_late
         waiting = [await server.connect()]
         async with await trio.open_tcp_stream(*second.getsockname()) as other:
             for _ in range(50):
-                mock_clock.jump(1.0)
+                still_clock.jump(1.0)
                 await trio.testing.wait_all_tasks_blocked(0.001)
             await client.send(post(PING))
             assert (await client.answer()).status == 200
             first.poor = second.poor = False
-            mock_clock.jump(0.25)
+            still_clock.jump(0.25)
             await waiting[0].send(post(PING))
             assert (await waiting[0].answer()).status == 200
             await other.send_all(post(PING))
