@@ -92,7 +92,7 @@ def understand(body: bytes, limits: Limits) -> Understood:
     if len(body) > limits.body_bytes_max:
         return understand_in_steps(body, limits)
     match = _PLAIN_LINE.fullmatch(body)
-    command = commands.plain(match[1].split(b" "), limits) if match else None
+    command = commands.plain(match[1].split(), limits) if match else None
     if command is not None:
         return LINE, command
     try:
@@ -142,7 +142,7 @@ def plain(members: object, limits: Limits) -> Understood | None:
     if _DOUBLE_QUOTE in line or _SINGLE_QUOTE in line:
         return None
     words = line.split(b" ")
-    return LINE, commands.plain(words, limits) or _command([word for word in words if word], limits)
+    return LINE, _command([word for word in words if word] if b"" in words else words, limits)
 
 
 def plain_lines(elements: list[Any], strings: int | None, limits: Limits) -> list[Command | Failure] | None:
@@ -164,8 +164,8 @@ def plain_lines(elements: list[Any], strings: int | None, limits: Limits) -> lis
     text = "\n".join(lines).encode()  # there is no line feed in a line, for nothing was escaped
     if _SINGLE_QUOTE in text:
         return None
-    words = [line.split(b" ") for line in text.split(b"\n")]
-    return [commands.plain(argv, limits) or _command([word for word in argv if word], limits) for argv in words]
+    argvs = [line.split() for line in text.split(b"\n")]  # for the same reason there are no tabs and the like
+    return [commands.plain(argv, limits) or _command(argv, limits) for argv in argvs]
 
 
 def _plain_fields(name: str, members: dict[str, object], limits: Limits) -> Understood | None:

@@ -17,7 +17,7 @@ from api.json_list import ListReader
 from engine.commands import Delete, Get, Ping, QPop, QPush, Set
 from engine.limits import KIB, MIB, Limits
 from engine.replies import NULL, Error, Failure, Integer, Ok, Refused, Reply, Value
-from tests.test_dialects import NOT_PLAIN, PLAIN, bodies
+from tests.test_dialects import NOT_PLAIN, PLAIN, bodies, line_bodies
 
 LIMITS = Limits()
 
@@ -216,7 +216,7 @@ def assert_readers_agree(body: bytes, limits: Limits, atomic: bool, piece_bytes:
 
 
 lists = st.tuples(
-    st.lists(st.sampled_from(PLAIN) | bodies(), max_size=8),
+    st.lists(st.sampled_from(PLAIN) | line_bodies | bodies(), max_size=8),
     st.sampled_from([b",", b", ", b",\n  ", b" ,", b",,"]),
     st.sampled_from([b"", b"", b"", b" ", b"]", b"}"]),
 ).map(lambda parts: b"[" + parts[1].join(parts[0]) + b"]" + parts[2])
@@ -269,6 +269,13 @@ def test_a_batch_without_a_mistake_in_its_json_is_left_to_the_scanner(monkeypatc
         for piece_bytes in range(200, 300):  # a piece ends anywhere, also behind the options of the last element
             monkeypatch.setattr(json_list, "PIECE_BYTES_MAX", piece_bytes)
             assert len(batches.parse(body, LIMITS, atomic=False).commands) == 15
+
+
+@pytest.mark.parametrize("body", [body for body in PLAIN if json.loads(body)])
+def test_lines_among_their_like_are_understood_as_alone(body: bytes) -> None:
+    batch = batches.parse(b"[%b, %b]" % (body, body), LIMITS, atomic=False)
+    _, command = dialects.understand_in_steps(body, LIMITS)
+    assert batch.commands == ([] if isinstance(command, Failure) else [command] * 2)
 
 
 @pytest.mark.parametrize("piece_bytes", range(20, 120))

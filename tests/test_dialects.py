@@ -514,6 +514,13 @@ PLAIN = [
     b'{"command":"get hello"}\n',
     b'{"command": "Get hello"}',
     b'{"command": "  SET  k   v "}',
+    b'{"command": "GET "}',
+    b'{"command": " GET"}',
+    b'{"command": "SET k "}',
+    b'{"command": "SET  v"}',
+    b'{"command": "SET \\u0009 v"}',
+    '{"command": "SET \u00a0 \u0085"}'.encode(),
+    '{"command": "SET é "}'.encode(),
     b'{"command": "SET k v EX 60 NX"}',
     b'{"command": "SET k v EX"}',
     b'{"command": "SET k"}',
@@ -611,7 +618,11 @@ def bodies(draw: st.DrawFn) -> bytes:
     return body
 
 
-@given(bodies(), st.sampled_from([LIMITS, LIMITS, *SMALL]))
+line_words = st.lists(st.sampled_from(["SET", "get", "DEL", "QPUSH", "k", "v", "", "é", "\t", "EX", "60"]), max_size=5)
+line_bodies = line_words.map(lambda words: json.dumps({"command": " ".join(words)}, ensure_ascii=False).encode())
+
+
+@given(bodies() | line_bodies, st.sampled_from([LIMITS, LIMITS, *SMALL]))
 def test_both_ways_agree_on_anything(body: bytes, limits: Limits) -> None:
     assert_both_ways_agree(body, limits)
 
