@@ -619,7 +619,10 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 
 line_words = st.lists(st.sampled_from(["SET", "get", "DEL", "QPUSH", "k", "v", "", "é", "\t", "EX", "60"]), max_size=5)
-line_bodies = line_words.map(lambda words: json.dumps({"command": " ".join(words)}, ensure_ascii=False).encode())
+short_lines = st.builds(str.__add__, st.sampled_from(["SET", "get", "del", "PING"]), st.text(" k", max_size=5))
+line_bodies = (line_words.map(" ".join) | short_lines).map(
+    lambda line: json.dumps({"command": line}, ensure_ascii=False).encode()
+)
 
 
 @given(bodies() | line_bodies, st.sampled_from([LIMITS, LIMITS, *SMALL]))
