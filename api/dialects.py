@@ -36,7 +36,7 @@ from api.json_body import BadRequest, Json, Number, as_bytes, check_strings, is_
 from api.line import split_line
 from engine import commands
 from engine.commands import Command, CommandError, Kind, Spec, lookup, show
-from engine.limits import Limits
+from engine.limits import KIB, Limits
 from engine.replies import Failure
 
 __all__ = [
@@ -67,6 +67,9 @@ _KINDS = tuple((kind.value.encode(), kind) for kind in Kind)
 _PLAIN_LINE = re.compile(rb'\{"command": ?"([ !#-&(-\[\]-~]*)"\}')
 """The one member of a line in printable ASCII; no quotes, no backslash: it is its own text, and so are its words."""
 
+_SHORT_BYTES_MAX = 2 * KIB
+"""Up to this length that expression is faster than the C scanner, beyond it slower: 101 against 75 us for 60 KiB."""
+
 _SINGLE_QUOTE, _DOUBLE_QUOTE = b"'\""
 
 
@@ -91,7 +94,7 @@ def understand(body: bytes, limits: Limits) -> Understood:
     """
     if len(body) > limits.body_bytes_max:
         return understand_in_steps(body, limits)
-    match = _PLAIN_LINE.fullmatch(body)
+    match = _PLAIN_LINE.fullmatch(body) if len(body) <= _SHORT_BYTES_MAX else None
     command = commands.plain(match[1].split(), limits) if match else None
     if command is not None:
         return LINE, command
