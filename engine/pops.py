@@ -17,7 +17,7 @@ from engine.effects import Effects
 from engine.ops import Op
 from engine.replies import NULL, Failure, Reply, Value
 from engine.state import State
-from engine.waiters import Waiters
+from engine.waiters import Waiter, Waiters
 
 UNDO = {ops.POP_FIRST: ops.RETURN_FIRST, ops.POP_LAST: ops.RETURN_LAST}
 """Which op puts back what a pop took."""
@@ -77,12 +77,12 @@ class Pops:
     def time_out(self, now_ms: int) -> None:
         """Tells those whose time is up."""
         for waiter in islice(self.waiters.due(now_ms), TIMEOUTS_MAX):
-            self._answers.hold(waiter.owner, NULL)
+            self._answers.hold(_out_of_line(waiter), NULL)
 
     def turn_away(self, failure: Failure) -> None:
         """Answers everybody who waits, and consumes nothing."""
         for waiter in self.waiters.drain():
-            self._answers.give(waiter.owner, failure)
+            self._answers.give(_out_of_line(waiter), failure)
 
     # Taking
 
@@ -104,7 +104,7 @@ class Pops:
     def _serve(self, key: bytes) -> None:
         queue = self._state.queue(key)
         while queue and key in self.waiters:
-            call = self.waiters.claim(key).owner
+            call = _out_of_line(self.waiters.claim(key))
             pop, reply = (ops.POP_FIRST, key), Value(queue[0])
             call.taken.append(self.taking(pop, reply))
             self._effects.apply_one(pop)
@@ -118,6 +118,7 @@ class Pops:
             assert isinstance(call, Call)
             assert call.waiter is not None
             self.waiters.abandon(call.waiter)
+            _out_of_line(call.waiter)
         self._abandoned += call.taken
 
     def give_back(self, *, at_any_rate: bool) -> None:
@@ -145,3 +146,9 @@ class Pops:
                 grown[undo[1]] = None
             self._owed.pop()
         self.serve(grown)  # not before all are back: the oldest waiter gets the first value
+
+
+def _out_of_line(waiter: Waiter[Call]) -> Call:
+    """Parts a call from its place in line: they hold each other, and only the collector would free them."""
+    waiter.owner.waiter = None
+    return waiter.owner
