@@ -326,7 +326,7 @@ class Door:
                 answer = await errand()
             except Exception:
                 _logger.exception("a request failed")
-                answer = DEFECT
+                answer = DEFECT if exchange.head.method != b"HEAD" else Answer(DEFECT.status, b"")
             exchange.finish(answer)
 
     async def _answer_body(self, head: RequestHead, body: HeldBody) -> Answer | bytes:

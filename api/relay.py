@@ -1,7 +1,8 @@
 """The way from the door to the application: requests and answers over a private Unix socket, where Hypercorn listens.
 
 What comes here was judged by the door: it is one well-formed request, whole. Each gets a connection of its own; the
-application answers it and closes.
+application answers it and closes, as HTTP/1.0 has it. With HTTP/1.1 that would have to be asked for, by a field that
+could be one too many.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ class Relay:
 
 def _request(head: RequestHead, body: bytes) -> bytes:
     fields = [b"%b: %b" % field for field in head.fields if field[0] not in _HOP_BY_HOP]
-    line = b"%b %b HTTP/%b" % (head.method, head.target, head.version.encode())
+    line = b"%b %b HTTP/1.0" % (head.method, head.target)
     length = [b"content-length: %d" % len(body)] if body else []
-    return b"\r\n".join([line, *fields, *length, _CLOSE, b"", body])
+    return b"\r\n".join([line, *fields, *length, b"", body])
 
 
 def _for_client(response: bytes) -> bytes:

@@ -227,6 +227,9 @@ class Chunks:
         if len(line) > self._spare_bytes + _SMALL_LINE_BYTES:
             raise BadBody
         if not end:
+            begins = _LINE_BEGINS.get(self._expect)
+            if begins is not None and not begins.match(line):
+                raise BadBody  # now, not when the line ends or the client gives up
             self._begun = line
             return len(data)
         self._begun = b""
@@ -250,6 +253,12 @@ class Chunks:
         self.complete = line == b"\r\n"
         if not self.complete and not _TRAILER.fullmatch(line):
             raise BadBody
+
+
+_LINE_BEGINS = {
+    Chunks._take_size: re.compile(rb"[0-9A-Fa-f]{1,16}(?:[; \t\r]|$)"),
+    Chunks._take_end: re.compile(rb"\r$"),
+}
 
 
 class IncomingBody:

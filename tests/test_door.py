@@ -1,23 +1,41 @@
-"""The door (api/door.py, api/connection.py): order, limits, deadlines, clients that leave, defects."""
+"""The door (api/door.py, api/connection.py, api/relay.py): order, defects, the way to the application, what is left.
+
+Clients that wait, leave, or are slow are in tests/test_door_clients.py; what is promised whichever way clients are
+served in tests/test_http_stack.py.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
+import gc
+import random
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import NoReturn
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from api import batches, dialects
 from api.access import Access
+from api.connection import Connection
+from api.exchange import Exchange
 from api.front import serve_door
+from api.outbox import Outbox
 from api.relay import Relay
-from api.request import RequestHead, read_head
+from api.request import Chunks, IncomingBody, RequestHead, read_head
+from engine.calls import Batch, Call
+from engine.checkpointer import Checkpoint
+from engine.commands import Ping, Set
+from engine.limits import Limits
 from tests.harness.fake_engine import FakeEngine
-from tests.harness.http import HOST, PING, Server, listen, post, serving, until
+from tests.harness.http import HOST, PING, SETTINGS, Client, Server, chunked, listen, post, serving, until
+from tests.harness.world import World
 
 
 @pytest.fixture
@@ -27,11 +45,71 @@ async def server(nursery: trio.Nursery, patience: None) -> AsyncIterator[Server]
     server.hang_up()
 
 
+def http(line: bytes, *, head: bytes = HOST) -> bytes:
+    return b"%b HTTP/1.1\r\n%b\r\n" % (line, head)
+
+
 async def is_served(server: Server) -> None:
     """Checks that the door is in order: a new client is answered."""
     client = await server.connect()
     await client.send(post(PING))
     assert (await client.answer()).json == {"value": "PONG"}
+
+
+# Order: F10
+
+
+def _mixed(number: int, lot: random.Random) -> tuple[bytes, int, object]:
+    """A request, and the status and body of its answer; some are answered at once, some by a task."""
+    key = b"k%d" % number
+    return lot.choice(
+        [
+            (post(b"{"), 400, ...),
+            (post(b'{"command": "BREW %b"}' % key), 400, ...),
+            (post(PING), 200, {"value": "PONG"}),
+            (post(b'{"command": "SET %b v"}' % key), 200, None),
+            (post(b'{"command": "GET", "key": "%b"}' % key), 404, ...),
+            (post(b'{"command": "BQPOP %b 0"}' % key), 200, {"value": None}),
+            (post(b'{"command": "EXISTS %b"}' % key), 200, {"value": 0}),
+            (post(b'[{"command": "QLEN %b"}]' % key, path=b"/pipeline"), 200, [{"value": 0}]),
+            (post(b'[{"command": "DELETE %b"}]' % key, path=b"/multi"), 404, ...),
+            (post(PING.ljust(70_000)), 200, {"value": "PONG"}),
+            (chunked(b"13\r\n%b\r\n0\r\n\r\n" % PING), 200, {"value": "PONG"}),
+            (http(b"GET /livez"), 200, {"status": "alive"}),
+            (http(b"GET /" + key), 404, {"error": "not found"}),
+            (http(b"GET /", head=b"Host: evil.example\r\n"), 403, ...),
+            (post(PING, head=b"Host: evil.example\r\n"), 403, ...),
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_f10_a_hundred_pipelined_requests_of_all_kinds_are_answered_in_order(
+    nursery: trio.Nursery, seed: int
+) -> None:
+    """F10"""
+    lot = random.Random(seed)
+    world = World(nursery, commit_s=0.005)
+    await world.start()
+    requests = [_mixed(number, lot) for number in range(100)]
+    async with serving(serve_door, real=world.engine) as server:
+        client = await server.connect()
+        await client.send(b"".join(data for data, _, _ in requests))
+        for _, status, body in requests:
+            answer = await client.answer()
+            assert (answer.status, ... if body is ... else (answer.body and answer.json) or None) == (status, body)
+        await client.send(post(PING, head=HOST + b"Connection: close\r\n"))
+        assert [answer.status for answer in await client.read_to_end()] == [200]
+    await world.stop()
+
+
+async def test_f10_more_than_may_be_on_their_way_at_once_are_answered_in_order(server: Server) -> None:
+    """F10: 2,000 in one piece: some are in work, some wait with us, the rest in the kernel."""
+    client = await server.connect()
+    await client.send(b"".join(post(b'{"command": "SET k%d %d"}' % (n, n)) for n in range(1000)))
+    await client.send(b"".join(post(b'{"command": "GET k%d"}' % n) for n in range(1000)))
+    assert [(await client.answer()).body for _ in range(1000)] == [b""] * 1000
+    assert [(await client.answer()).json for _ in range(1000)] == [{"value": str(n)} for n in range(1000)]
 
 
 # Defects and want of descriptors: B6, F13
@@ -82,7 +160,7 @@ def _fail(*_: object, **__: object) -> NoReturn:
     raise ZeroDivisionError("a defect")
 
 
-GET_LIVEZ = b"GET /livez HTTP/1.1\r\n%b\r\n" % HOST
+GET_LIVEZ = http(b"GET /livez")
 
 DEFECTS = {
     "understand": (dialects, "understand"),
@@ -138,6 +216,18 @@ async def test_f13_a_defect_of_the_door_costs_one_connection(
     await until(lambda: server.connections_open == 0)
 
 
+async def test_a_defect_on_the_way_of_a_head_request_has_no_body(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await server.connect()
+    with monkeypatch.context() as patch:
+        patch.setattr(Relay, "request", _fail)
+        await client.send(http(b"HEAD /livez"))
+        assert (await client.answer(to_head=True)).status == 500
+    await client.send(post(PING))
+    assert (await client.answer()).json == {"value": "PONG"}
+
+
 async def test_a_client_that_leaves_while_its_bad_body_is_parsed_costs_nothing(server: Server) -> None:
     client = await server.connect()
     await client.send(post(b"[" + b"1, " * 2_000_000))
@@ -145,3 +235,279 @@ async def test_a_client_that_leaves_while_its_bad_body_is_parsed_costs_nothing(s
     client.reset()
     await until(lambda: server.connections_open == 0)
     await is_served(server)
+
+
+# The way to the application
+
+
+async def test_what_is_not_a_command_is_answered_by_the_application(server: Server) -> None:
+    client = await server.connect()
+    for data, status, body in (
+        (http(b"GET /livez"), 200, {"status": "alive"}),
+        (http(b"GET /readyz?verbose"), 200, {"status": "ready", "fsync": "always"}),
+        (http(b"GET http://localhost/livez"), 200, {"status": "alive"}),
+        (http(b"GET /"), 405, {"error": "method not allowed"}),
+        (http(b"BREW /pipeline"), 405, {"error": "method not allowed"}),
+        (http(b"GET /nothing"), 404, {"error": "not found"}),
+        (
+            post(b"", path=b"/checkpoint"),
+            200,
+            {"segments": 2, "folded_bytes": 3000, "snapshot_bytes": 100, "duration_s": 0.5},
+        ),
+        (post(b"x" * 5_000_000, path=b"/nothing"), 404, {"error": "not found"}),
+        (chunked(b"5\r\nhello\r\n0\r\n\r\n").replace(b" / ", b" /nothing "), 404, {"error": "not found"}),
+    ):
+        await client.send(data)
+        answer = await client.answer()
+        assert (answer.status, answer.json) == (status, body)
+        assert answer.headers[b"content-type"] == b"application/json"
+        assert b"connection" not in answer.headers
+        assert b"date" in answer.headers
+        assert (b"allow" in answer.headers) == (status == 405)
+
+
+async def test_the_answer_to_head_has_no_body_also_when_it_is_refused(patience: None) -> None:
+    settings = dataclasses.replace(SETTINGS, access=Access(token="secret"))
+    async with serving(serve_door, settings) as server:
+        client = await server.connect()
+        for path, status in (("livez", 200), ("", 401), ("nothing", 401), ("readyz", 200)):
+            await client.send(http(b"HEAD /" + path.encode()))
+            answer = await client.answer(to_head=True)
+            assert (answer.status, int(answer.headers[b"content-length"]) > 0) == (status, True)
+        await client.send(http(b"HEAD /", head=HOST * 2))
+        assert [answer.status for answer in await client.read_to_end()] == [400]
+
+
+async def test_a_head_at_its_limits_is_not_over_them_behind_the_door(server: Server) -> None:
+    """F3: what the relay adds does not count."""
+    client = await server.connect()
+    fields = b"".join(b"a%d: b\r\n" % number for number in range(99))
+    rest = 16 * 1024 - len(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ")
+    for head in (HOST + fields, HOST + b"X: " + b"a" * rest + b"\r\n"):
+        await client.send(http(b"GET /livez", head=head))
+        assert (await client.answer()).status == 200
+
+
+async def test_http_1_0_needs_no_host_and_is_closed(server: Server) -> None:
+    for data in (b"GET /livez HTTP/1.0\r\n\r\n", post(PING, head=b"", version=b"1.0")):
+        (answer,) = await server.talk(data)
+        assert (answer.status, answer.headers[b"connection"]) == (200, b"close")
+
+
+async def test_f13_when_the_application_cannot_be_reached_that_is_answered_500(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F13"""
+
+    async def open_nothing(_path: str) -> trio.SocketStream:
+        raise ConnectionRefusedError
+
+    client = await server.connect()
+    with monkeypatch.context() as patch:
+        patch.setattr("api.relay.trio.open_unix_socket", open_nothing)
+        await client.send(GET_LIVEZ + post(PING))
+        answer = await client.answer()
+    assert (answer.status, answer.json) == (500, {"error": "internal error"})
+    assert "ConnectionRefusedError" in caplog.text
+    assert (await client.answer()).json == {"value": "PONG"}
+
+
+class _SlowCheckpoint:
+    """Stands where a checkpoint of the engine does, and takes as long as the test likes."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = trio.Event(), trio.Event()
+        self.cancelled = False
+
+    async def __call__(self) -> Checkpoint:
+        self.begun.set()
+        try:
+            await self.go_on.wait()
+        except trio.Cancelled:
+            self.cancelled = True
+            raise
+        return Checkpoint(segments=1, folded_bytes=2, snapshot_bytes=3, duration_s=4.0)
+
+
+async def _checkpoint(server: Server, monkeypatch: pytest.MonkeyPatch) -> tuple[Client, _SlowCheckpoint]:
+    """A client that waits for a checkpoint, with a command pipelined behind it."""
+    slow = _SlowCheckpoint()
+    monkeypatch.setattr(server.engine, "checkpoint", slow)
+    client = await server.connect()
+    await client.send(post(PING) + post(b"", path=b"/checkpoint") + post(b'{"command": "SET k v"}'))
+    await slow.begun.wait()
+    assert (await client.answer()).json == {"value": "PONG"}
+    return client, slow
+
+
+async def test_nothing_is_started_behind_what_the_application_works_on(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, slow = await _checkpoint(server, monkeypatch)
+    await is_served(server)
+    assert server.engine.commands == [Ping(), Ping()]
+    slow.go_on.set()
+    assert (await client.answer()).json["segments"] == 1
+    assert (await client.answer()).status == 200
+    assert server.engine.commands == [Ping(), Ping(), Set(b"k", b"v")]
+
+
+async def test_e3_a_client_that_leaves_takes_its_request_back_from_the_application(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E3"""
+    client, slow = await _checkpoint(server, monkeypatch)
+    client.reset()
+    await until(lambda: slow.cancelled)
+    await until(lambda: server.connections_open == 0)
+    assert server.engine.commands == [Ping()]
+
+
+async def test_h1_a_shutdown_waits_for_what_the_application_works_on(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H1"""
+    client, slow = await _checkpoint(server, monkeypatch)
+    server.stop()
+    await trio.testing.wait_all_tasks_blocked()
+    slow.go_on.set()
+    (answer,) = await client.read_to_end()
+    assert (answer.json["segments"], answer.headers[b"connection"]) == (1, b"close")
+    await server.stopped.wait()
+    assert server.engine.commands == [Ping()]
+
+
+# What is left behind
+
+
+_BUDGET = 1_000_000
+_LARGE = PING.ljust(300_000)
+
+ENDS = {
+    "answered": (post(_LARGE), 200),
+    "answered to chunks": (chunked(b"%x\r\n%b\r\n0\r\n\r\n" % (len(_LARGE), _LARGE)), 200),
+    "bad JSON": (post(b"{" + _LARGE), 400),
+    "relayed": (post(_LARGE, path=b"/nothing"), 404),
+    "batch": (post(b"[%b]" % b", ".join([PING] * 200), path=b"/pipeline"), 200),
+    "bad batch": (post(b"[%b" % b", ".join([PING] * 20_000), path=b"/multi"), 413),
+    "bad chunk": (chunked(b"%x\r\n%b\r\n??" % (len(_LARGE), _LARGE)), 400),
+    "too large": (chunked(b"%x\r\n%b" % (700_000, b"x" * 600_001)), 413),
+    "no room": (post(b" " * 600_000)[:-1], None),
+    "left": (post(_LARGE)[:-1], None),
+    "left while it is parsed": (post(b"[" + b"1, " * 190_000), None),
+}
+
+
+@pytest.mark.parametrize(("data", "status"), ENDS.values(), ids=ENDS.keys())
+async def test_f6_the_share_of_a_body_is_given_back_however_it_ends(
+    patience: None, data: bytes, status: int | None
+) -> None:
+    """F6"""
+    settings = dataclasses.replace(SETTINGS, limits=Limits(bodies_bytes_max=_BUDGET, body_bytes_max=600_000))
+    async with serving(serve_door, settings) as server:
+        budget = server.app.service.budget
+        client = await server.connect()
+        await client.send(data)
+        if status is None:
+            await until(lambda: budget.left < _BUDGET)
+            client.reset()
+        else:
+            assert (await client.answer()).status == status
+        await until(lambda: budget.left == _BUDGET)
+
+
+async def test_f6_bodies_share_one_budget_and_commands_need_none_of_it(patience: None) -> None:
+    """F6"""
+    settings = dataclasses.replace(SETTINGS, limits=Limits(bodies_bytes_max=_BUDGET, body_bytes_max=600_000))
+    async with serving(serve_door, settings) as server:
+        first, second = await server.connect(), await server.connect()
+        await first.send(post(b" " * 600_000)[:-1])
+        await until(lambda: server.app.service.budget.left == _BUDGET - 599_999)
+        await second.send(post(b" " * 600_000)[:-1])
+        (answer,) = await second.read_to_end()
+        assert (answer.status, answer.json["detail"]) == (503, "too many request bodies at once")
+        assert answer.headers[b"retry-after"] == b"1"
+        await is_served(server)
+
+
+async def test_f6_a_body_that_comes_in_one_packet_has_its_share_while_it_waits_for_the_parser(patience: None) -> None:
+    """F6"""
+    settings = dataclasses.replace(SETTINGS, limits=Limits(bodies_bytes_max=50_000))
+    async with serving(serve_door, settings) as server:
+        client = await server.connect()
+        await client.send(post(b"[" + b"1, " * 19_000))
+        assert (await client.answer()).status == 503
+
+
+_PIECES = [
+    *(post(PING), PING, GET_LIVEZ, chunked(b"3\r\nabc\r\n0\r\n\r\n"), b"\r\n\r\n", b"\r\n", b"\n", b"{", b"POST /"),
+    *(
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"*1\r\n$4\r\nPING\r\n",
+        b"\x00" * 40,
+        b"GET / HTTP/1.1\r\n",
+        b"Host: localhost\r\n",
+    ),
+    *(b"Content-Length: 10\r\n", b"Transfer-Encoding: chunked\r\n", b"x" * 3000, b"Connection: close\r\n", b"\xff\xfe"),
+]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_f11_whatever_clients_send_the_door_goes_on_and_nothing_is_left(
+    server: Server, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    """F11: garbage, TLS, RESP, halves of requests, in pieces; some clients stay for the answer, some do not."""
+    lot = random.Random(seed)
+    budget_bytes = server.app.service.budget.left
+    for _ in range(40):
+        client = await server.connect()
+        with contextlib.suppress(trio.BrokenResourceError):
+            for _ in range(lot.randrange(1, 4)):
+                await client.send(b"".join(lot.choices(_PIECES, k=lot.randrange(1, 8))))
+                if lot.random() < 0.5:
+                    await trio.testing.wait_all_tasks_blocked()
+        if lot.random() < 0.5:
+            client.reset()
+        else:
+            await client.stream.aclose()
+    await until(lambda: server.app.traffic() == {"connections": 0, "requests_open": 0})
+    assert server.app.service.budget.left == budget_bytes
+    assert caplog.text == ""
+    await is_served(server)
+
+
+async def test_nothing_is_left_of_connections_not_even_for_the_collector(
+    nursery: trio.Nursery, patience: None, still_clock: MockClock
+) -> None:
+    """A cycle of references would be garbage that only the collector frees, and that makes it run."""
+    kinds = (Connection, Exchange, Outbox, Call, Batch, IncomingBody, Chunks)
+    world = World(nursery)
+    await world.start()
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving(serve_door, real=world.engine) as server:
+            for body in (b'{"command": "QPUSH q a b c d"}', b'{"command": "QPOP q"}', b'{"command": "BQPOP q"}', b"{"):
+                (answer,) = await server.talk(post(body, version=b"1.0"))
+                assert answer.status in (200, 400)
+            await server.talk(post(b'[{"command": "QPOP q"}]', path=b"/pipeline", version=b"1.0"))
+            await server.talk(post(b'[{"command": "QPOP q"}]', path=b"/multi", version=b"1.0"))
+            await server.talk(post(PING.ljust(100_000), version=b"1.0"))
+            await server.talk(chunked(b"13\r\n%b\r\n0\r\n\r\n" % PING, b"Connection: close\r\n"))
+            await server.talk(b"GARBAGE\r\n\r\n")
+            parked, served, half = [await server.connect() for _ in range(3)]
+            await parked.send(post(b'{"command": "BQPOP p"}'))
+            await served.send(post(b'{"command": "BQPOP s"}'))
+            await half.send(chunked(b"13\r\n"))
+            await until(lambda: world.engine.statistics().waiters == 2)
+            await server.talk(post(b'{"command": "QPUSH s a"}', version=b"1.0"))
+            assert (await served.answer()).json == {"value": "a"}
+            server.hang_up()
+            await until(lambda: server.connections_open == 0)
+            await is_served(server)  # the door remembers the last connection that had something to say
+            await world.do("SET k v")  # the engine its last group
+            left = Counter(type(one) for one in gc.get_objects() if isinstance(one, kinds))
+            assert left == {Connection: 1, Outbox: 1, Call: 1}
+    finally:
+        gc.enable()
+        await world.kill()

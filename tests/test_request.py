@@ -398,5 +398,13 @@ def test_f1_extensions_and_trailers_are_bounded_whatever_packets_they_come_in(li
     assert decode(many * (CHUNK_BYTES_MAX // 50), []) is None
 
 
+def test_f1_what_is_no_chunk_is_refused_before_its_line_ends() -> None:
+    """F1: else the client would have to wait for its answer until it has run out of time."""
+    for bad in (b"1\r\na??", b"1\r\na\r?", b"??", b"1?", b"11111111111111111"):
+        assert decode(bad, []) is None
+    for begun in (b"1\r\na\r", b"1\r\na", b"1\r", b"1", b"1;", b"1;ext", b"0\r\n", b"0\r\nTrailer"):
+        assert decode(begun, []) is not None
+
+
 def test_chunks_of_one_byte_are_taken() -> None:
     assert decode(b"1\r\na\r\n" * 5000 + b"0\r\n\r\n", []) == (b"a" * 5000, True, 30_005)
