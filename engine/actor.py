@@ -34,6 +34,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import trio
 
@@ -46,7 +47,7 @@ from engine.commit_thread import CommitThread
 from engine.committer import Committer, FsyncPolicy, Group, RunCommit, in_thread
 from engine.effects import Effects
 from engine.limits import Limits
-from engine.performer import AT_ONCE, Delay, Performer
+from engine.performer import AT_ONCE, BATCH_MAX, Delay, Pausing, Performer, weigh
 from engine.pops import Pops
 from engine.replies import Error, Failure, Refused, Reply
 from engine.sleeper import Sleeper
@@ -55,9 +56,6 @@ from engine.statistics import Statistics
 from engine.sweeper import Sweeper
 from wal.log import Log
 from wal.open_segment import Room
-
-BATCH_MAX = 256
-"""Commands applied before other tasks get their turn: some 3 ms of work."""
 
 FREE_VALUES_MAX = 20_000
 """Values of removed queues freed in one go: some 1 ms of work."""
@@ -72,6 +70,8 @@ BATCHED_COMMANDS_MAX = 262_144
 SHUTTING_DOWN = Failure(Error.UNAVAILABLE, "shutting down")
 MAILBOX_FULL = Failure(Error.UNAVAILABLE, "too many commands are waiting")
 WAITERS_FULL = Failure(Error.UNAVAILABLE, "too many clients are waiting")
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -238,7 +238,7 @@ class Engine:
             return
         if not self._broken:
             self._pops.abandon(call)
-            if call.taken:
+            if self._pops.has_abandoned:
                 self._sleeper.wake()
         call.stage = WITHDRAWN
         self._answers.leave()
@@ -348,7 +348,7 @@ class Engine:
             if not self.accepting:
                 self._pops.turn_away(SHUTTING_DOWN)
             self._pops.give_back(at_any_rate=self._closing)
-            self._work_off(now_ms)
+            await self._work_off(now_ms)
             self._pops.time_out(now_ms)
             self._sweeper.sweep(now_ms)
             self._state.free_garbage(FREE_VALUES_MAX)
@@ -390,21 +390,30 @@ class Engine:
             (self._clock.when(deadline_ms) for deadline_ms in deadlines_ms if deadline_ms is not None), default=math.inf
         )
 
-    def _work_off(self, now_ms: int) -> None:
+    async def _work_off(self, now_ms: int) -> None:
         """Does what is in the mailbox, for one turn."""
         left = BATCH_MAX
         mailbox = self._mailbox
         while mailbox and left > 0 and not self._is_short_of_room:
             call = mailbox.popleft()
             if isinstance(call, Batch):
-                left -= self._go_on_with(call, left, now_ms)
+                left = await self._go_on_with(call, left, now_ms)
             elif call.stage is QUEUED:
-                self._perform(call, now_ms)
-                left -= 1
+                weight = weigh(call.command)
+                left -= weight
+                if weight <= BATCH_MAX:
+                    self._perform(call, now_ms)
+                else:
+                    reply = await _pausing(self._performer.do_slowly(call.command, now_ms, call.taken))
+                    self._answer(call, reply, now_ms)
 
     def _perform(self, call: Call, now_ms: int) -> None:
-        reply = self._performer.do(call.command, now_ms, call.taken)
-        if isinstance(reply, Delay):
+        self._answer(call, self._performer.do(call.command, now_ms, call.taken), now_ms)
+
+    def _answer(self, call: Call, reply: Reply | Delay, now_ms: int) -> None:
+        if call.stage is not QUEUED:
+            self._pops.abandon(call)
+        elif isinstance(reply, Delay):
             if reply is Delay.NO_ROOM:
                 self._wait_for_room(call)
             else:
@@ -414,28 +423,34 @@ class Engine:
         else:
             self._answers.hold(call, reply)
 
-    def _go_on_with(self, batch: Batch, count_max: int, now_ms: int) -> int:
-        """Does commands of a batch; returns how many. What is left of it has its turn behind others that came."""
-        if batch.stage is not QUEUED:
-            self._batched_commands -= len(batch.commands)
-            return 0
-        outcome: list[Reply] | Refused | Delay | None
-        done = len(batch.replies)
-        if batch.atomic:
-            outcome = self._performer.do_unit(batch.commands, now_ms, batch.taken)
-        else:
-            outcome = self._performer.do_some(batch, count_max, now_ms)
-        if outcome is None:
+    async def _go_on_with(self, batch: Batch, left: int, now_ms: int) -> int:
+        """Does commands of a batch; what is left of it has its turn behind others that came.
+
+        Returns:
+            How much may still be done in this turn.
+        """
+        outcome: list[Reply] | Refused | Delay | None = None
+        if batch.stage is QUEUED and batch.atomic:
+            left -= sum(map(weigh, batch.commands))
+            outcome = await _pausing(self._performer.do_unit(batch.commands, now_ms, batch.taken))
+        elif batch.stage is QUEUED:
+            outcome, left = await _pausing(self._performer.do_some(batch, left, now_ms))
+        if outcome is None and batch.stage is QUEUED:
             self._mailbox.append(batch)
-        elif isinstance(outcome, Delay):
+        elif isinstance(outcome, Delay) and batch.stage is QUEUED:
             self._wait_for_room(batch)
         else:
             self._batched_commands -= len(batch.commands)
-            if isinstance(outcome, Refused) and outcome.failure in AT_ONCE:
-                self._answers.give(batch, outcome)
-            else:
-                self._answers.hold(batch, outcome)
-        return len(batch.commands) if batch.atomic else len(batch.replies) - done
+            self._answer_batch(batch, outcome)
+        return left
+
+    def _answer_batch(self, batch: Batch, outcome: list[Reply] | Refused | Delay | None) -> None:
+        if batch.stage is not QUEUED:
+            self._pops.abandon(batch)
+        elif isinstance(outcome, Refused) and outcome.failure in AT_ONCE:
+            self._answers.give(batch, outcome)
+        else:
+            self._answers.hold(batch, outcome)
 
     def _wait_for_room(self, call: AnyCall) -> None:
         """Has a call wait at the head of the mailbox until something is done to the log."""
@@ -467,3 +482,14 @@ class Engine:
     def _group_taken(self, group: Group[AnyCall]) -> None:
         if group.swept_keys:
             self._sleeper.wake()  # there is room for the next slice
+
+
+async def _pausing(work: Pausing[T]) -> T:
+    """Does work to its end, and lets other tasks have their turn when it pauses."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        await trio.lowlevel.checkpoint()

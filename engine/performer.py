@@ -1,6 +1,8 @@
 """Commands become effects and replies: decide, find room, pack, apply; one by one, or several as one unit.
 
-There is no await here: nothing comes between a decision and its effects.
+There is no await here: nothing comes between a decision and its effects. But one command can name 65,536 keys, which
+takes 0.3 s. So units pause in the middle of such work, and so does a single command of that kind, which is then a unit
+in pieces: other tasks have their turn, other commands have not.
 
 A unit is all or nothing. Its commands are decided in order, each sees the effects of those before it, so they are
 applied as they go, to the memory alone. If one that changes something is refused, what was applied is taken back
@@ -10,17 +12,19 @@ applied as they go, to the memory alone. If one that changes something is refuse
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
+from typing import TypeVar
 
 from engine import ops
 from engine.calls import AnyCall, Batch, Taken
-from engine.commands import BQPop, Command, Delete, QPop, QPush, Set
+from engine.commands import BQPop, Command, Delete, Exists, Get, QPop, QPush, Set
 from engine.committer import GROUP_BYTES_MAX, Committer
 from engine.effects import Effects
 from engine.ops import Op
 from engine.pops import GROWING, UNDO, Pops
-from engine.replies import NULL, Error, Failure, Refused, Reply
+from engine.replies import NULL, Error, Failure, Integer, Refused, Reply
 from engine.state import State
 from engine.sweeper import Sweeper, expiry_bytes
 from engine.undo import Journal
@@ -40,6 +44,26 @@ _STORING = {ops.PUT, ops.PUSH}
 
 _CHANGING = (Set, Delete, QPush, QPop, BQPop)
 """Commands whose refusal refuses a unit; a read that finds nothing is an answer."""
+
+
+BATCH_MAX = 256
+"""Weight of what is done before other tasks get their turn: so many commands, keys or values; some ms of work."""
+
+T = TypeVar("T")
+Pausing = Generator[None, None, T]
+"""Work that pauses now and then: other tasks may have their turn, but nobody may look at the state or change it. It is
+half changed by then, and the actor, who is the only one to do that, waits for the end."""
+
+
+def weigh(command: Command) -> int:
+    """How much work a command is, in plain commands."""
+    if isinstance(command, QPush):
+        return len(command.values)
+    return len(command.keys) if isinstance(command, (Delete, Exists)) else 1
+
+
+_LIGHT = {Set, Get, QPop, BQPop}
+"""Those of which a batch is most often made, so that they need not be weighed."""
 
 
 class Delay(enum.Enum):
@@ -103,29 +127,46 @@ class Performer:
                 self._pops.serve((key,))
         return reply
 
-    def do_some(self, batch: Batch, count_max: int, now_ms: int) -> list[Reply] | Delay | None:
+    def do_some(self, batch: Batch, left: int, now_ms: int) -> Pausing[tuple[list[Reply] | Delay | None, int]]:
         """Has the next commands of a batch done, each by itself; none of them waits for a value.
 
         Args:
             batch: whose replies are added to.
-            count_max: commands, at most.
+            left: how much may be done, in weight.
             now_ms: engine time.
 
         Returns:
-            All replies when the batch is done, None when it is not, or the want of room that keeps it from going on.
+            All replies when the batch is done, None when it is not, or the want of room that keeps it from going on;
+            and how much is left.
         """
         replies, taken = batch.replies, batch.taken
-        for command in islice(batch.commands, len(replies), len(replies) + count_max):
-            reply = self.do(command, now_ms, taken)
+        for command in islice(batch.commands, len(replies), None):
+            if left <= 0:
+                return None, left
+            weight = 1 if type(command) in _LIGHT else weigh(command)
+            left -= weight
+            if weight <= BATCH_MAX:
+                reply = self.do(command, now_ms, taken)
+            else:
+                reply = yield from self.do_slowly(command, now_ms, taken)
             if not isinstance(reply, Delay):
                 replies.append(reply)
             elif reply is Delay.NO_VALUE:
                 replies.append(NULL)
             else:
-                return reply
-        return replies if len(replies) == len(batch.commands) else None
+                return reply, left
+        return replies, left
 
-    def do_unit(self, commands: Sequence[Command], now_ms: int, taken: list[Taken]) -> list[Reply] | Refused | Delay:
+    def do_slowly(self, command: Command, now_ms: int, taken: list[Taken]) -> Pausing[Reply | Delay]:
+        """Does what `do` does, with pauses."""
+        outcome = yield from self.do_unit((command,), now_ms, taken)
+        if isinstance(outcome, Refused):
+            return outcome.failure
+        return outcome if isinstance(outcome, Delay) else outcome[0]
+
+    def do_unit(
+        self, commands: Sequence[Command], now_ms: int, taken: list[Taken]
+    ) -> Pausing[list[Reply] | Refused | Delay]:
         """Has commands done all together, or none of them; nobody waits for a value.
 
         Args:
@@ -136,15 +177,17 @@ class Performer:
         Returns:
             The replies in order, or why nothing was done. For want of room, some has been asked for.
         """
-        expired = tuple({key: None for command in commands for key in self._state.expired_of(command, now_ms)})
-        outcome: list[Reply] | Refused | Failure | Delay
-        if expired and not self._sweeper.expire(expired):
-            outcome = self._without_room(expiry_bytes(expired))
-            return outcome if isinstance(outcome, Delay) else Refused(outcome)
+        for piece in _pieces(commands):
+            expired = self._state.expired_of(piece, now_ms)
+            if expired and not self._sweeper.expire(expired):
+                lack = self._without_room(expiry_bytes(expired))
+                return lack if isinstance(lack, Delay) else Refused(lack)
+            if weigh(piece) == BATCH_MAX:
+                yield
         journal, unit_taken = Journal(self._state), list[Taken]()
-        outcome = self._decide_all(commands, now_ms, journal, unit_taken)
+        outcome = yield from self._decide_all(commands, now_ms, journal, unit_taken)
         if not isinstance(outcome, list):
-            journal.roll_back()
+            yield from journal.roll_back()
             return outcome
         if journal.records:
             self._committer.open.add(journal.records, journal.records_bytes)
@@ -154,22 +197,37 @@ class Performer:
 
     def _decide_all(
         self, commands: Sequence[Command], now_ms: int, journal: Journal, taken: list[Taken]
-    ) -> list[Reply] | Refused | Delay:
+    ) -> Pausing[list[Reply] | Refused | Delay]:
         """Decides the commands of a unit, and applies them to the memory; or says why that has to be taken back."""
         replies: list[Reply] = []
         for index, command in enumerate(commands):
-            effects, reply = self._state.decide(command, now_ms)
+            reply = yield from self._decide_one(command, now_ms, journal, taken)
             if isinstance(reply, Failure) and isinstance(command, _CHANGING):
                 return Refused(reply, index)
-            replies.append(NULL if reply is None else reply)
-            for op in effects:
-                if op[0] in UNDO:
-                    taken.append(self._pops.taking(op, replies[-1]))
-                journal.apply(op)
+            replies.append(reply)
         refusal = self._refusal(journal.effects, journal.records_bytes) if journal.effects else None
         if isinstance(refusal, Failure):
             return Refused(refusal, _first_storing(commands) if refusal is DISK_FULL else None)
         return replies if refusal is None else refusal
+
+    def _decide_one(self, command: Command, now_ms: int, journal: Journal, taken: list[Taken]) -> Pausing[Reply]:
+        """Decides a command of a unit, and applies it to the memory, piece by piece if it is a heavy one."""
+        counts: list[int] = []
+        reply: Reply | None = None
+        for piece in _pieces((command,)):
+            effects, reply = self._state.decide(piece, now_ms)
+            for op in effects:
+                if op[0] in UNDO:
+                    assert reply is not None
+                    taken.append(self._pops.taking(op, reply))
+                journal.apply(op)
+            if isinstance(reply, Integer):
+                counts.append(reply.value)
+            if weigh(command) > BATCH_MAX:
+                yield
+        if counts:
+            return Integer(sum(counts))
+        return NULL if reply is None else reply
 
     def _refusal(self, effects: Sequence[Op], records_bytes: int) -> Failure | Delay | None:
         """Why the log does not take these ops now, or None."""
@@ -190,6 +248,16 @@ class Performer:
             return DISK_FULL
         self._committer.want_room(records_bytes)
         return Delay.NO_ROOM
+
+
+def _pieces(commands: Iterable[Command]) -> Iterator[Command]:
+    """The commands, those with too many keys as several with fewer."""
+    for command in commands:
+        if isinstance(command, (Delete, Exists)) and len(command.keys) > BATCH_MAX:
+            for start in range(0, len(command.keys), BATCH_MAX):
+                yield replace(command, keys=command.keys[start : start + BATCH_MAX])
+        else:
+            yield command
 
 
 def _first_storing(commands: Sequence[Command]) -> int | None:

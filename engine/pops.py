@@ -120,6 +120,7 @@ class Pops:
             self.waiters.abandon(call.waiter)
             _out_of_line(call.waiter)
         self._abandoned += call.taken
+        call.taken.clear()
 
     def give_back(self, *, at_any_rate: bool) -> None:
         """Puts back what was popped for callers who left, the last pop first, so that the old order is restored.

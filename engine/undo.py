@@ -6,12 +6,15 @@ that was replaced is kept as it is, not copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from engine import ops
 from engine.ops import Op
 from engine.state import State
+
+PAUSE_OPS = 512
+"""Ops taken back between two pauses: some 1 ms of work."""
 
 
 class Journal:
@@ -43,10 +46,12 @@ class Journal:
         self.records.append(record)
         self.records_bytes += len(record)
 
-    def roll_back(self) -> None:
-        """Takes everything back, the last op first; to be called before anything else changes the state."""
+    def roll_back(self) -> Iterator[None]:
+        """Takes everything back, the last op first, with pauses; until then nothing else may change the state."""
         while self._undos:
             self._undos.pop()()
+            if len(self._undos) % PAUSE_OPS == 0:
+                yield
 
 
 def _undo_replacement(state: State, op: Op) -> Callable[[], None]:

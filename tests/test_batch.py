@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -21,6 +21,7 @@ from tests.harness.folding import FoldingWorld
 from tests.harness.stepper import Stepper
 from tests.harness.world import World
 
+T = TypeVar("T")
 KIB = 1024
 SHUTTING_DOWN = Refused(Failure(Error.UNAVAILABLE, "shutting down"))
 
@@ -212,38 +213,38 @@ async def test_a_command_that_is_refused_does_not_disturb_the_rest(world: World)
 
 
 async def test_others_have_their_turn_in_the_middle_of_a_long_one(world: World) -> None:
-    batch = world.spawn_many(*[f"SET k{number} v" for number in range(40 * actor.BATCH_MAX)])
+    batch = world.spawn_many(*[f"SET k{number} v" for number in range(40 * performer.BATCH_MAX)])
     while batch.submitted is None:
         await trio.lowlevel.checkpoint()
     for number in range(3):
         assert await world.do(f"SET other{number} v") == Ok()
     assert not batch.done.is_set()
-    assert await batch.wait() == [Ok()] * (40 * actor.BATCH_MAX)
+    assert await batch.wait() == [Ok()] * (40 * performer.BATCH_MAX)
 
 
 async def test_the_answer_of_a_long_one_waits_for_the_group_of_its_last_slice(world: World) -> None:
     """I5, B13"""
     world.commit_s = 1.0
-    lines = [f"SET k{number} v" for number in range(3 * actor.BATCH_MAX)]
+    lines = [f"SET k{number} v" for number in range(3 * performer.BATCH_MAX)]
     batch = world.spawn_many(*lines, "GET k0")
     await trio.sleep(1.5)
     assert not batch.done.is_set(), "its first slice is on disk"
     await world.cut_power()
     assert batch.reply is None
     await world.start()
-    assert len(world.dump()) == actor.BATCH_MAX
+    assert len(world.dump()) == performer.BATCH_MAX
 
 
 async def test_one_whose_client_leaves_half_way_is_not_gone_on_with(world: World) -> None:
     """E5: what it popped so far goes back, what it wrote stays."""
     await world.do("QPUSH q a b c")
     world.commit_s = 1.0
-    batch = world.spawn_many("BQPOP q", *[f"SET k{number} v" for number in range(3 * actor.BATCH_MAX)])
+    batch = world.spawn_many("BQPOP q", *[f"SET k{number} v" for number in range(3 * performer.BATCH_MAX)])
     while not world.state.held(b"k0")[0]:
         await trio.lowlevel.checkpoint()
     batch.leave()
     assert await queue_of(world) == [b"a", b"b", b"c"]
-    assert world.state.held(b"k%d" % (2 * actor.BATCH_MAX)) == (None, None)
+    assert world.state.held(b"k%d" % (2 * performer.BATCH_MAX)) == (None, None)
     assert world.engine._batched_commands == 0
     await trio.sleep(5)
     assert world.engine._answers.callers == 0
@@ -481,6 +482,120 @@ async def test_a_long_queue_that_a_unit_had_removed_is_not_freed(world: World) -
     assert not world.state.has_garbage
     await trio.sleep(1)
     assert len(await queue_of(world)) == count
+
+
+# Very many keys in one command
+
+MANY = [b"k%d" % number for number in range(20 * performer.BATCH_MAX)]
+
+
+async def turns_of_another(busy: Callable[[], Awaitable[T]]) -> tuple[T, int]:
+    """Runs a function, and counts the turns that another task has meanwhile."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        result = await busy()
+        nursery.cancel_scope.cancel()
+    return result, turns
+
+
+async def fill_many(world: World) -> None:
+    """Every other one of the keys is there, and of those every other one expires."""
+    for number, key in enumerate(MANY[::2]):
+        world.spawn([b"SET", key, b"v", *([b"PX", b"1000"] if number % 2 else [])])
+    await world.settle()
+
+
+@pytest.mark.parametrize("kind", ["single", "batch", "unit"])
+@pytest.mark.parametrize("expired", [False, True])
+async def test_a_command_of_very_many_keys_lets_other_tasks_have_their_turn(
+    world: World, kind: str, *, expired: bool
+) -> None:
+    await fill_many(world)
+    if expired:
+        world.engine._sweeper._next_ms = 1 << 62
+        await trio.sleep(1)
+    count = len(MANY) // (4 if expired else 2)
+    lines = [[b"EXISTS", *MANY], [b"DELETE", *MANY, *MANY[:50]], [b"EXISTS", *MANY], [b"QPUSH", b"q", *MANY]]
+    expected = [Integer(count), Integer(count), Integer(0), Ok(length=len(MANY))]
+
+    async def submit() -> list[Reply] | Refused:
+        if kind == "single":
+            return [await world.spawn(line).wait() for line in lines]
+        return await world.spawn_many(*lines, atomic=kind == "unit").wait()
+
+    replies, turns = await turns_of_another(submit)
+    assert replies == expected
+    assert turns > 60
+    dump = world.dump()
+    assert [entry[1] for entry in dump] == [b"q"]
+    await world.cut_power()
+    await world.start()
+    assert world.dump() == dump
+
+
+async def test_a_delete_of_very_many_keys_is_one_frame_and_others_see_it_whole(world: World) -> None:
+    """I2"""
+    await fill_many(world)
+    world.disk.log.clear()
+    delete = world.spawn([b"DELETE", *MANY])
+    while delete.submitted is None:
+        await trio.lowlevel.checkpoint()
+    reads = [world.spawn([b"EXISTS", MANY[0], MANY[-2]]) for _ in range(10)]
+    await world.settle()
+    assert {read.reply for read in reads} == {Integer(0)}
+    assert delete.reply == Integer(len(MANY) // 2)
+    assert writes(world) == 1
+
+
+async def test_a_delete_of_very_many_keys_that_finds_none_is_answered_so(world: World) -> None:
+    none = Failure(Error.KEY_NOT_FOUND)
+    assert await world.spawn([b"DELETE", *MANY]).wait() == none
+    assert await world.spawn_many([b"DELETE", *MANY], "PING").wait() == [none, Value(b"PONG")]
+    assert await world.spawn_many("PING", [b"DELETE", *MANY], atomic=True).wait() == Refused(none, 1)
+
+
+async def test_a_unit_with_very_many_keys_that_is_refused_at_its_end_leaves_nothing(world: World) -> None:
+    """I2"""
+    await fill_many(world)
+    dump, before = world.dump(), accounts(world.state)
+    unit = world.spawn_many([b"DELETE", *MANY], [b"QPUSH", b"q", *MANY], "SET q v", "QPUSH q a", atomic=True)
+    assert error_of(await unit.wait()) == (Error.WRONG_TYPE, 3)
+    assert (world.dump(), accounts(world.state)) == (dump, before)
+
+
+@both
+async def test_a_client_that_leaves_in_a_pause_has_its_values_back(world: World, *, atomic: bool) -> None:
+    """E5"""
+    await fill_many(world)
+    await world.do("QPUSH q a b")
+    batch = world.spawn_many("BQPOP q", [b"DELETE", *MANY], "BQPOP q", atomic=atomic)
+    while world.state.held(MANY[0])[0]:
+        await trio.lowlevel.checkpoint()
+    assert world.state.held(MANY[-2])[0], "it is in the middle"
+    batch.leave()
+    await world.settle()
+    assert batch.reply is None
+    assert await queue_of(world) == [b"a", b"b"]
+    assert world.engine._answers.callers == world.engine._batched_commands == 0
+
+
+async def test_a_client_that_leaves_in_a_pause_of_its_only_command_is_not_answered(world: World) -> None:
+    await fill_many(world)
+    delete = world.spawn([b"DELETE", *MANY])
+    while world.state.held(MANY[0])[0]:
+        await trio.lowlevel.checkpoint()
+    delete.leave()
+    await world.settle()
+    assert (delete.reply, world.dump()) == (None, [])
+    assert world.engine._answers.callers == 0
 
 
 # Whatever the commands

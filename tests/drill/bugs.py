@@ -104,7 +104,7 @@ THE_FIFTEEN: tuple[Bug, ...] = (
         "A read needs no disk, so it is answered at once, with what a power cut takes back.",
         (
             Edit(
-                Engine._perform,
+                Engine._answer,
                 "self._answers.hold(call, reply)",
                 """
                 planted()
