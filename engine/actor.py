@@ -4,11 +4,15 @@ Theory of operation
 
     submit -> mailbox -> actor: decide, pack, apply -> open group -> committer: write, sync -> answers
 
-The actor is the only task that reads or changes the state, and it never awaits in between: it takes what is in
-the mailbox, applies it command by command, and puts each answer into the open group,
-together with the records it rests on. The committer swaps the open group for a new one, has it written and synced
-in a thread, and then lets its answers go; meanwhile the actor fills the next group. So an answer leaves only
-when everything it rests on is on disk: its own records, and for a read everything it saw.
+The actor is the only task that reads or changes the state: it takes what is in the mailbox, has it done command by
+command (engine/performer.py), and puts each answer into the open group, together with the records it rests on. The
+committer swaps the open group for a new one, has it written and synced in a thread, and then lets its answers go;
+meanwhile the actor fills the next group. So an answer leaves only when everything it rests on is on disk: its own
+records, and for a read everything it saw.
+
+A turn is so many commands, keys and values; then others have theirs, and a batch that is not done goes on behind calls
+that came meanwhile. Units, and single commands too heavy for a turn, pause instead: until they are done there is no
+other command, but the event loop goes on, and so do commits. That is safe because no other task looks at the state.
 
 A call's life:
 
@@ -404,7 +408,7 @@ class Engine:
                 if weight <= BATCH_MAX:
                     self._perform(call, now_ms)
                 else:
-                    reply = await _pausing(self._performer.do_slowly(call.command, now_ms, call.taken))
+                    reply = await self._pausing(self._performer.do_slowly(call.command, now_ms, call.taken), now_ms)
                     self._answer(call, reply, now_ms)
 
     def _perform(self, call: Call, now_ms: int) -> None:
@@ -432,9 +436,9 @@ class Engine:
         outcome: list[Reply] | Refused | Delay | None = None
         if batch.stage is QUEUED and batch.atomic:
             left -= sum(map(weigh, batch.commands))
-            outcome = await _pausing(self._performer.do_unit(batch.commands, now_ms, batch.taken))
+            outcome = await self._pausing(self._performer.do_unit(batch.commands, now_ms, batch.taken), now_ms)
         elif batch.stage is QUEUED:
-            outcome, left = await _pausing(self._performer.do_some(batch, left, now_ms))
+            outcome, left = await self._pausing(self._performer.do_some(batch, left, now_ms), now_ms)
         if outcome is None and batch.stage is QUEUED:
             self._mailbox.append(batch)
         elif isinstance(outcome, Delay) and batch.stage is QUEUED:
@@ -451,6 +455,17 @@ class Engine:
             self._answers.give(batch, outcome)
         else:
             self._answers.hold(batch, outcome)
+
+    async def _pausing(self, work: Pausing[T], now_ms: int) -> T:
+        """Does work to its end; when it pauses, answers before it may go and other tasks have their turn."""
+        while True:
+            try:
+                next(work)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            self._committer.hand_over(now_ms)
+            await trio.lowlevel.checkpoint()
 
     def _wait_for_room(self, call: AnyCall) -> None:
         """Has a call wait at the head of the mailbox until something is done to the log."""
@@ -482,14 +497,3 @@ class Engine:
     def _group_taken(self, group: Group[AnyCall]) -> None:
         if group.swept_keys:
             self._sleeper.wake()  # there is room for the next slice
-
-
-async def _pausing(work: Pausing[T]) -> T:
-    """Does work to its end, and lets other tasks have their turn when it pauses."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        await trio.lowlevel.checkpoint()

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from engine import actor, committer, performer
+from engine.calls import Call
+from engine.commands import Command, Delete, Set
 from engine.limits import Limits
 from engine.replies import NULL, Error, Failure, Integer, Ok, Refused, Reply, Value
 from engine.state import BIG_QUEUE_LENGTH, State
@@ -553,6 +555,24 @@ async def test_a_delete_of_very_many_keys_is_one_frame_and_others_see_it_whole(w
     assert {read.reply for read in reads} == {Integer(0)}
     assert delete.reply == Integer(len(MANY) // 2)
     assert writes(world) == 1
+
+
+async def test_what_came_before_a_delete_of_very_many_keys_does_not_wait_for_it(world: World) -> None:
+    await fill_many(world)
+    answered: list[Command] = []
+
+    def note(call: Call) -> None:
+        answered.append(call.command)
+
+    write, delete = Set(b"other", b"v"), Delete(tuple(MANY))
+    world.engine.submit_nowait(write, note)
+    world.engine.submit_nowait(delete, note)
+    while not answered:
+        await trio.lowlevel.checkpoint()
+    assert answered == [write]
+    assert world.state.held(MANY[-2])[0], "it is in the middle"
+    await world.settle()
+    assert answered == [write, delete]
 
 
 async def test_a_delete_of_very_many_keys_that_finds_none_is_answered_so(world: World) -> None:

@@ -487,6 +487,28 @@ MORE: tuple[Bug, ...] = (
         "test_a_key_that_was_seen_to_have_expired_stays_gone_whatever_the_clock_says_after_a_crash",
     ),
     Bug(
+        "half a unit stays",
+        "A unit is given up in its middle, and what it had done by then is not taken back: MULTI of Redis, by design.",
+        (Edit(Performer.do_unit, "yield from journal.roll_back()", "planted()"),),
+        test="tests/test_batch.py::test_a_unit_with_very_many_keys_that_is_refused_at_its_end_leaves_nothing",
+    ),
+    Bug(
+        "a unit in several frames",
+        "Its records go into the group one by one, and a group that grows long goes on in another frame.",
+        (
+            Edit(
+                Performer.do_unit,
+                "self._committer.open.add(journal.records, journal.records_bytes)",
+                """
+                for record in journal.records:
+                    planted()
+                    self._committer.open.add([record], len(record))
+                """,
+            ),
+        ),
+        test="tests/test_batch.py::test_all_its_records_are_in_one_frame",
+    ),
+    Bug(
         "bytes on their way not counted",
         "Room is promised twice: to the group that is being written, and to the next one.",
         (
