@@ -383,7 +383,7 @@ class Connection:
 
     def _start_errand(self, head: RequestHead, body: HeldBody) -> None:
         if not body.hold(self.door.service.budget, len(body.data)):
-            self._refuse(BODIES_FULL)
+            self._answer_now(head, BODIES_FULL)
             return
         self.door.send_on_errand(self._begin_exchange(head, holds_up=True), body)
 

@@ -21,10 +21,12 @@ UNPARSABLE = "the request is not valid HTTP/1.1"
 NO_PATH = "expected a request target that starts with /"
 TWO_LENGTHS = "Transfer-Encoding goes with HTTP/1.1 and without Content-Length"
 ONE_LENGTH = "expected one Content-Length, a number"
+ONE_HOST = "expected one Host header"
 OTHER_CODING = "chunked is the only transfer coding that is understood"
 
 _BAD_LINE_END = re.compile(rb"(?<!\r)\n|\r[^\n]")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_HOST = re.compile(rb"\nhost:", re.IGNORECASE)
 _LENGTHS = re.compile(rb"\ncontent-length:[ \t]*([^\r]*)", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,19}[ \t]*")
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ ([\x21-\x7e]+) HTTP/1\.[01]")
@@ -71,13 +73,12 @@ def check_bytes(data: bytes) -> None:
         raise BadHead(f"the URI is longer than {URI_BYTES_MAX} bytes", 414)
     if b"\n " in fields or b"\n\t" in fields or fields.startswith((b" ", b"\t")):
         raise BadHead("header lines may not be folded")
-    lengths = _LENGTHS.findall(head)
-    if len(lengths) > 1 or (end >= 0 and lengths and not _LENGTH.fullmatch(lengths[0])):
-        raise BadHead(ONE_LENGTH)
     if len(head) > HEAD_BYTES_MAX:
         raise BadHead(f"the head is longer than {HEAD_BYTES_MAX} bytes", 431)
     if head.count(b"\r\n") > HEAD_FIELDS_MAX:
         raise BadHead(f"the head has more than {HEAD_FIELDS_MAX} fields", 431)
+    if end >= 0:
+        _check_fields(head, host_needed=line.endswith(b"1.1"))
 
 
 def _check_request_line(line: bytes) -> None:
@@ -88,6 +89,15 @@ def _check_request_line(line: bytes) -> None:
         raise BadHead(f"the URI is longer than {URI_BYTES_MAX} bytes", 414)
     if not match[1].lower().startswith((b"/", b"*", b"http://", b"https://")):
         raise BadHead(NO_PATH)
+
+
+def _check_fields(head: bytes, *, host_needed: bool) -> None:
+    lengths = _LENGTHS.findall(head)
+    if len(lengths) > 1 or (lengths and not _LENGTH.fullmatch(lengths[0])):
+        raise BadHead(ONE_LENGTH)
+    hosts = len(_HOST.findall(head))
+    if hosts > 1 or (host_needed and not hosts):
+        raise BadHead(ONE_HOST)
 
 
 class Head:
@@ -138,7 +148,7 @@ class Head:
         if self.length is None and not self._chunked:
             return 400, INVALID, ONE_LENGTH
         if len(self._hosts) > 1 or (not self._hosts and version == "1.1"):
-            return 400, INVALID, "expected one Host header"
+            return 400, INVALID, ONE_HOST
         return self._target_fault()
 
     def _target_fault(self) -> tuple[int, str, str] | None:

@@ -86,8 +86,8 @@ def refusal_of(error: BadHead) -> Answer:
     return failure(error.status, _ERRORS.get(error.status, INVALID), error.detail)
 
 
-def _refused(refusal: Answer) -> RequestHead:
-    return RequestHead(b"", b"", "1.1", (), None, 0, False, False, refusal)
+def _refused(refusal: Answer, method: bytes = b"") -> RequestHead:
+    return RequestHead(method, b"", "1.1", (), None, 0, False, False, refusal)
 
 
 class _Parser:
@@ -109,7 +109,7 @@ class _Parser:
             pass  # a server may ignore it, and this one does: no h2c, no websocket
         except httptools.HttpParserError as error:
             if not self.complete:  # else it complains of a transfer coding, and so do we
-                raise BadHead(TWO_LENGTHS if "Transfer-Encoding" in str(error) else UNPARSABLE) from None
+                raise _complaint(data, str(error)) from None
         if not self.complete:
             raise BadHead(UNPARSABLE)
         self.version: str = parser.get_http_version()
@@ -122,6 +122,12 @@ class _Parser:
 
     def on_headers_complete(self) -> None:
         self.complete = True
+
+
+def _complaint(data: bytes, parsers: str) -> BadHead:
+    if "Transfer-Encoding" not in parsers:
+        return BadHead(UNPARSABLE)
+    return BadHead(TWO_LENGTHS) if b"\ncontent-length:" in data.lower() else BadHead(OTHER_CODING, 501)
 
 
 def _judge(parsed: _Parser, access: Access, body_bytes_max: int) -> RequestHead:
@@ -147,11 +153,11 @@ def _judge(parsed: _Parser, access: Access, body_bytes_max: int) -> RequestHead:
         elif name == b"expect":
             expects += _tokens(value)
     head = Head(scope)
+    if coding and coding != b"chunked":
+        return _refused(failure(501, INVALID, OTHER_CODING), parsed.method)
     fault = head.fault()
     if fault is not None:
-        return _refused(failure(*fault))
-    if coding and coding != b"chunked":
-        return _refused(failure(501, INVALID, OTHER_CODING))
+        return _refused(failure(*fault), parsed.method)
     refused = access.check(scope["path"], parsed.fields)
     refusal = None if refused is None else failure(refused.status, refused.error, refused.detail)
     if refusal is None and head.length is not None and head.length > body_bytes_max:
