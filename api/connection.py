@@ -375,7 +375,8 @@ class Connection:
         except dialects.BadRequest as bad:
             self._answer_now(head, dialects.refuse(bad))
             return
-        exchange = self._begin_exchange(head)
+        # The rest of a long batch has its turn behind what came meanwhile, and so it would behind the next request.
+        exchange = self._begin_exchange(head, holds_up=not batch.atomic)
         exchange.batch = batch
         call = self.door.engine.submit_many_nowait(batch.commands, batch.atomic, exchange.deliver_batch)
         if exchange.response is None:  # else it was refused
