@@ -36,7 +36,6 @@ An exception in the actor or the committer leaves `run` and must end the process
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -51,6 +50,7 @@ from engine.commit_thread import CommitThread
 from engine.committer import Committer, FsyncPolicy, Group, RunCommit, in_thread
 from engine.effects import Effects
 from engine.limits import Limits
+from engine.mailbox import Mailbox
 from engine.performer import AT_ONCE, BATCH_MAX, Delay, Pausing, Performer, weigh
 from engine.pops import Pops
 from engine.replies import Error, Failure, Refused, Reply
@@ -112,10 +112,9 @@ class Engine:
         self._run_commit = run_commit or self._thread
         self._clock = Clock(max(wall_ms, log.recovery.time_ms))
         self._started_s = trio.current_time()
-        self._mailbox: deque[AnyCall] = deque()
+        self._mailbox = Mailbox()
         self._batched_commands = 0
         self._short_of: Room | None = None
-        self._sleeper = Sleeper()
         self._committer: Committer[AnyCall] = Committer(
             log,
             fsync,
@@ -201,8 +200,7 @@ class Engine:
             self._answers.give(call, MAILBOX_FULL)
         else:
             self._commands += 1
-            self._mailbox.append(call)
-            self._sleeper.wake()
+            self._mailbox.post(call)
         return call
 
     def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
@@ -225,8 +223,7 @@ class Engine:
         else:
             self._commands += len(commands)
             self._batched_commands += len(commands)
-            self._mailbox.append(batch)
-            self._sleeper.wake()
+            self._mailbox.post(batch)
         return batch
 
     def settle(self, call: AnyCall) -> None:
@@ -243,7 +240,7 @@ class Engine:
         if not self._broken:
             self._pops.abandon(call)
             if self._pops.has_abandoned:
-                self._sleeper.wake()
+                self._mailbox.nudge()
         call.stage = WITHDRAWN
         self._answers.leave()
 
@@ -336,7 +333,7 @@ class Engine:
     def shut_down(self) -> None:
         """Answers `unavailable` to parked waiters and to everything submitted from now on."""
         self.accepting = False
-        self._sleeper.wake()
+        self._mailbox.nudge()
 
     def close(self) -> None:
         """Lets `run` finish: what was submitted is done and answered, then the log is closed cleanly."""
@@ -347,7 +344,7 @@ class Engine:
 
     async def _run_actor(self) -> None:
         while not self._is_finished():
-            await self._sleep()
+            await self._receive()
             now_ms = self._clock.now_ms()
             if not self.accepting:
                 self._pops.turn_away(SHUTTING_DOWN)
@@ -362,20 +359,20 @@ class Engine:
         """Whether nobody can come any more and nobody is left: not even one whose popped value may have to go back."""
         return self._closing and not (self._answers.callers or self._pops.has_abandoned or self._pops.has_owed)
 
-    async def _sleep(self) -> None:
+    async def _receive(self) -> None:
         """Waits for commands, a deadline or a nudge; others have their turn in any case."""
         deadline = self._next_deadline()
         if deadline <= trio.current_time():
-            await trio.lowlevel.checkpoint()
+            await self._mailbox.receive_what_is_there()
         elif deadline == math.inf:
-            await self._sleeper.sleep()
+            await self._mailbox.receive()
         else:
             with trio.CancelScope(deadline=deadline):
-                await self._sleeper.sleep()
+                await self._mailbox.receive()
 
     def _none_left(self) -> None:
         if self._closing:
-            self._sleeper.wake()
+            self._mailbox.nudge()
 
     def _next_deadline(self) -> float:
         """The trio time at which there is something to do without a command."""
@@ -385,7 +382,7 @@ class Engine:
             or (self._pops.has_owed and self._closing)
         ):
             return -math.inf
-        if self._mailbox and not self._is_short_of_room:
+        if self._mailbox.backlog and not self._is_short_of_room:
             return -math.inf
         if self._state.has_garbage:
             return trio.current_time() + FREE_INTERVAL_S
@@ -395,11 +392,11 @@ class Engine:
         )
 
     async def _work_off(self, now_ms: int) -> None:
-        """Does what is in the mailbox, for one turn."""
+        """Does what is in the backlog, for one turn."""
         left = BATCH_MAX
-        mailbox = self._mailbox
-        while mailbox and left > 0 and not self._is_short_of_room:
-            call = mailbox.popleft()
+        backlog = self._mailbox.backlog
+        while backlog and left > 0 and not self._is_short_of_room:
+            call = backlog.popleft()
             if isinstance(call, Batch):
                 left = await self._go_on_with(call, left, now_ms)
             elif call.stage is QUEUED:
@@ -440,7 +437,7 @@ class Engine:
         elif batch.stage is QUEUED:
             outcome, left = await self._pausing(self._performer.do_some(batch, left, now_ms), now_ms)
         if outcome is None and batch.stage is QUEUED:
-            self._mailbox.append(batch)
+            self._mailbox.backlog.append(batch)
         elif isinstance(outcome, Delay) and batch.stage is QUEUED:
             self._wait_for_room(batch)
         else:
@@ -468,13 +465,13 @@ class Engine:
             await trio.lowlevel.checkpoint()
 
     def _wait_for_room(self, call: AnyCall) -> None:
-        """Has a call wait at the head of the mailbox until something is done to the log."""
-        self._mailbox.appendleft(call)
+        """Has a call wait at the head of the backlog until something is done to the log."""
+        self._mailbox.backlog.appendleft(call)
         self._short_of = self._committer.room
 
     @property
     def _is_short_of_room(self) -> bool:
-        """Whether the command at the head of the mailbox waits until something is done to the log."""
+        """Whether the command at the head of the backlog waits until something is done to the log."""
         return self._short_of is self._committer.room
 
     def _park(self, call: Call, now_ms: int) -> None:
@@ -489,11 +486,11 @@ class Engine:
         return self._checkpointer.keep_bytes if self._checkpointer else 0
 
     def _log_changed(self) -> None:
-        if self._mailbox or self._pops.has_owed:
-            self._sleeper.wake()  # there may be room now
+        if self._mailbox.backlog or self._pops.has_owed:
+            self._mailbox.nudge()  # there may be room now
         if self._checkpointer is not None:
             self._checkpointer.look()
 
     def _group_taken(self, group: Group[AnyCall]) -> None:
         if group.swept_keys:
-            self._sleeper.wake()  # there is room for the next slice
+            self._mailbox.nudge()  # there is room for the next slice

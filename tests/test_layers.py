@@ -19,6 +19,7 @@ ALLOWED_THIRD_PARTY = {
     "engine/clock.py": {"trio"},
     "engine/commit_thread.py": {"trio"},
     "engine/committer.py": {"trio"},
+    "engine/mailbox.py": {"trio"},
     "engine/sleeper.py": {"trio"},
     "api": {"click", "h11", "httptools", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},
 }
