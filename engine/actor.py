@@ -51,7 +51,7 @@ from engine.committer import Committer, FsyncPolicy, Group, RunCommit, in_thread
 from engine.effects import Effects
 from engine.limits import Limits
 from engine.mailbox import Mailbox
-from engine.performer import AT_ONCE, BATCH_MAX, Delay, Pausing, Performer, weigh
+from engine.performer import AT_ONCE, BATCH_MAX, LIGHT, Delay, Pausing, Performer, weigh
 from engine.pops import Pops
 from engine.replies import Error, Failure, Refused, Reply
 from engine.sleeper import Sleeper
@@ -112,7 +112,7 @@ class Engine:
         self._run_commit = run_commit or self._thread
         self._clock = Clock(max(wall_ms, log.recovery.time_ms))
         self._started_s = trio.current_time()
-        self._mailbox = Mailbox()
+        self._mailbox = Mailbox(limits.mailbox_max)
         self._batched_commands = 0
         self._short_of: Room | None = None
         self._committer: Committer[AnyCall] = Committer(
@@ -196,11 +196,10 @@ class Engine:
         self._answers.callers += 1
         if not self.accepting:
             self._answers.give(call, SHUTTING_DOWN)
-        elif len(self._mailbox) >= self._limits.mailbox_max:
-            self._answers.give(call, MAILBOX_FULL)
-        else:
+        elif self._mailbox.post(call):
             self._commands += 1
-            self._mailbox.post(call)
+        else:
+            self._answers.give(call, MAILBOX_FULL)
         return call
 
     def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
@@ -218,12 +217,11 @@ class Engine:
         self._answers.callers += 1
         if not self.accepting:
             self._answers.give(batch, Refused(SHUTTING_DOWN))
-        elif len(self._mailbox) >= self._limits.mailbox_max or self._batched_commands >= BATCHED_COMMANDS_MAX:
-            self._answers.give(batch, Refused(MAILBOX_FULL))
-        else:
+        elif self._batched_commands < BATCHED_COMMANDS_MAX and self._mailbox.post(batch):
             self._commands += len(commands)
             self._batched_commands += len(commands)
-            self._mailbox.post(batch)
+        else:
+            self._answers.give(batch, Refused(MAILBOX_FULL))
         return batch
 
     def settle(self, call: AnyCall) -> None:
@@ -394,22 +392,20 @@ class Engine:
     async def _work_off(self, now_ms: int) -> None:
         """Does what is in the backlog, for one turn."""
         left = BATCH_MAX
-        backlog = self._mailbox.backlog
+        backlog, do = self._mailbox.backlog, self._performer.do
         while backlog and left > 0 and not self._is_short_of_room:
             call = backlog.popleft()
             if isinstance(call, Batch):
                 left = await self._go_on_with(call, left, now_ms)
             elif call.stage is QUEUED:
-                weight = weigh(call.command)
+                command = call.command
+                weight = 1 if type(command) in LIGHT else weigh(command)
                 left -= weight
                 if weight <= BATCH_MAX:
-                    self._perform(call, now_ms)
+                    reply = do(command, now_ms, call.taken)
                 else:
-                    reply = await self._pausing(self._performer.do_slowly(call.command, now_ms, call.taken), now_ms)
-                    self._answer(call, reply, now_ms)
-
-    def _perform(self, call: Call, now_ms: int) -> None:
-        self._answer(call, self._performer.do(call.command, now_ms, call.taken), now_ms)
+                    reply = await self._pausing(self._performer.do_slowly(command, now_ms, call.taken), now_ms)
+                self._answer(call, reply, now_ms)
 
     def _answer(self, call: Call, reply: Reply | Delay, now_ms: int) -> None:
         if call.stage is not QUEUED:

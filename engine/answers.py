@@ -44,7 +44,9 @@ class Answers:
                 call.stage = ANSWERED
             else:
                 call.stage = SETTLED
-                self.leave()
+                self.callers -= 1
+                if not self.callers:
+                    self._none_left()
             call.deliver(call)  # type: ignore[arg-type]  # a call's takes a call, a batch's a batch
 
     def settle(self, call: AnyCall) -> None:

@@ -17,11 +17,15 @@ from engine.calls import AnyCall
 class Mailbox:
     """Calls that wait for the actor.
 
+    Args:
+        calls_max: how many may wait at once.
+
     Attributes:
         backlog: those it has received; it takes them from the front.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, calls_max: int) -> None:
+        self._calls_max = calls_max
         self.backlog: deque[AnyCall] = deque()
         self._send, self._receive = trio.open_memory_channel[list[AnyCall]](1)
         self._posted: list[AnyCall] | None = None  # the list that is in the channel
@@ -29,12 +33,16 @@ class Mailbox:
     def __len__(self) -> int:
         return len(self.backlog) + len(self._posted or ())
 
-    def post(self, call: AnyCall) -> None:
-        """Sends a call to the actor."""
+    def post(self, call: AnyCall) -> bool:
+        """Sends a call to the actor; False when too many are waiting."""
         if self._posted is None:
             self.nudge()
-        assert self._posted is not None
-        self._posted.append(call)
+        posted = self._posted
+        assert posted is not None
+        if len(posted) + len(self.backlog) >= self._calls_max:
+            return False
+        posted.append(call)
+        return True
 
     def nudge(self) -> None:
         """Has `receive` return."""

@@ -62,8 +62,8 @@ def weigh(command: Command) -> int:
     return len(command.keys) if isinstance(command, (Delete, Exists)) else 1
 
 
-_LIGHT = {Set, Get, QPop, BQPop}
-"""Those of which a batch is most often made, so that they need not be weighed."""
+LIGHT = {Set, Get, QPop, BQPop}
+"""Those that are asked for most often, so that they need not be weighed."""
 
 
 class Delay(enum.Enum):
@@ -143,7 +143,7 @@ class Performer:
         for command in islice(batch.commands, len(replies), None):
             if left <= 0:
                 return None, left
-            weight = 1 if type(command) in _LIGHT else weigh(command)
+            weight = 1 if type(command) in LIGHT else weigh(command)
             left -= weight
             if weight <= BATCH_MAX:
                 reply = self.do(command, now_ms, taken)
