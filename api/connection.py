@@ -43,7 +43,6 @@ from api.head import HEAD_BYTES_MAX, INVALID, UNPARSABLE, BadHead, check_bytes
 from api.outbox import Outbox
 from api.request import BadBody, IncomingBody, RequestHead, refusal_of, too_large
 from api.service import BODIES_FULL, COMMAND, MULTI, PIPELINE
-from api.sockets import READ_AHEAD_BYTES_MAX
 from engine.commands import BQPop
 from engine.limits import KIB
 from engine.replies import Error, Failure
@@ -64,6 +63,7 @@ SMALL_BODY_BYTES = 64 * KIB
 FREE_BODY_BYTES = 16 * KIB
 """Bodies up to this length need no share of the budget: clients that fill it slowly cannot shut commands out."""
 
+_READS = select.EPOLLRDHUP | select.EPOLLIN
 GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 _HEAD_END = b"\r\n\r\n"
@@ -127,7 +127,7 @@ class Connection:
         self.deadline = math.inf
         self.timer = math.inf
         self._socket = client
-        self._events = select.EPOLLIN | select.EPOLLRDHUP
+        self._events = _READS
         self._open = True
         self._closing = False  # no more requests are read
         self._reading = False
@@ -214,6 +214,9 @@ class Connection:
     # Reading
 
     def _receive(self) -> None:
+        if not self._closing and self._is_held_up():
+            self._watch(select.EPOLLRDHUP)  # it stays in the kernel: a client cannot make us hold it
+            return
         try:
             data = self._socket.recv(RECEIVE_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -238,8 +241,6 @@ class Connection:
         self._reading = False
         if not self._closing and at < len(data):
             self._pending = data[at:]
-            if len(self._pending) >= READ_AHEAD_BYTES_MAX:
-                self._watch(select.EPOLLRDHUP)
         if self._exchanges and not self._running:
             self._send_answers()
 
@@ -479,7 +480,7 @@ class Connection:
             self._watch(select.EPOLLRDHUP | select.EPOLLOUT)
             self._wait(self.door.settings.send_timeout_s)
         else:
-            self._watch(select.EPOLLRDHUP | select.EPOLLIN)
+            self._watch(_READS)
             self._enter(self._phase)
 
     def _go_on(self) -> None:
@@ -489,8 +490,10 @@ class Connection:
         if self._closing:
             if not self._exchanges:
                 self._hang_up()
-        elif self._pending:
-            self._watch(select.EPOLLRDHUP | select.EPOLLIN)
+            return
+        if self._events != _READS and not self._is_held_up():
+            self._watch(_READS)
+        if self._pending:
             self._read(self._pending)
         elif not self._exchanges and self._body is None:
             self._phase = _Phase.IDLE
@@ -508,7 +511,7 @@ class Connection:
         except OSError:
             self.close()
             return
-        self._watch(select.EPOLLRDHUP | select.EPOLLIN)
+        self._watch(_READS)
         self._enter(_Phase.LINGER)
 
     # The kernel and the clock
