@@ -44,8 +44,8 @@ from api.relay import Relay
 from api.request import RequestHead, read_head
 from api.service import Service
 from api.sockets import HEAD_TIMEOUT_S, KEEP_ALIVE_S, LINGER_S, spread_probes
-from engine.calls import Batch
 from engine.limits import MIB
+from engine.replies import Refused, Reply
 
 _logger = logging.getLogger("holdfast.http")
 
@@ -304,15 +304,15 @@ class Door:
         """
         self._start_errand(exchange, partial(self._answer_body, exchange.head, body))
 
-    def finish_batch(self, exchange: Exchange, batch: BatchRequest, call: Batch) -> None:
+    def finish_batch(self, exchange: Exchange, batch: BatchRequest, reply: list[Reply] | Refused) -> None:
         """Has a task make an answer that takes long to make.
 
         Args:
             exchange: of an open connection.
             batch: what was asked.
-            call: delivered.
+            reply: of the engine.
         """
-        self._start_errand(exchange, partial(self.service.finish, batch, call))
+        self._start_errand(exchange, partial(self.service.encode, batch, reply))
 
     def _start_errand(self, exchange: Exchange, errand: Callable[[], Awaitable[Answer | bytes]]) -> None:
         exchange.errand = trio.CancelScope()
@@ -326,6 +326,7 @@ class Door:
                 answer = await errand()
             except Exception:
                 _logger.exception("a request failed")
+                exchange.take_back()
                 answer = DEFECT if exchange.head.method != b"HEAD" else Answer(DEFECT.status, b"")
             exchange.finish(answer)
 

@@ -55,6 +55,7 @@ class Exchange:
             answer = dialects.answer(self.request, call.reply)
         except Exception:
             _logger.exception("an answer failed")
+            self.take_back()
             answer = DEFECT
         self.finish(answer)
 
@@ -65,11 +66,12 @@ class Exchange:
             assert self.batch is not None
             assert batch.reply is not None
             if not batches.is_quick_to_answer(batch.reply):
-                self.connection.door.finish_batch(self, self.batch, batch)
+                self.connection.door.finish_batch(self, self.batch, batch.reply)
                 return
             answer = batches.answer(self.batch, batch.reply)
         except Exception:
             _logger.exception("an answer failed")
+            self.take_back()
             answer = DEFECT
         self.finish(answer)
 
@@ -98,6 +100,10 @@ class Exchange:
         """The client is gone: whatever is on its way comes back."""
         if self.errand is not None:
             self.errand.cancel()
+        self.take_back()
+
+    def take_back(self) -> None:
+        """Has what the engine does for this request undone as far as it can be: the client does not get its answer."""
         call = self.call
         if call is not None:
             self.call = None

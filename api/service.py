@@ -150,31 +150,24 @@ class Service:
         call = self.engine.submit_many_nowait(batch.commands, batch.atomic, lambda _call: delivered.set())
         try:
             await delivered.wait()
-        except BaseException:
-            self.engine.withdraw(call)
-            raise
-        return await self.finish(batch, call)
-
-    async def finish(self, batch: batches.BatchRequest, call: Batch) -> dialects.Answer:
-        """Turns the replies to a batch into its answer, in slices. Settles the batch, or if cancelled withdraws it.
-
-        Args:
-            batch: what was asked.
-            call: what was submitted for it, and delivered.
-
-        Returns:
-            The answer to send.
-        """
-        assert call.reply is not None
-        try:
-            answer = await self._encode(batch, call.reply)
+            assert call.reply is not None
+            answer = await self.encode(batch, call.reply)
         except BaseException:
             self.engine.withdraw(call)
             raise
         self.engine.settle(call)
         return answer
 
-    async def _encode(self, batch: batches.BatchRequest, reply: list[Reply] | Refused) -> dialects.Answer:
+    async def encode(self, batch: batches.BatchRequest, reply: list[Reply] | Refused) -> dialects.Answer:
+        """Turns the replies to a batch into its answer, in slices.
+
+        Args:
+            batch: what was asked.
+            reply: of the engine.
+
+        Returns:
+            The answer to send.
+        """
         if batches.is_quick_to_answer(reply):
             return batches.answer(batch, reply)
         assert not isinstance(reply, Refused)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
+from types import ModuleType
+from typing import NoReturn
 
 import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
+from api import batches, dialects
 from api.front import serve_door
 from tests.harness.http import HOST, PING, Client, Server, listen, post, until
 from tests.harness.world import World
@@ -153,6 +156,40 @@ async def test_e5_values_popped_by_a_batch_go_back_when_its_answer_is_unsent(sta
     client.reset()
     await stand.values_are(b"a", b"b", b"c")
     assert stand.value("k") == b"v"  # what is done stays done
+
+
+async def test_e5_also_when_they_take_long_to_encode(stand: Stand) -> None:
+    """E5: a task makes the answer of such a batch."""
+    large = [b"%d" % number + b"x" * 200_000 for number in range(3)]
+    await stand.run("SET big " + "x" * MIB, *(f"QPUSH q {value.decode()}" for value in large))
+    client = await stand.connect()
+    await client.send(line("GET big") + post(b'[{"command": "BQPOP q"}, {"command": "BQPOP q"}]', path=b"/pipeline"))
+    await stand.values_are(large[2])
+    await stand.pass_time(COMMIT_S)
+    await until(lambda: stand.requests_open == 0)
+    client.reset()
+    await stand.values_are(*large)
+
+
+@pytest.mark.parametrize("place", [dialects, batches], ids=["command", "batch"])
+async def test_e5_f13_a_popped_value_that_a_defect_keeps_from_its_client_goes_back(
+    stand: Stand, place: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E5, F13"""
+
+    def fail(*_: object) -> NoReturn:
+        raise ZeroDivisionError
+
+    await stand.run("QPUSH q a b")
+    client = await stand.connect()
+    with monkeypatch.context() as patch:
+        patch.setattr(place, "answer", fail)
+        pop = b'{"command": "BQPOP q"}'
+        await client.send(post(pop) if place is dialects else post(b"[%b]" % pop, path=b"/multi"))
+        await stand.values_are(b"b")
+        await stand.pass_time(COMMIT_S)
+        assert (await client.answer()).status == 500
+    await stand.values_are(b"a", b"b")
 
 
 async def test_e3_nothing_is_started_behind_a_parked_pop_before_its_turn(stand: Stand) -> None:

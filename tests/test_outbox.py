@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.dialects import Dialect, Request
 from api.exchange import Exchange
 from api.outbox import Outbox
 from api.request import RequestHead
 from engine.calls import Call, Stage, Taken
 from engine.commands import BQPop, Ping
+from engine.replies import Value
 from engine.state import Queue
 
 HEAD = RequestHead(b"POST", b"/", "1.1", (), "/", 0, True, False, None)
@@ -150,7 +152,8 @@ def test_only_a_call_that_popped_something_is_kept_until_its_answer_is_sent() ->
     books.answer = lambda exchange, answer: None  # type: ignore[attr-defined]
     for taken in ([], [Taken(1, Queue(), (0, b"q", b"v"))]):
         exchange = books.exchange(b"")
-        exchange.call = call = Call(Ping(), exchange.deliver, Stage.SETTLED, taken=taken)
+        exchange.request = Request([], Dialect.LINE)
+        exchange.call = call = Call(Ping(), exchange.deliver, Stage.SETTLED, reply=Value(b"PONG"), taken=taken)
         exchange.deliver(call)
         assert exchange.call is (call if taken else None)
         exchange.settle()
