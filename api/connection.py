@@ -174,6 +174,8 @@ class Connection:
         try:
             if self.unsent_bytes or self._phase in (_Phase.IDLE, _Phase.LINGER):
                 self.close()
+            elif self._body is not None and self._body.head.refusal is not None:
+                self._refuse(self._body.head.refusal, self._body.head)  # what is left of its body does not matter
             elif self._phase is _Phase.BODY:
                 self._refuse(failure(408, "request timeout", f"a body has {settings.body_timeout_s:g} s to arrive"))
             else:
@@ -285,6 +287,8 @@ class Connection:
     def _begin_body(self, head: RequestHead, *, nothing_follows: bool) -> None:
         self._body = IncomingBody(head)
         self._enter(_Phase.BODY)
+        if head.refusal is not None:
+            self._wait(self.door.settings.linger_s)
         if head.expects_continue and nothing_follows:
             self._complete(self._begin_exchange(head), b"HTTP/1.1 100 Continue\r\n\r\n")
         if self._body.complete:

@@ -312,5 +312,10 @@ async def test_limits_are_answered_alike() -> None:
 
 async def test_f4_a_slow_body_is_answered_alike() -> None:
     """F4"""
-    settings = dataclasses.replace(SETTINGS, body_timeout_s=0.05)
-    await compare({"short": post(PING)[:-1], "chunks": chunked(b"13\r\n")}, settings)
+    settings = dataclasses.replace(SETTINGS, body_timeout_s=0.05, linger_s=0.05)
+    cases = {
+        "short": post(PING.ljust(1000))[:-500],
+        "chunks": chunked(b"13\r\n"),
+        "refused": post(PING.ljust(1000), head=b"Host: evil.example\r\n")[:-500],
+    }
+    await compare(cases, settings)
