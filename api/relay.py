@@ -19,6 +19,10 @@ from api.request import RequestHead
 
 _RECEIVE_BYTES = 64 * 1024
 
+AT_ONCE_MAX = 64
+"""Requests that the application works on at once; the others wait. Each takes two descriptors, and a Unix socket
+refuses at once who comes when its backlog is full, which Hypercorn makes 100 long."""
+
 _HOP_BY_HOP = {b"connection", b"content-length", b"expect", b"keep-alive", b"te", b"transfer-encoding", b"upgrade"}
 """Fields that are between a client and the door."""
 
@@ -37,6 +41,7 @@ class Relay:
         self._path = str(Path(self._directory) / "http")
         self.config = Config()
         self.config.bind = [f"unix:{self._path}"]
+        self._places = trio.CapacityLimiter(AT_ONCE_MAX)
         quiet(self.config)
 
     def close(self) -> None:
@@ -56,7 +61,7 @@ class Relay:
         Raises:
             OSError: the application cannot be reached.
         """
-        async with await trio.open_unix_socket(self._path) as stream:
+        async with self._places, await trio.open_unix_socket(self._path) as stream:
             await stream.send_all(_request(head, body))
             response = bytearray()
             while data := await stream.receive_some(_RECEIVE_BYTES):

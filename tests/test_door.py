@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import gc
+import os
 import random
 import socket
 from collections import Counter
@@ -286,6 +287,14 @@ async def test_a_head_at_its_limits_is_not_over_them_behind_the_door(server: Ser
     for head in (HOST + fields, HOST + b"X: " + b"a" * rest + b"\r\n"):
         await client.send(http(b"GET /livez", head=head))
         assert (await client.answer()).status == 200
+
+
+async def test_a_crowd_that_asks_for_the_application_at_the_same_moment_is_answered(server: Server) -> None:
+    """F13: more than the backlog of its socket."""
+    clients = [await server.connect() for _ in range(300)]
+    for client in clients:
+        os.write(client.stream.socket.fileno(), GET_LIVEZ)  # no turn of the event loop in between
+    assert {(await client.answer()).status for client in clients} == {200}
 
 
 async def test_http_1_0_needs_no_host_and_is_closed(server: Server) -> None:
