@@ -63,7 +63,8 @@ SMALL_BODY_BYTES = 64 * KIB
 FREE_BODY_BYTES = 16 * KIB
 """Bodies up to this length need no share of the budget: clients that fill it slowly cannot shut commands out."""
 
-_READS = select.EPOLLRDHUP | select.EPOLLIN
+READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
+_READS = select.EPOLLRDHUP | READABLE
 GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 _HEAD_END = b"\r\n\r\n"
@@ -79,6 +80,8 @@ class _Phase(enum.Enum):
     WORK = enum.auto()
     LINGER = enum.auto()
 
+
+_IDLE, _WORK = _Phase.IDLE, _Phase.WORK  # to look them up in their class takes 0.1 us, and each request passes both
 
 _TIME_OF: dict[_Phase, Callable[[DoorSettings], float]] = {
     _Phase.IDLE: lambda settings: settings.keep_alive_s,
@@ -161,9 +164,9 @@ class Connection:
             if events & GONE:
                 self.close()
                 return
-            if events & select.EPOLLOUT:
+            if events & WRITABLE:
                 self._flush()
-            if events & select.EPOLLIN and self._open:
+            if events & READABLE and self._open:
                 self._receive()
         except Exception:
             self.fail()
@@ -235,7 +238,7 @@ class Connection:
         at = 0
         self._pending = b""
         self._reading = True
-        while at < len(data) and not self._is_held_up():
+        while at < len(data) and (self._phase is _IDLE or not self._is_held_up()):
             taken = self._read_head(data, at) if self._body is None else self._read_body(data, at)
             if taken == at:
                 break
@@ -340,7 +343,7 @@ class Connection:
             data: the body.
             held: its share of the budget, if it has one.
         """
-        self._phase = _Phase.WORK
+        self._phase = _WORK
         self.deadline = math.inf
         if not head.keep_alive:
             self._closing = True
@@ -449,7 +452,11 @@ class Connection:
 
     def _send_answers(self) -> None:
         """Sends the answers that are next in order, in one write."""
-        ready = list(takewhile(_RESPONSE, self._exchanges))
+        exchanges = self._exchanges
+        if len(exchanges) == 1:  # as nearly always
+            ready = exchanges if exchanges[0].response is not None else []
+        else:
+            ready = list(takewhile(_RESPONSE, exchanges))
         if not ready:
             return
         outbox = self._outbox
@@ -459,7 +466,7 @@ class Connection:
         except OSError:
             self.close()
             return
-        del self._exchanges[: len(ready)]
+        self._exchanges = exchanges[len(ready) :]
         if outbox.unsent_bytes != unsent_bytes:
             self._note_unsent(outbox.unsent_bytes - unsent_bytes)
         self._go_on()
@@ -481,7 +488,7 @@ class Connection:
         if not self._open:
             return
         if self._outbox.unsent_bytes:
-            self._watch(select.EPOLLRDHUP | select.EPOLLOUT)
+            self._watch(select.EPOLLRDHUP | WRITABLE)
             self._wait(self.door.settings.send_timeout_s)
         else:
             self._watch(_READS)
@@ -500,7 +507,7 @@ class Connection:
         if self._pending:
             self._read(self._pending)
         elif not self._exchanges and self._body is None:
-            self._phase = _Phase.IDLE
+            self._phase = _IDLE
             self.deadline = self.door.idle_deadline
             if self.deadline < self.timer:
                 self.door.arm(self, self.deadline)
