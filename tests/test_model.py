@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -31,7 +32,7 @@ from engine.recovery import recover
 from engine.state import State
 from tests.harness.model import Content, History, Model, answer_of
 from tests.harness.stepper import Stepper
-from tests.harness.world import EPOCH_MS, Job, World
+from tests.harness.world import EPOCH_MS, BatchJob, Job, World
 
 LIMITS = Limits(waiters_max=4)
 SEGMENT_BYTES_MAX = 512
@@ -58,6 +59,10 @@ COMMANDS = st.one_of(
     POPS,
     st.just([b"PING"]),
 )
+BATCHES = st.tuples(st.lists(COMMANDS, min_size=1, max_size=5), st.booleans())
+"""Commands, and whether they are a unit."""
+
+Submitted = Job | BatchJob
 
 
 def content_of(state: State, now_ms: int) -> Content:
@@ -77,8 +82,8 @@ class Holdfast(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.stepper = Stepper()
-        self.jobs: dict[Job, int] = {}  # those not answered yet, with the step their answer rests on
-        self.parked: set[Job] = set()
+        self.jobs: dict[Submitted, int] = {}  # those not answered yet, with the step their answer rests on
+        self.parked: set[Submitted] = set()
         self.values = 0
         self.in_flight_until_ms = 0
 
@@ -108,27 +113,53 @@ class Holdfast(RuleBasedStateMachine):
     def pop_together(self, pushes: list[list[bytes]], pops: list[list[bytes]], data: st.DataObject) -> None:
         self._submit(pushes + pops, data)
 
-    def _submit(self, commands: list[list[bytes]], data: st.DataObject) -> None:
-        """Commands of several clients, all in one tick, and before them in the same tick some clients leave."""
+    @rule(batches=st.lists(BATCHES, min_size=1, max_size=2), commands=st.lists(COMMANDS, max_size=2), data=st.data())
+    def submit_batches(
+        self, batches: list[tuple[list[list[bytes]], bool]], commands: list[list[bytes]], data: st.DataObject
+    ) -> None:
+        self._submit(commands, data, batches)
+
+    def _submit(
+        self,
+        commands: list[list[bytes]],
+        data: st.DataObject,
+        batches: Sequence[tuple[list[list[bytes]], bool]] = (),
+    ) -> None:
+        """Requests of several clients, all in one tick, and before them in the same tick some clients leave."""
         leaving = []
         if self.jobs:
             leaving = data.draw(st.lists(st.sampled_from(list(self.jobs)), unique=True, max_size=3), label="leaving")
         argvs = [self._with_own_values(argv) for argv in commands]
-        jobs = self.stepper.run(self._leave_and_submit, leaving, argvs)
+        drawn = [([self._with_own_values(argv) for argv in batch], atomic) for batch, atomic in batches]
+        jobs = self.stepper.run(self._leave_and_submit, leaving, argvs, drawn)
         if leaving:
             self._leave(leaving)
-        for job, argv in sorted(zip(jobs, argvs, strict=True), key=lambda pair: pair[0].submitted or 0):
-            self.model.do(job, argv)
+        deeds = [
+            *(partial(self.model.do, words=argv) for argv in argvs),
+            *(partial(self._do_batch, batch=batch, atomic=atomic) for batch, atomic in drawn),
+        ]
+        for job, deed in sorted(zip(jobs, deeds, strict=True), key=lambda pair: pair[0].submitted or 0):
+            deed(job)
             self._step()
             self.jobs[job] = self.history.last
             if self.model.is_waiting(job):
                 self.parked.add(job)
 
+    def _do_batch(self, job: Submitted, batch: list[list[bytes]], *, atomic: bool) -> None:
+        if atomic:
+            self.model.do_unit(job, batch)
+            return
+        answers = []
+        for argv in batch:
+            answers.append(self.model.do_in_batch(job, argv))
+            self._step()
+        self.model.answers[job] = "batch", answers
+
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
         leaving = data.draw(st.lists(st.sampled_from(list(self.jobs)), unique=True, min_size=1), label="leaving")
-        self.stepper.run(self._leave_and_submit, leaving, [])
+        self.stepper.run(self._leave_and_submit, leaving, [], [])
         self._leave(leaving)
 
     @rule(ms=PASSING_MS)
@@ -183,10 +214,15 @@ class Holdfast(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.stepper.close()
 
-    async def _leave_and_submit(self, leaving: list[Job], argvs: list[list[bytes]]) -> list[Job]:
+    async def _leave_and_submit(
+        self, leaving: list[Submitted], argvs: list[list[bytes]], batches: list[tuple[list[list[bytes]], bool]]
+    ) -> list[Submitted]:
         for job in leaving:
             job.leave()
-        return [self.world.spawn(argv) for argv in argvs]
+        return [
+            *(self.world.spawn(argv) for argv in argvs),
+            *(self.world.spawn_many(*batch, atomic=atomic) for batch, atomic in batches),
+        ]
 
     async def _sleep(self, ms: int) -> None:
         # A millionth more: what is due at that very millisecond must not be missed by a rounding of seconds.
@@ -203,7 +239,7 @@ class Holdfast(RuleBasedStateMachine):
             owned.append(b"%d" % self.values + padding)
         return owned + argv[values_end:]
 
-    def _leave(self, leaving: list[Job]) -> None:
+    def _leave(self, leaving: list[Submitted]) -> None:
         for job in leaving:
             assert job.done.is_set()
             assert job.reply is None

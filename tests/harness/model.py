@@ -6,19 +6,23 @@ It knows nothing of logs, batches or tasks: every command is done at once and in
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from engine.replies import Failure, Integer, Ok, Reply, Value
+from engine.replies import Failure, Integer, Ok, Refused, Reply, Value
 
 Answer = tuple[str, object]
-"""("ok", length or None), ("value", bytes or None), ("integer", n) or ("error", text)."""
+"""("ok", length or None), ("value", bytes or None), ("integer", n) or ("error", text); of a batch ("batch", answers),
+of a unit that was refused ("refused", (place of the one to blame, text))."""
 
 Content = dict[bytes, tuple[object, ...]]
 """What a store holds: key -> ("value", bytes, deadline in ms or None) or ("queue", value, value, ...)."""
 
 DONE: Answer = ("ok", None)
 NULL: Answer = ("value", None)
+
+CHANGING = (b"SET", b"DELETE", b"QPUSH", b"QPOP", b"BQPOP")
+"""Commands that refuse the unit they are in when they are refused."""
 
 
 @dataclass
@@ -66,19 +70,36 @@ class Model:
         self._waiters_max = waiters_max
         self._entries: dict[bytes, Plain | Line] = {}
         self._waiting: list[Waiting] = []
-        self._popped: dict[Hashable, Popped] = {}
+        self._popped: dict[Hashable, list[Popped]] = {}
         self._pops = 0
 
     def do(self, client: Hashable, words: list[bytes]) -> None:
         """Does a command; the answers it leads to are in `answers` afterwards, also those of others it serves."""
-        name, *rest = words
-        if name == b"BQPOP":
-            self._bqpop(client, *rest)
-        elif name == b"QPOP":
-            self._qpop(client, *rest)
-        else:
-            self.answers[client] = getattr(self, "_" + name.decode().lower())(*rest)
-            self._serve()
+        self._do(client, words)
+        self._serve()
+
+    def do_in_batch(self, client: Hashable, words: list[bytes]) -> Answer:
+        """Does the next command of a pipeline: nobody waits in it, and its answers are given together."""
+        answer = self._do_at_once(client, words)
+        self._serve()
+        return answer
+
+    def do_unit(self, client: Hashable, commands: Sequence[list[bytes]]) -> None:
+        """Does several commands, or none of them; whoever waits is served afterwards."""
+        entries, pops = dict(self._entries), self._pops
+        values = {key: entry.values.copy() for key, entry in entries.items() if isinstance(entry, Line)}
+        answers = []
+        for place, words in enumerate(commands):
+            answers.append(self._do_at_once(client, words))
+            if answers[-1][0] == "error" and words[0] in CHANGING:
+                self._entries, self._pops = entries, pops
+                for key, old in values.items():
+                    entries[key].values[:] = old  # type: ignore[union-attr]
+                self._popped.pop(client, None)
+                self.answers[client] = "refused", (place, answers[-1][1])
+                return
+        self.answers[client] = "batch", answers
+        self._serve()
 
     def is_waiting(self, client: Hashable) -> bool:
         return any(waiting.client == client for waiting in self._waiting)
@@ -86,7 +107,7 @@ class Model:
     def leave(self, *clients: Hashable) -> None:
         """Clients go away together, none of them with an answer in its hands."""
         self._waiting = [waiting for waiting in self._waiting if waiting.client not in clients]
-        gone = [self._popped.pop(client) for client in clients if client in self._popped]
+        gone = [popped for client in clients for popped in self._popped.pop(client, ())]
         for popped in sorted(gone, key=lambda popped: popped.number, reverse=True):
             if self._entries.get(popped.key) is popped.line:
                 popped.line.values.insert(0 if popped.front else len(popped.line.values), popped.value)
@@ -133,6 +154,19 @@ class Model:
             elif entry is not None:
                 found[key] = ("value", entry.value, entry.deadline_ms)
         return found
+
+    def _do(self, client: Hashable, words: list[bytes]) -> None:
+        name, *rest = words
+        if name == b"BQPOP":
+            self._bqpop(client, *rest)
+        elif name == b"QPOP":
+            self._qpop(client, *rest)
+        else:
+            self.answers[client] = getattr(self, "_" + name.decode().lower())(*rest)
+
+    def _do_at_once(self, client: Hashable, words: list[bytes]) -> Answer:
+        self._do(client, [*words[:2], b"0"] if words[0] == b"BQPOP" else words)
+        return self.answers.pop(client)
 
     def _look(self, key: bytes) -> Plain | Line | None:
         entry = self._entries.get(key)
@@ -230,7 +264,7 @@ class Model:
     def _take(self, client: Hashable, key: bytes, line: Line, *, front: bool) -> None:
         value = line.values.pop(0 if front else -1)
         self._pops += 1
-        self._popped[client] = Popped(self._pops, key, line, value, front)
+        self._popped.setdefault(client, []).append(Popped(self._pops, key, line, value, front))
         self.answers[client] = ("value", value)
 
     def _serve(self) -> None:
@@ -283,9 +317,13 @@ def _live(content: Content, now_ms: int) -> Content:
     }
 
 
-def answer_of(reply: Reply) -> Answer:
+def answer_of(reply: Reply | list[Reply] | Refused) -> Answer:
     """A reply as a history notes it."""
     match reply:
+        case list():
+            return "batch", [answer_of(one) for one in reply]
+        case Refused(Failure(error), place):
+            return "refused", (place, error.value)
         case Ok(length):
             return "ok", length
         case Value(value):
