@@ -7,18 +7,24 @@ from collections.abc import Sequence
 import pytest
 
 from tests.simulate.clients import timeout_ms
-from tests.simulate.history import Answer, Dump, End, Kind, Life, Operation, Outcome, Violation
+from tests.simulate.history import Answer, Dump, End, Kind, Life, Operation, Outcome, Request, Violation
 from tests.simulate.linearizability import Judge
+from tests.simulate.shelf import Refusal
 
 GROUPS = ((b"k",), (b"other",), (b"left", b"right"), (b"q",))
 OK: Answer = ("ok", None)
 NULL: Answer = ("value", None)
 NOT_FOUND: Answer = ("error", "key not found")
+EXISTS: Answer = ("error", "key already exists")
+WRONG_TYPE: Answer = ("error", "wrong type")
+ONE: Answer = ("integer", 1)
+A: Answer = ("value", b"a")
+B: Answer = ("value", b"b")
 LEFT = Outcome.LEFT
 LOST = Outcome.LOST
 
-Told = tuple[int, int, str, Answer | Outcome]
-"""Sent when, ended when, the command, its answer or how it ended without."""
+Told = tuple[int, int, str, Answer | list[Answer] | Outcome]
+"""Sent when, ended when, the command, its answer or how it ended without; or `unit: ` or `pipeline: ` and commands."""
 
 
 def value(text: str) -> Answer:
@@ -37,6 +43,22 @@ def queue(*values: str) -> tuple[object, ...]:
     return "queue", b"q", tuple(value.encode() for value in values)
 
 
+def refused(place: int, error: str, count: int) -> list[Answer]:
+    """What the commands of a unit are answered when one of them refuses it."""
+    return [("refused", Refusal(place, error))] * count
+
+
+def request_of(number: int, client: int, sent_ms: int, line: str) -> Request:
+    """A command, or a batch of them."""
+    kind, _, batch = line.rpartition(": ")
+    commands = [tuple(command.encode().split(b" ")) for command in batch.split("; ")]
+    operations = [
+        Operation(number + place, client, words, sent_ms, timeout_ms=0 if kind else timeout_ms(words), place=place)
+        for place, words in enumerate(commands)
+    ]
+    return Request(tuple(operations), atomic=kind == "unit")
+
+
 def life_of(
     told: Sequence[Told],
     *,
@@ -53,19 +75,18 @@ def life_of(
     life.ended_ms, life.end, life.safe_ms, life.stopping_ms = ended_ms, end, safe_ms, stopping_ms
     events = []
     for order, (sent_ms, done_ms, line, outcome) in enumerate(told):
-        words = tuple(line.encode().split(b" "))
-        operation = Operation(1_000 * number + order, order, words, sent_ms, timeout_ms=timeout_ms(words))
-        operation.ended_ms = done_ms
-        if isinstance(outcome, Outcome):
-            operation.outcome = outcome
-        else:
-            operation.outcome, operation.answer = Outcome.ANSWERED, outcome
-        events.append((sent_ms, 0, order, Kind.SENT, operation))
+        request = request_of(1_000 * number + 100 * order, order, sent_ms, line)
+        for operation in request.operations:
+            operation.ended_ms = done_ms
+            if isinstance(outcome, Outcome):
+                operation.outcome = outcome
+            else:
+                operation.outcome = Outcome.ANSWERED
+                operation.answer = outcome[operation.place] if isinstance(outcome, list) else outcome
+        events.append((sent_ms, 0, order, Kind.SENT, request))
         if outcome is not LOST:
-            events.append((done_ms, 1, order, Kind.ENDED, operation))
-    life.events = [
-        (at_ms, kind, operation) for at_ms, _, _, kind, operation in sorted(events, key=lambda event: event[:3])
-    ]
+            events.append((done_ms, 1, order, Kind.ENDED, request))
+    life.events = [(at_ms, kind, request) for at_ms, _, _, kind, request in sorted(events, key=lambda event: event[:3])]
     return life
 
 
@@ -151,6 +172,63 @@ GOOD: dict[str, tuple[list[Told], list[tuple[object, ...]]]] = {
         ],
         [plain("left", "1"), plain("right", "1")],
     ),
+    "a unit sees itself": (
+        [(0, 5, "unit: SET k 1; GET k; QPUSH q a b; BQPOP q; QLEN q", [OK, value("1"), pushed(2), value("a"), ONE])],
+        [plain("k", "1"), queue("b")],
+    ),
+    "a pipeline does as well": (
+        [(0, 5, "pipeline: SET k 1; GET k; QPUSH q a b; QPOP q; BQPOP q 9", [OK, value("1"), pushed(2), B, A])],
+        [plain("k", "1"), queue()],
+    ),
+    "a lost unit happened": (
+        [(0, 1_000, "unit: SET k 1; SET other 1; QPUSH q a", LOST)],
+        [plain("k", "1"), plain("other", "1"), queue("a")],
+    ),
+    "a lost unit did not happen": ([(0, 1_000, "unit: SET k 1; SET other 1; QPUSH q a", LOST)], []),
+    "of a lost pipeline the first part happened": (
+        [(0, 1_000, "pipeline: QPUSH q a; SET k 1; QPUSH q b; SET other 1", LOST)],
+        [queue("a"), plain("k", "1")],
+    ),
+    "somebody comes in between the commands of a pipeline": (
+        [(0, 9, "pipeline: QPUSH q a; QPUSH q b", [pushed(1), pushed(3)]), (1, 8, "QPUSH q c", pushed(2))],
+        [queue("a", "c", "b")],
+    ),
+    "what fails in a pipeline disturbs nothing": (
+        [(0, 5, "pipeline: SET k 1; SET k 2 NX; QPUSH k a; GET q", [OK, EXISTS, WRONG_TYPE, NOT_FOUND])],
+        [plain("k", "1")],
+    ),
+    "a refused unit does nothing": (
+        [
+            (0, 5, "SET k 1", OK),
+            (6, 9, "unit: QPUSH q a; SET k 2 NX; DELETE other", refused(1, "key already exists", 3)),
+            (10, 12, "QLEN q", ("integer", 0)),
+        ],
+        [plain("k", "1")],
+    ),
+    "a read that finds nothing refuses no unit": (
+        [(0, 5, "unit: GET k; SET k 1; QLEN k", [NOT_FOUND, OK, WRONG_TYPE])],
+        [plain("k", "1")],
+    ),
+    "who waits is served after a unit": (
+        [(0, 20, "BQPOP q", value("b")), (10, 12, "unit: QPUSH q a b; BQPOP q", [pushed(2), A])],
+        [queue()],
+    ),
+    "what a batch had popped for a client that left is back": (
+        [
+            (0, 5, "QPUSH q a b c", pushed(3)),
+            (6, 8, "unit: BQPOP q; SET k 1; QPOP q; BQPOP q", LEFT),
+            (9, 10, "QLEN q", ("integer", 3)),
+        ],
+        [plain("k", "1"), queue("a", "b", "c")],
+    ),
+    "of a pipeline whose client left the first part stays done": (
+        [
+            (0, 5, "QPUSH q a b", pushed(2)),
+            (6, 8, "pipeline: BQPOP q; SET k 1; BQPOP q; SET other 1", LEFT),
+            (9, 10, "GET other", NOT_FOUND),
+        ],
+        [plain("k", "1"), queue("a", "b")],
+    ),
 }
 
 BAD: dict[str, tuple[list[Told], list[tuple[object, ...]]]] = {
@@ -226,6 +304,86 @@ BAD: dict[str, tuple[list[Told], list[tuple[object, ...]]]] = {
     "one more second than there is": (
         [(0, 5, "SET k 1 EX 5", OK), (10, 11, "TTL k", ("integer", 6))],
         [plain("k", "1", 5_002)],
+    ),
+    "half a unit over two keys": ([(0, 1_000, "unit: SET k 1; SET other 1", LOST)], [plain("k", "1")]),
+    "half a unit over one": ([(0, 1_000, "unit: QPUSH q a; QPUSH q b", LOST)], [queue("a")]),
+    "half a unit whose answer somebody has": (
+        [(0, 5, "unit: SET k 1; SET other 1", [OK, OK])],
+        [plain("other", "1")],
+    ),
+    "half a unit whose client left": (
+        [(0, 5, "unit: SET k 1; QPUSH q a", LEFT), (6, 7, "GET k", value("1")), (8, 9, "QLEN q", ("integer", 0))],
+        [plain("k", "1")],
+    ),
+    "of a lost pipeline the second part without the first": (
+        [(0, 1_000, "pipeline: SET k 1; SET other 1", LOST)],
+        [plain("other", "1")],
+    ),
+    "of a lost pipeline the second part without the first, on one key": (
+        [(0, 1_000, "pipeline: QPUSH q a; QPUSH q b", LOST)],
+        [queue("b")],
+    ),
+    "of a pipeline whose client left the second part without the first": (
+        [(0, 5, "pipeline: SET k 1; SET other 1", LEFT), (6, 7, "GET k", NOT_FOUND)],
+        [plain("other", "1")],
+    ),
+    "a unit seen on one key, and later not on another": (
+        [
+            (0, 20, "unit: SET k 1; SET other 1", [OK, OK]),
+            (1, 5, "GET k", value("1")),
+            (6, 9, "GET other", NOT_FOUND),
+        ],
+        [plain("k", "1"), plain("other", "1")],
+    ),
+    "a pipeline seen on a later key, and then not on an earlier one": (
+        [
+            (0, 20, "pipeline: SET k 1; SET other 1", [OK, OK]),
+            (1, 5, "GET other", value("1")),
+            (6, 9, "GET k", NOT_FOUND),
+        ],
+        [plain("k", "1"), plain("other", "1")],
+    ),
+    "somebody comes in between the commands of a unit": (
+        [(0, 9, "unit: QPUSH q a; QPUSH q b", [pushed(1), pushed(3)]), (1, 8, "QPUSH q c", pushed(2))],
+        [queue("a", "c", "b")],
+    ),
+    "a unit that does not see itself": (
+        [(0, 5, "unit: QPUSH q a; QLEN q", [pushed(1), ("integer", 0)])],
+        [queue("a")],
+    ),
+    "who waits is served in the middle of a unit": (
+        [(0, 20, "BQPOP q", A), (10, 12, "unit: QPUSH q a b; BQPOP q", [pushed(2), B])],
+        [queue()],
+    ),
+    "a refused unit of which something stays": (
+        [(0, 5, "SET k 1", OK), (6, 9, "unit: SET other 1; SET k 2 NX", refused(1, "key already exists", 2))],
+        [plain("k", "1"), plain("other", "1")],
+    ),
+    "a unit refused without a reason": ([(0, 5, "unit: SET k 1; SET k 2 XX", refused(1, "key not found", 2))], []),
+    "a unit refused for another reason": (
+        [(0, 5, "unit: SET k 1; SET k 2 NX", refused(1, "wrong type", 2))],
+        [],
+    ),
+    "a unit refused because of a later command": (
+        [(0, 5, "unit: DELETE other; DELETE k", refused(1, "key not found", 2))],
+        [],
+    ),
+    "a unit refused because of a read": ([(0, 5, "unit: SET k 1; GET other", refused(1, "key not found", 2))], []),
+    "a unit that should have been refused": (
+        [(0, 5, "unit: SET k 1; DELETE other", [OK, NOT_FOUND])],
+        [plain("k", "1")],
+    ),
+    "answers in the wrong order": (
+        [(0, 5, "QPUSH q a b", pushed(2)), (6, 9, "pipeline: BQPOP q; BQPOP q", [B, A])],
+        [queue()],
+    ),
+    "what a batch had popped for a client that left is back in the wrong order": (
+        [(0, 5, "QPUSH q a b c", pushed(3)), (6, 8, "pipeline: BQPOP q; BQPOP q", LEFT)],
+        [queue("b", "a", "c")],
+    ),
+    "of what a batch had popped for a client that left only one value is back": (
+        [(0, 5, "QPUSH q a b c", pushed(3)), (6, 8, "unit: BQPOP q; BQPOP q", LEFT)],
+        [queue("b", "c")],
     ),
     "turned away though nobody shuts down": ([(0, 5, "SET k 1", ("error", "unavailable"))], []),
     "the disk said to be full when it is not": ([(0, 5, "SET k 1", ("error", "storage full"))], []),

@@ -11,7 +11,8 @@ import pytest
 from tests.harness.process import ROOT
 from tests.simulate import __main__ as command
 from tests.simulate.history import Violation
-from tests.simulate.run import Result, Simulation
+from tests.simulate.result import Result
+from tests.simulate.run import Simulation
 
 SEEDS = 200
 BATCH = 20
@@ -37,6 +38,9 @@ def test_whatever_happens_the_clients_see_what_was_promised(first: int) -> None:
     assert total.seeds == BATCH
     # Seeds in which little happens would prove little.
     assert total.operations > 60 * BATCH
+    assert total.pipelines > 2 * BATCH
+    assert total.units > 2 * BATCH
+    assert total.refused_units > BATCH // 5
     assert total.kills > BATCH
     assert total.power_cuts > BATCH
     assert total.failures > BATCH // 5

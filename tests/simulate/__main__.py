@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from multiprocessing import Pool
 
 from tests.simulate.history import Violation
-from tests.simulate.run import Result, Simulation, run_seed
+from tests.simulate.result import Result
+from tests.simulate.run import Simulation, run_seed
 
 
 def report(seed: int, violation: str) -> None:

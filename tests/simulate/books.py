@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from engine.committer import FSYNC_INTERVAL_S, FsyncPolicy
 from tests.simulate.clients import Words, timeout_ms
-from tests.simulate.history import Answer, End, Kind, Life, Operation, Outcome
+from tests.simulate.history import Answer, End, Kind, Life, Operation, Outcome, Request
 
 
 class Books:
@@ -20,7 +22,7 @@ class Books:
         self.operations: list[Operation] = []
         self._fsync = fsync
         self._slowest_ms = slowest_ms
-        self._in_flight: dict[int, Operation] = {}
+        self._in_flight: dict[int, Request] = {}
         self._is_shown = False
         self._logged_ms = (0, 0)
 
@@ -41,20 +43,28 @@ class Books:
         self._is_shown = False
         return self.life
 
-    def send(self, client: int, words: Words, now_ms: int) -> Operation:
+    def send(self, client: int, words: Words, now_ms: int) -> Request:
         """A client sends a command."""
-        operation = Operation(len(self.operations), client, words, now_ms, timeout_ms=timeout_ms(words))
-        self.operations.append(operation)
-        self._in_flight[operation.number] = operation
-        self.life.events.append((now_ms, Kind.SENT, operation))
-        return operation
+        return self._send(Request((self._operation(client, words, now_ms, timeout_ms(words)),)), now_ms)
 
-    def end(self, operation: Operation, now_ms: int, answer: Answer | None) -> None:
-        """A client has its answer, or has left without (None); not if the engine was gone before."""
-        if self._in_flight.pop(operation.number, None) is not None:
-            operation.outcome = Outcome.LEFT if answer is None else Outcome.ANSWERED
-            operation.answer, operation.ended_ms = answer, now_ms
-            self.life.events.append((now_ms, Kind.ENDED, operation))
+    def send_batch(self, client: int, batch: Sequence[Words], now_ms: int, *, atomic: bool) -> Request:
+        """A client sends several commands at once; none of them waits."""
+        operations = [self._operation(client, words, now_ms, 0, place) for place, words in enumerate(batch)]
+        return self._send(Request(tuple(operations), atomic), now_ms)
+
+    def reach(self, now_ms: int) -> None:
+        """The instant is over, and the engine has looked at everything that is in flight."""
+        for request in self._in_flight.values():
+            if request.reached_ms is None:
+                request.reached_ms = now_ms
+
+    def end(self, request: Request, now_ms: int, answers: Sequence[Answer] | None) -> None:
+        """A client has its answers, or has left without (None); not if the engine was gone before."""
+        if self._in_flight.pop(request.number, None) is not None:
+            self._note(request, Outcome.LEFT if answers is None else Outcome.ANSWERED, now_ms)
+            for operation, answer in zip(request.operations, answers or (), strict=answers is not None):
+                operation.answer = answer
+            self.life.events.append((now_ms, Kind.ENDED, request))
 
     @property
     def latest_ms(self) -> int:
@@ -73,8 +83,8 @@ class Books:
         life = self.life
         if not life.ended_ms:
             life.end, life.ended_ms = end, now_ms
-            for operation in self._in_flight.values():
-                operation.outcome, operation.ended_ms = Outcome.LOST, now_ms
+            for request in self._in_flight.values():
+                self._note(request, Outcome.LOST, now_ms)
             if end is not End.STOP:
                 self._in_flight.clear()
             self._note_clock(life)
@@ -84,6 +94,20 @@ class Books:
             lazy_ms = round(FSYNC_INTERVAL_S * 1000) + 2 * self._slowest_ms
             is_bounded = self._fsync is FsyncPolicy.INTERVAL
             life.safe_ms = max(life.started_ms, life.ended_ms - lazy_ms) if is_bounded else life.started_ms
+
+    def _operation(self, client: int, words: Words, now_ms: int, timeout_ms: int | None, place: int = 0) -> Operation:
+        number = len(self.operations)
+        self.operations.append(Operation(number, client, words, now_ms, timeout_ms=timeout_ms, place=place))
+        return self.operations[-1]
+
+    def _send(self, request: Request, now_ms: int) -> Request:
+        self._in_flight[request.number] = request
+        self.life.events.append((now_ms, Kind.SENT, request))
+        return request
+
+    def _note(self, request: Request, outcome: Outcome, now_ms: int) -> None:
+        for operation in request.operations:
+            operation.outcome, operation.ended_ms = outcome, now_ms
 
     def _note_clock(self, life: Life) -> None:
         """Engine time never runs behind the log: not behind the last acknowledged write, that is all one can know."""

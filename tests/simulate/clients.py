@@ -1,8 +1,9 @@
-"""What the clients of a simulation do: commands over a few keys and queues, often several in one instant."""
+"""What the clients of a simulation do: commands and batches over a few keys, often several in one instant."""
 
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 GROUPS: tuple[tuple[bytes, ...], ...] = ((b"a",), (b"b",), (b"mixed",), (b"left", b"right"), (b"q",), (b"r",))
 """Plain keys, one that is now a value and now a queue, two that are removed together, and two queues."""
@@ -27,7 +28,29 @@ TTLS: tuple[tuple[bytes, bytes], ...] = (
 )
 TIMEOUTS: tuple[bytes | None, ...] = (None, None, b"0", b"0.005", b"0.02", b"0.1", b"1", b"60")
 
+BATCH_SHARE = 0.15
+"""How many of the requests are batches."""
+
+LENGTHS = (2, 2, 2, 3, 3, 3, 4, 4, 5, 6, 8, 12)
+SCENES: tuple[tuple[bytes, ...], ...] = (
+    (b"q",),
+    (b"q", b"r"),
+    (b"q", b"a"),
+    (b"q", b"q", b"mixed"),
+    (b"left", b"right"),
+    (b"left", b"right", b"a", b"b"),
+    (b"a", b"b", b"left", b"right", b"q", b"r", b"mixed"),
+)
+"""Keys that a batch is about."""
+
 Words = tuple[bytes, ...]
+
+
+class Batch(NamedTuple):
+    """Several commands of one request; those of a unit are all done, or none of them."""
+
+    commands: list[Words]
+    atomic: bool
 
 
 class Mind:
@@ -47,9 +70,9 @@ class Mind:
         """How long the client waits before its next command."""
         return self._chance.choice(LONG_GAPS_MS if self._chance.random() < 0.015 else GAPS_MS)
 
-    def patience_ms(self) -> int | None:
-        """How long it waits for an answer before it leaves; None for as long as it takes."""
-        return self._chance.choice(PATIENCE_MS) if self._chance.random() < 0.2 else None
+    def patience_ms(self, share: float = 0.2) -> int | None:
+        """How long it waits for an answer before it leaves; None for as long as it takes, but for this share."""
+        return self._chance.choice(PATIENCE_MS) if self._chance.random() < share else None
 
     def command(self) -> Words:
         """The next command; every value written is new."""
@@ -61,6 +84,49 @@ class Mind:
         if draw < 0.90:
             return self._on_queue(self._chance.choice((b"q", b"q", b"r")))
         return self._chance.choice((self._on_plain_key, self._on_queue))(b"mixed")
+
+    def batch(self) -> Batch | None:
+        """Several commands to be sent at once instead, now and then; in many a unit none is bound to be refused."""
+        if self._chance.random() >= BATCH_SHARE:
+            return None
+        atomic = self._chance.random() < 0.5
+        keys = self._chance.choice(SCENES)
+        commands = [self._tame(self._chance.choice(keys)) for _ in range(self._chance.choice(LENGTHS))]
+        if self._chance.random() < 0.5:
+            place = max(self._chance.randrange(len(commands)) for _ in range(2))
+            commands[place] = self._wild() if self._chance.random() < 0.7 else self.command()
+        return Batch(commands, atomic)
+
+    def _tame(self, key: bytes) -> Words:
+        """A command that finds nothing wrong with the key, whatever it holds."""
+        draw = self._chance.random()
+        if key in (b"q", b"r"):
+            if draw < 0.45:
+                return (b"QPUSH", key, *(self._value() for _ in range(self._chance.choice((1, 1, 2)))))
+            return (b"BQPOP", key) if draw < 0.85 else (b"QLEN", key)
+        if draw < 0.6:
+            ttl = self._chance.choice(TTLS) if self._chance.random() < 0.2 else ()
+            return (b"SET", key, self._value(), *ttl)
+        if key in (b"left", b"right"):
+            return b"EXISTS", b"left", b"right"
+        return self._chance.choice((b"GET", b"TTL", b"EXISTS")), key
+
+    def _wild(self) -> Words:
+        """A command that is refused more often than not."""
+        name, key, *rest = self._chance.choice(
+            (
+                (b"SET", b"a", b"NX"),
+                (b"SET", b"b", b"NX"),
+                (b"SET", b"left", b"XX"),
+                (b"DELETE", b"b"),
+                (b"QPOP", b"q"),
+                (b"QPOP", b"r"),
+                (b"QPOP", b"mixed"),
+                (b"BQPOP", b"mixed"),
+                (b"QPUSH", b"mixed"),
+            )
+        )
+        return (name, key, *([self._value()] if name in (b"SET", b"QPUSH") else ()), *rest)
 
     def _on_plain_key(self, key: bytes) -> Words:
         draw = self._chance.random()

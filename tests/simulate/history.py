@@ -1,11 +1,12 @@
 """What the clients of a simulation saw: the only thing it is judged by.
 
 A `Life` is one run of the engine, from a start to a clean stop or a crash. Its events are in the order in which they
-happened: a command sent, its answer received. How a command ended is noted in the command itself:
+happened: a request sent, its answer received. A request is one command or a batch of them, and how it ended is noted
+in each of its commands:
 
     ANSWERED  the answer arrived
     LEFT      the client went away before; the engine has been told
-    LOST      the engine was gone first: it happened once, or not at all
+    LOST      the engine was gone first: it happened once, or not at all; of a pipeline the first so many commands did
 
 Times are virtual, in milliseconds since the beginning of the simulation. Engine time, which expiry goes by, is the wall
 clock of the life's start plus what has passed since; after a wall clock that was set back it is some time between the
@@ -19,7 +20,8 @@ from enum import Enum
 from typing import Any
 
 Answer = tuple[str, Any]
-"""("ok", length or None), ("value", bytes or None), ("integer", n) or ("error", text)."""
+"""("ok", length or None), ("value", bytes or None), ("integer", n) or ("error", text); and, for each command of a unit
+that was refused, ("refused", (place of the one to blame, error))."""
 
 REFUSALS = ("unavailable", "storage full")
 """Errors that may come to any command for reasons outside the store; then it has done nothing."""
@@ -60,6 +62,7 @@ class Operation:
         invoked_ms: when it was sent.
         ended_ms: when its outcome was known.
         timeout_ms: of a blocking pop; None waits for ever.
+        place: in its batch, from 0.
     """
 
     number: int
@@ -70,6 +73,7 @@ class Operation:
     answer: Answer | None = None
     ended_ms: int = 0
     timeout_ms: int | None = None
+    place: int = 0
 
     @property
     def name(self) -> bytes:
@@ -87,15 +91,49 @@ class Operation:
         return f"{self.invoked_ms:>9}..{self.ended_ms:<9} #{self.number:<4} client {self.client}: {words} -> {answer}"
 
 
+@dataclass(eq=False, slots=True)
+class Request:
+    """What a client sends at once.
+
+    Attributes:
+        operations: one command, or those of a batch in their order.
+        atomic: a batch that is all or nothing; else it is a pipeline.
+        reached_ms: when an instant was over in which the engine had looked at it, if that was noticed.
+    """
+
+    operations: tuple[Operation, ...]
+    atomic: bool = False
+    reached_ms: int | None = None
+
+    @property
+    def number(self) -> int:
+        """Of its first command."""
+        return self.operations[0].number
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended for its client."""
+        return self.operations[0].outcome
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether a client has an answer some of which rests on the store."""
+        return any(operation.is_acknowledged for operation in self.operations)
+
+    def __str__(self) -> str:
+        commands = "; ".join(b" ".join(operation.words).decode() for operation in self.operations)
+        return f"{'unit' if self.atomic else 'pipeline'} of {commands}" if len(self.operations) > 1 else commands
+
+
 class Kind(Enum):
-    """What happened to a command."""
+    """What happened to a request."""
 
     SENT = "sent"
     ENDED = "ended"
 
 
-Event = tuple[int, Kind, Operation]
-"""When, in virtual milliseconds; what; to which command."""
+Event = tuple[int, Kind, Request]
+"""When, in virtual milliseconds; what; to which request."""
 
 
 @dataclass(slots=True)
@@ -127,7 +165,7 @@ class Life:
     @property
     def operations(self) -> list[Operation]:
         """Every command sent in it."""
-        return [operation for _, kind, operation in self.events if kind is Kind.SENT]
+        return [operation for _, kind, request in self.events if kind is Kind.SENT for operation in request.operations]
 
     def engine_ms(self, virtual_ms: int) -> tuple[int, int]:
         """The earliest and the latest that engine time may have been at a virtual time."""

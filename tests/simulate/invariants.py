@@ -137,7 +137,7 @@ def check_punctuality(life: Life) -> None:
         if waited_ms > operation.timeout_ms + LATE_MS:
             raise Violation(f"not answered in time: {operation}")
     if life.end is End.STOP:
-        unanswered = [operation for operation in life.operations if operation.outcome is Outcome.PENDING]
+        unanswered = [one for one in life.operations if one.outcome in (Outcome.PENDING, Outcome.LOST)]
         if unanswered:
             raise Violation(f"a clean stop leaves nobody without an answer: {unanswered[0]}")
 

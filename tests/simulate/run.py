@@ -18,34 +18,35 @@ import traceback
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields
 
 import trio
 import trio.testing
 from trio._core import _run
 
+from engine import actor, performer
 from engine.checkpointer import FoldFailed
-from engine.commands import parse
 from engine.committer import FsyncPolicy
-from engine.limits import Limits
 from tests.harness.disk import FakeDisk
-from tests.harness.model import answer_of
 from tests.harness.world import World
 from tests.simulate import invariants
 from tests.simulate.books import Books
-from tests.simulate.clients import GROUPS, Mind, Words
+from tests.simulate.clients import GROUPS
+from tests.simulate.crowd import LIMITS, Crowd
 from tests.simulate.faults import Faults, Plan, draw_plan
-from tests.simulate.history import Answer, Dump, End, Violation
+from tests.simulate.history import Dump, End, Violation
 from tests.simulate.linearizability import Judge
-from tests.simulate.shelf import NULL, UNAVAILABLE, WRONG_TYPE
+from tests.simulate.result import Result
+from tests.simulate.shelf import NULL, WRONG_TYPE
 from wal.manifest import read_manifest
 from wal.segment import Damage, NewerFormat
 
-LIMITS = Limits()
 POLICIES = (FsyncPolicy.ALWAYS,) * 8 + (FsyncPolicy.INTERVAL, FsyncPolicy.NEVER)
 DELAYS_MS = (0, 0, 0, 1, 1, 2, 5, 20, 100)
 DOWNTIMES_MS = (1, 1, 10, 1_000, 60_000)
 WALL_JUMPS_MS = (-86_400_000, -3_600_000, -10_000, -1_000, -50, -5, 50, 1_000, 3_600_000, 86_400_000)
+WORK_A_TURN = (256, 256, 256, 1, 3)
+"""Little, so that a short pipeline takes several turns with others in between, and a unit pauses in its middle."""
+
 ROOM_BYTES = (0, 1_000, 5_000, 40_000, 70_000, 150_000)
 STARTS_MAX = 50
 FAR_MS = 400 * 86_400_000
@@ -55,41 +56,6 @@ LIFE_S_MAX = 4 * 3600
 AUDITOR = 99
 LARGE_BYTES = 40_000
 """Length of values a few of which overfill a segment, as far as it is allocated."""
-
-
-@dataclass
-class Result:
-    """What came of a seed: sums, and what was violated."""
-
-    seeds: int = 1
-    operations: int = 0
-    stops: int = 0
-    kills: int = 0
-    power_cuts: int = 0
-    failures: int = 0
-    starts: int = 0
-    faults: int = 0
-    flips: int = 0
-    checkpoints: int = 0
-    virtual_ms: int = 0
-
-    def add(self, other: Result) -> None:
-        """Adds another's sums."""
-        for one in fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
-
-    @property
-    def crashes(self) -> int:
-        """Ends that were not clean stops."""
-        return self.kills + self.power_cuts + self.failures
-
-    def __str__(self) -> str:
-        return (
-            f"{self.operations} operations, {self.crashes} crashes ({self.kills} kills, {self.power_cuts} power cuts,"
-            f" {self.failures} failures of the engine), {self.stops} clean stops, {self.starts} starts,"
-            f" {self.faults} errors injected, {self.flips} bits flipped, {self.checkpoints} checkpoints,"
-            f" {self.virtual_ms / 3_600_000:.2f} simulated hours"
-        )
 
 
 class Simulation:
@@ -112,10 +78,8 @@ class Simulation:
         self._faults = Faults(self._disk, self._strike, self._trace if trace else None)
         self._judge = Judge(GROUPS)
         self._books = Books(self._fsync, 2 * max(self._delays_ms))
-        self._minds = [Mind(number, self._chance) for number in range(self._chance.randint(3, 7))]
+        self._crowd = Crowd(self._chance, self._books, self.result, lambda: self._world.engine, self._trace)
         self._dead = trio.Event()
-        self._budget = 0
-        self._spent = trio.Event()
         self._world: World
 
     def run(self) -> Result:
@@ -126,6 +90,8 @@ class Simulation:
         """
         _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
         _run._r.seed(self._chance.getrandbits(32))
+        work_a_turn = performer.BATCH_MAX
+        _set_work_a_turn(self._chance.choice(WORK_A_TURN))
         logging.disable(logging.WARNING)  # torn tails are what the crashes are for
         try:
             trio.run(self._main, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -133,6 +99,7 @@ class Simulation:
             raise _violation(error) from error
         finally:
             logging.disable(logging.NOTSET)
+            _set_work_a_turn(work_a_turn)
         return self.result
 
     # The course of events
@@ -235,10 +202,9 @@ class Simulation:
         self._faults.arm(draw_plan(self._chance, strikes=0.6, errors=0.25, within=80))
         if self._faults.may_say_full:
             self._books.life.full_until_ms = math.inf
-        self._budget, self._spent = self._chance.randint(5, 60), trio.Event()
         async with trio.open_nursery() as nursery:
-            for mind in self._minds:
-                nursery.start_soon(self._be_client, mind)
+            self._crowd.set_to_work(nursery, self._chance.randint(5, 60))
+            nursery.start_soon(self._watch)
             if self._chance.random() < 0.15:
                 nursery.start_soon(self._fill_the_disk)
             if self._chance.random() < 0.3:
@@ -246,7 +212,7 @@ class Simulation:
             if self._chance.random() < 0.3:
                 nursery.start_soon(self._ask_for_a_checkpoint)
             with trio.move_on_after(LIFE_S_MAX):
-                await _first_of(self._spent, self._world.ended, self._dead)
+                await _first_of(self._crowd.spent, self._world.ended, self._dead)
             if self._chance.random() < 0.5:
                 with trio.move_on_after(self._chance.choice(DELAYS_MS) / 1000):
                     await _first_of(self._world.ended, self._dead)
@@ -304,9 +270,9 @@ class Simulation:
     async def _read_everything(self) -> None:
         for group in GROUPS:
             for key in group:
-                await self._send(AUDITOR, (b"TTL", key))
-                if await self._send(AUDITOR, (b"GET", key)) == WRONG_TYPE:
-                    while await self._send(AUDITOR, (b"BQPOP", key, b"0")) != NULL:
+                await self._crowd.send(AUDITOR, (b"TTL", key))
+                if await self._crowd.send(AUDITOR, (b"GET", key)) == WRONG_TYPE:
+                    while await self._crowd.send(AUDITOR, (b"BQPOP", key, b"0")) != NULL:
                         pass
 
     async def _fill_and_empty_the_disk(self) -> None:
@@ -319,11 +285,11 @@ class Simulation:
         self._disk.capacity_bytes = None
         self._books.life.full_until_ms = self._now_ms() + invariants.LATE_MS
         await trio.sleep(invariants.LATE_MS / 1000)
-        await self._send(AUDITOR, (b"SET", b"b", b"there is room"))
+        await self._crowd.send(AUDITOR, (b"SET", b"b", b"there is room"))
 
     async def _send_large(self, number: int) -> None:
         await trio.sleep(self._chance.choice(DELAYS_MS) / 1000)
-        await self._send(AUDITOR, (b"SET", b"b", b"large %d" % number + LARGE_BYTES * b"x"))
+        await self._crowd.send(AUDITOR, (b"SET", b"b", b"large %d" % number + LARGE_BYTES * b"x"))
 
     # The ends
 
@@ -359,38 +325,21 @@ class Simulation:
 
     # While it lives
 
-    async def _be_client(self, mind: Mind) -> None:
+    async def _watch(self) -> None:
+        """Notes what has reached the store at the end of each instant in which something was sent."""
         while True:
-            await trio.sleep_until((self._now_ms() + mind.gap_ms()) / 1000)
-            if await self._send(mind.number, mind.command(), mind.patience_ms()) == UNAVAILABLE:
-                return
-            self._budget -= 1
-            if self._budget <= 0:
-                self._spent.set()
-
-    async def _send(self, client: int, words: Words, patience_ms: int | None = None) -> Answer | None:
-        """Has a command done; None when the client left before its answer, or nobody was there to give one."""
-        operation = self._books.send(client, words, self._now_ms())
-        self._trace(f"#{operation.number} client {client}: {words}")
-        answer: Answer | None = None
-        scope = trio.CancelScope()
-        if patience_ms is not None:
-            scope.deadline = (self._now_ms() + patience_ms) / 1000
-        with scope:
-            answer = answer_of(await self._world.engine.submit(parse(words, LIMITS)))
-        if self._world.engine.accepting or self._books.life.stopping_ms is not None:  # else nobody is there any more
-            self._books.end(operation, self._now_ms(), answer)
-        self._trace(f"#{operation.number} {operation.outcome.value} {answer}")
-        return operation.answer
+            self._crowd.sent = trio.Event()
+            await self._crowd.sent.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            if not self._dead.is_set() and not self._world.engine.statistics().mailbox:
+                self._books.reach(self._now_ms())
 
     async def _fill_the_disk(self) -> None:
         """The disk becomes full, and after a while there is room again."""
         await trio.sleep(self._chance.choice(DELAYS_MS) / 1000)
         life = self._books.life
         life.full_until_ms = math.inf
-        self._disk.capacity_bytes = self._disk.used_bytes + self._chance.choice(
-            (0, 1_000, 5_000, 40_000, 70_000, 150_000)
-        )
+        self._disk.capacity_bytes = self._disk.used_bytes + self._chance.choice(ROOM_BYTES)
         self._trace(f"room for {self._disk.free_bytes} bytes")
         await trio.sleep(self._chance.choice((1, 20, 500, 5_000)) / 1000)
         self._disk.capacity_bytes = None
@@ -431,6 +380,11 @@ async def _first_of(*events: trio.Event) -> None:
 async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
+
+
+def _set_work_a_turn(weight: int) -> None:
+    for module in (performer, actor):
+        vars(module)["BATCH_MAX"] = weight
 
 
 def _cause(error: BaseException) -> BaseException:
