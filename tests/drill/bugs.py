@@ -15,19 +15,14 @@ from engine.recovery import recover
 from engine.state import State
 from engine.sweeper import Sweeper
 from engine.waiters import Waiters
-from tests.drill.plant import Bug, Edit, Kind
+from tests.drill.batches import BATCHES
+from tests.drill.plant import HISTORY, UNREADABLE, Bug, Edit, Kind
 from wal.frame import Scan
 from wal.log import Log
 from wal.manifest import write_manifest
 from wal.open_segment import OpenSegment
 from wal.replay import mend
 from wal.segment import SegmentHeader, finish_file
-
-HISTORY = (Kind.ORDER, Kind.MOMENT)
-"""What the clients saw cannot be explained by what the store is."""
-
-UNREADABLE = (Kind.REFUSED, Kind.DAMAGE)
-"""A log that is sound, or should be, is refused by a start or a checkpoint."""
 
 THE_FIFTEEN: tuple[Bug, ...] = (
     Bug(
@@ -487,28 +482,6 @@ MORE: tuple[Bug, ...] = (
         "test_a_key_that_was_seen_to_have_expired_stays_gone_whatever_the_clock_says_after_a_crash",
     ),
     Bug(
-        "half a unit stays",
-        "A unit is given up in its middle, and what it had done by then is not taken back: MULTI of Redis, by design.",
-        (Edit(Performer.do_unit, "yield from journal.roll_back()", "planted()"),),
-        test="tests/test_batch.py::test_a_unit_with_very_many_keys_that_is_refused_at_its_end_leaves_nothing",
-    ),
-    Bug(
-        "a unit in several frames",
-        "Its records go into the group one by one, and a group that grows long goes on in another frame.",
-        (
-            Edit(
-                Performer.do_unit,
-                "self._committer.open.add(journal.records, journal.records_bytes)",
-                """
-                for record in journal.records:
-                    planted()
-                    self._committer.open.add([record], len(record))
-                """,
-            ),
-        ),
-        test="tests/test_batch.py::test_all_its_records_are_in_one_frame",
-    ),
-    Bug(
         "bytes on their way not counted",
         "Room is promised twice: to the group that is being written, and to the next one.",
         (
@@ -540,5 +513,5 @@ MORE: tuple[Bug, ...] = (
     ),
 )
 
-BUGS = THE_FIFTEEN + MORE
+BUGS = THE_FIFTEEN + MORE + BATCHES
 BY_NAME = {bug.name: bug for bug in BUGS}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -38,6 +38,13 @@ class Kind(Enum):
     LOST = "I1, I6: lost"
     TWICE = "I6: delivered twice"
     LATE = "not answered in time"
+
+
+HISTORY = (Kind.ORDER, Kind.MOMENT)
+"""What the clients saw cannot be explained by what the store is."""
+
+UNREADABLE = (Kind.REFUSED, Kind.DAMAGE)
+"""A log that is sound, or should be, is refused by a start or a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,10 @@ def planted(bug: Bug) -> Iterator[Hits]:
         Gone: the code is no longer what the bug was made for.
     """
     hits = Hits()
-    codes = [(_function(edit), _edited(edit)) for edit in bug.edits]
+    edits: dict[FunctionType, list[Edit]] = {}
+    for edit in bug.edits:
+        edits.setdefault(_function(edit.function), []).append(edit)
+    codes = [(function, _edited(function, changes)) for function, changes in edits.items()]
     with ExitStack() as stack:
         for function, code in codes:
             stack.enter_context(_exchanged(function, code, hits))
@@ -122,9 +132,8 @@ def _exchanged(function: FunctionType, code: CodeType, hits: Hits) -> Iterator[N
         scope.pop(HIT_NAME, None)
 
 
-def _function(edit: Edit) -> FunctionType:
+def _function(found: Any) -> FunctionType:
     """The plain function below whatever it is wrapped in."""
-    found = edit.function
     if isinstance(found, property):
         found = found.fget
     found = inspect.unwrap(getattr(found, "__func__", found))
@@ -132,19 +141,22 @@ def _function(edit: Edit) -> FunctionType:
     return found
 
 
-def _edited(edit: Edit) -> CodeType:
-    """The function with the line replaced, compiled."""
-    function = _function(edit)
+def _edited(function: FunctionType, edits: Sequence[Edit]) -> CodeType:
+    """The function with lines replaced, compiled."""
     lines = textwrap.dedent(inspect.getsource(function)).splitlines()
-    at = [number for number, line in enumerate(lines) if line.strip() == edit.old]
-    if len(at) != 1:
-        raise Gone(f"{function.__module__}.{function.__qualname__} has {len(at)} lines {edit.old!r}, not one")
-    indentation = lines[at[0]].removesuffix(edit.old)
-    lines[at[0]] = textwrap.indent(textwrap.dedent(edit.new).strip("\n"), indentation)
+    found = []
+    for edit in edits:
+        at = [number for number, line in enumerate(lines) if line.strip() == edit.old]
+        if len(at) != 1:
+            raise Gone(f"{function.__module__}.{function.__qualname__} has {len(at)} lines {edit.old!r}, not one")
+        found.append((at[0], edit))
+    for place, edit in found:
+        indentation = lines[place].removesuffix(edit.old)
+        lines[place] = textwrap.indent(textwrap.dedent(edit.new).strip("\n"), indentation)
     source = "\n".join(["from __future__ import annotations", *lines])
     code = compile(source, FILE_NAME, "exec", dont_inherit=True)
     scope: dict[str, Any] = dict(function.__globals__)
     exec(code, scope)
-    edited = _function(Edit(scope[function.__name__], edit.old, edit.new))
+    edited = _function(scope[function.__name__])
     assert edited.__code__.co_freevars == function.__code__.co_freevars, "a function with a closure cannot be edited"
     return edited.__code__
