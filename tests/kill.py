@@ -51,6 +51,7 @@ class Totals:
         acknowledged: commands that were answered.
         unknown: commands whose answer the kill took.
         delivered: values that queues handed over.
+        batches: pipelines and units that were answered.
         seconds: of the clock; of campaigns side by side, their sum.
     """
 
@@ -58,6 +59,7 @@ class Totals:
     acknowledged: int = 0
     unknown: int = 0
     delivered: int = 0
+    batches: int = 0
     seconds: float = 0.0
 
     def add(self, other: Totals) -> None:
@@ -66,13 +68,14 @@ class Totals:
         self.acknowledged += other.acknowledged
         self.unknown += other.unknown
         self.delivered += other.delivered
+        self.batches += other.batches
         self.seconds += other.seconds
 
     def __str__(self) -> str:
         hit = ", ".join(f"{count} {what}" for what, count in sorted(self.kills.items()))
         return (
-            f"{self.kills.total():,} kills ({hit}), {self.acknowledged:,} commands acknowledged,"
-            f" {self.unknown:,} unknown, {self.delivered:,} values delivered, {self.seconds:,.0f} s"
+            f"{self.kills.total():,} kills ({hit}), {self.acknowledged:,} commands acknowledged, with {self.batches:,}"
+            f" batches among them, {self.unknown:,} unknown, {self.delivered:,} values delivered, {self.seconds:,.0f} s"
         )
 
 
@@ -111,7 +114,7 @@ class Campaign:
         except Exception as error:
             raise Failed(self._story(error)) from error
         self.totals.acknowledged, self.totals.unknown = self._books.acknowledged, self._books.unknown
-        self.totals.delivered = self._books.delivered
+        self.totals.delivered, self.totals.batches = self._books.delivered, self._books.batches
         self.totals.seconds = time.monotonic() - started_s
         return self.totals
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.harness.books import SLACK_S, Key, Queue
+from tests.harness.books import SLACK_S, Batch, Key, Queue
 
 
 @pytest.fixture
@@ -186,3 +186,64 @@ def test_an_unknown_pop_excuses_one_missing_value_and_an_unknown_push_may_be_who
     queue.unknown_pops = 1
     queue.crash()
     queue.check(["b", "c", "d"])
+
+
+def found_after_a_crash(key: Key, value: str | None) -> None:
+    key.crash()
+    read(key, value)
+    key.settle(value)
+
+
+def test_of_an_unknown_unit_all_may_have_happened_or_nothing(key: Key, queue: Queue) -> None:
+    """I2"""
+    for value, left in (("a", ["b"]), (None, [])):
+        unit = Batch([key.send("a"), queue.send(["b"])], atomic=True)
+        found_after_a_crash(key, value)
+        queue.check(left)
+        unit.check()
+        queue = Queue("queue")
+        found_after_a_crash(key, value)
+        write(key, None)
+
+
+def test_half_a_unit_is_found(key: Key, queue: Queue) -> None:
+    """I2"""
+    unit = Batch([key.send("a"), queue.send(["b"])], atomic=True)
+    found_after_a_crash(key, "a")
+    queue.check([])
+    with pytest.raises(AssertionError, match="half a unit"):
+        unit.check()
+
+
+def test_half_a_unit_on_one_key_is_found(key: Key) -> None:
+    """I2"""
+    unit = Batch([key.send("a"), key.send("b")], atomic=True)
+    found_after_a_crash(key, "a")
+    with pytest.raises(AssertionError, match="half a unit"):
+        unit.check()
+
+
+def test_of_an_unknown_pipeline_the_first_part_may_have_happened(key: Key, queue: Queue) -> None:
+    """I2"""
+    pipeline = Batch([key.send("a"), key.send("b"), queue.send(["c"])], atomic=False)
+    found_after_a_crash(key, "a")
+    queue.check([])
+    pipeline.check()
+
+
+def test_the_second_part_of_a_pipeline_without_the_first_is_found(key: Key, queue: Queue) -> None:
+    """I2"""
+    pipeline = Batch([key.send("a"), queue.send(["b"])], atomic=False)
+    found_after_a_crash(key, None)
+    queue.check(["b"])
+    with pytest.raises(AssertionError, match="a later part"):
+        pipeline.check()
+
+
+def test_a_push_that_is_not_there_is_no_proof_while_an_unknown_pop_may_have_it(key: Key, queue: Queue) -> None:
+    """I2"""
+    unit = Batch([key.send("a"), queue.send(["b"])], atomic=True)
+    queue.unknown_pops = 1
+    found_after_a_crash(key, "a")
+    queue.check([])
+    unit.check()

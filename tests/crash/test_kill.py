@@ -24,3 +24,4 @@ def test_no_kill_loses_what_was_answered_nor_delivers_anything_twice(tmp_path: P
             assert totals.acknowledged > ACKNOWLEDGED_PER_KILL_MIN * totals.kills.total(), totals
             assert totals.unknown, totals
             assert totals.delivered, totals
+            assert totals.batches > totals.kills.total(), totals

@@ -4,7 +4,8 @@ Acknowledged means that the answer arrived. Unknown means sent, and no answer ca
 Whatever is read, while the server runs or after a crash, is held against the books, which fail with the history:
 
     I1  every acknowledged write is there
-    I2  a push of several values is there whole, and its values stand side by side
+    I2  a push of several values is there whole, and its values stand side by side; of a unit that was not answered all
+        commands happened or none, of a pipeline the first so many
     I3  an unknown command happened at most once
     I4  nothing that was never sent appears
     I5  what somebody has read stays read: no restart leads back behind it
@@ -35,6 +36,7 @@ class Write:
         sent_s: when it was sent.
         done_s: when it was answered, or the server found gone.
         refused: the server said that it was not done.
+        happened: whether it did, found out after a crash; None while that is not known.
     """
 
     value: str | None
@@ -42,6 +44,7 @@ class Write:
     sent_s: float = field(default_factory=time.monotonic)
     done_s: float = math.inf
     refused: bool = False
+    happened: bool | None = None
 
 
 class Key:
@@ -76,9 +79,20 @@ class Key:
 
     def settle(self, found: str | None) -> None:
         """After a restart: what was found, and has been checked, is the whole truth from here on."""
+        self._find_out(found)
         kept = [write for write in self._writes if write.value == found and found is not None]
         self._writes = kept or [Write(None)]
         self.floor = 0
+
+    def _find_out(self, found: str | None) -> None:
+        """Which writes happened; of what left nothing that can be seen, that stays open."""
+        if found is None:
+            last = self._writes[-1]
+            last.happened = False if last.value is not None and last.expires_s == math.inf else None
+            return
+        at = next(number for number, write in enumerate(self._writes) if write.value == found)
+        for number, write in enumerate(self._writes):
+            write.happened = number <= at
 
     def crash(self) -> None:
         """Enters that the server is gone: what was not answered by now will not be done later."""
@@ -111,6 +125,25 @@ class Push:
     acknowledged: bool = False
     sent_s: float = field(default_factory=time.monotonic)
     done_s: float = math.inf
+    happened: bool | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """A pipeline or a unit that was not answered: what may be found of its writes and pushes, in their order."""
+
+    traces: list[Write | Push]
+    atomic: bool
+
+    def check(self) -> None:
+        """Holds what was found out together, as far as it was."""
+        found = [trace.happened for trace in self.traces if trace.happened is not None]
+        whole = [True] * sum(found) + [False] * (len(found) - sum(found))
+        assert found == whole, f"of a pipeline a later part happened, but not an earlier one: {self}"
+        assert not self.atomic or len(set(found)) < 2, f"half a unit happened: {self}"
+
+    def __str__(self) -> str:
+        return "\n".join(f"  {trace}" for trace in self.traces)
 
 
 class Queue:
@@ -156,6 +189,9 @@ class Queue:
         happened = {value for push in self._pushes for value in push.values if push.acknowledged} | {
             value for value in origin if not set(origin[value].values).isdisjoint(out)
         }
+        for push in self._pushes:
+            if not self.unknown_pops or not set(out).isdisjoint(push.values):
+                push.happened = not set(out).isdisjoint(push.values)
         missing = happened - set(out)
         if len(missing) > self.unknown_pops:
             self._fail_for(f"lost, with {self.unknown_pops} unknown pops", missing)
@@ -204,7 +240,8 @@ class Books:
     def __init__(self, keys: Iterable[str], queues: Iterable[str]) -> None:
         self.keys = {name: Key(name) for name in keys}
         self.queues = {name: Queue(name) for name in queues}
-        self.acknowledged = self.unknown = self.delivered = 0
+        self.acknowledged = self.unknown = self.delivered = self.batches = 0
+        self.in_doubt: list[Batch] = []
 
     def crash(self) -> None:
         """Enters that the server is gone."""
@@ -212,6 +249,11 @@ class Books:
             key.crash()
         for queue in self.queues.values():
             queue.crash()
+
+    def check_batches(self) -> None:
+        """Holds together what has been found out about batches that were not answered."""
+        for batch in self.in_doubt:
+            batch.check()
 
     def start_queue(self, name: str) -> None:
         """Begins a queue's history afresh: it has been checked, and is empty."""

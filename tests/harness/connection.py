@@ -38,11 +38,11 @@ class Connection:
     ) -> None:
         await self._stream.aclose()
 
-    async def post(self, body: Any) -> tuple[int, Any]:
+    async def post(self, body: Any, path: str = "/") -> tuple[int, Any]:
         """Sends a JSON body; returns status and decoded answer, None for an empty one."""
         content = json.dumps(body).encode()
         headers = [("Host", "localhost"), ("Content-Length", str(len(content)))]
-        events = (h11.Request(method="POST", target="/", headers=headers), h11.Data(content), h11.EndOfMessage())
+        events = (h11.Request(method="POST", target=path, headers=headers), h11.Data(content), h11.EndOfMessage())
         try:
             await self._stream.send_all(b"".join(self._http.send(event) or b"" for event in events))
             return await self._answer()

@@ -11,12 +11,14 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import trio
 
-from tests.harness.books import Books
+from tests.harness.books import Batch, Books, Push, Write
 from tests.harness.connection import Connection, ServerGone
 
 CLIENTS = 20
@@ -26,6 +28,14 @@ BLOCK_S = 0.2
 
 PADDING_BYTES_MAX = 20_000
 """Some values are long, so that segments fill, roll and are folded while the load runs."""
+
+PATHS = ("/",) * 6 + ("/pipeline", "/multi")
+"""Where requests go."""
+
+BATCH_LENGTHS = (2, 2, 3, 3, 4, 5, 8, 12)
+
+REFUSED_BODY = {"command": "SET", "key": "there already", "value": "1", "options": "NX"}
+"""A command that is refused each time but the first, and a unit with it; what it does then nobody looks at."""
 
 LIFE_MS_MAX = 4_000
 """Expiries run out in one life of the server, during its start, or in the next."""
@@ -44,8 +54,21 @@ def keys_of(client: int) -> list[str]:
     return [f"key{client}-{number}" for number in range(KEYS_EACH)]
 
 
-class Refused(Exception):
-    """The server said that it did not do it, because storage is full."""
+@dataclass
+class Deed:
+    """A command that is about to be sent; the books have it already.
+
+    Attributes:
+        body: of the request.
+        take: told its answer.
+        refuse: called when the server said that it was not done.
+        trace: what may be found of it after a crash.
+    """
+
+    body: dict[str, Any]
+    take: Callable[[Any], None]
+    refuse: Callable[[], None] = lambda: None
+    trace: Write | Push | None = None
 
 
 class Client:
@@ -66,93 +89,128 @@ class Client:
 
     async def run(self, address: Address) -> None:
         """Works until the server is gone."""
-        moves = (self._set, self._set_expiring, self._delete, self._get, self._push, self._pop, self._blocking_pop)
-        try:
+        with suppress(ServerGone):
             async with Connection(*address) as http:
                 while True:
-                    await self._do(self._random.choice(moves), http)
-        except ServerGone:
-            return
-
-    async def _do(self, move: Callable[[Connection], Awaitable[None]], http: Connection) -> None:
-        try:
-            await move(http)
-        except ServerGone:
-            self._books.unknown += 1
-            raise
-        except Refused:
-            return
-        self._books.acknowledged += 1
-
-    async def _post(self, http: Connection, command: str, key: str, **members: Any) -> Any:
-        status, answer = await http.post({"command": command, "key": key, **members})
-        if status == 503:  # it is about to end; whether this was done is not known
-            raise ServerGone
-        if status == 507:
-            raise Refused
-        assert status in (200, 404), f"{command} {key}: {status} {answer}"
-        return answer
-
-    async def _write(self, http: Connection, command: str, members: dict[str, Any], life_ms: float = math.inf) -> None:
-        key = self._books.keys[self._random.choice(keys_of(self._number))]
-        write = key.send(members.get("value"), life_ms / 1000)
-        try:
-            await self._post(http, command, key.name, **members)
-        except Refused:
-            write.refused = True
-            raise
-        key.acknowledge(write)
-
-    async def _set(self, http: Connection) -> None:
-        await self._write(http, "SET", {"value": self._next_value()})
-
-    async def _set_expiring(self, http: Connection) -> None:
-        life_ms = self._random.choice((1000, 2000, 3_600_000, self._random.randint(20, LIFE_MS_MAX)))
-        options = {"ex": life_ms // 1000} if life_ms % 1000 == 0 else {"px": life_ms}
-        await self._write(http, "SET", {"value": self._next_value(), "options": options}, life_ms)
-
-    async def _delete(self, http: Connection) -> None:
-        await self._write(http, "DELETE", {})
-
-    async def _get(self, http: Connection) -> None:
-        key = self._books.keys[self._random.choice(keys_of(self._random.randrange(CLIENTS)))]
-        floor, sent_s = key.floor, time.monotonic()
-        answer = await self._post(http, "GET", key.name)
-        key.read(answer.get("value"), floor, sent_s)
+                    path = self._random.choice(PATHS)
+                    if path == "/":
+                        await self._do(http, self._deed())
+                    else:
+                        await self._do_batch(http, path)
 
     async def check_keys(self, http: Connection) -> None:
         """Reads the keys that are its own after a restart, and takes what it finds for the truth."""
         for name in keys_of(self._number):
             key, sent_s = self._books.keys[name], time.monotonic()
-            found = (await self._post(http, "GET", name)).get("value")
+            status, answer = await http.post({"command": "GET", "key": name})
+            assert status in (200, 404), f"GET {name}: {status} {answer}"
+            found = answer.get("value")
             key.read(found, key.floor, sent_s)
             key.settle(found)
 
-    async def _push(self, http: Connection) -> None:
+    # Requests
+
+    async def _do(self, http: Connection, deed: Deed) -> None:
+        status, answer = await self._post(http, "/", deed.body, 1)
+        if status == 507:
+            deed.refuse()
+            return
+        assert status in (200, 404), f"{deed.body}: {status} {answer}"
+        deed.take(answer)
+        self._books.acknowledged += 1
+
+    async def _do_batch(self, http: Connection, path: str) -> None:
+        deeds = [self._deed() for _ in range(self._random.choice(BATCH_LENGTHS))]
+        if self._random.random() < 0.25:
+            deeds.insert(self._random.randint(0, len(deeds)), Deed(REFUSED_BODY, lambda _answer: None))
+        batch = Batch([deed.trace for deed in deeds if deed.trace is not None], atomic=path == "/multi")
+        self._books.in_doubt.append(batch)
+        status, answers = await self._post(http, path, [deed.body for deed in deeds], len(deeds))
+        self._books.in_doubt.remove(batch)
+        if path == "/multi" and status in (404, 409, 507):
+            for deed in deeds:
+                deed.refuse()
+            return
+        assert status == 200, f"{path}: {status} {answers}"
+        for deed, answer in zip(deeds, answers, strict=True):
+            if answer.get("message", "").startswith("storage full"):
+                deed.refuse()
+            else:
+                deed.take(answer)
+        self._books.acknowledged += len(deeds)
+        self._books.batches += 1
+
+    async def _post(self, http: Connection, path: str, body: Any, commands: int) -> tuple[int, Any]:
+        self._books.unknown += commands
+        status, answer = await http.post(body, path)
+        if status == 503:  # it is about to end; whether this was done is not known
+            raise ServerGone
+        self._books.unknown -= commands
+        return status, answer
+
+    # Commands
+
+    def _deed(self) -> Deed:
+        moves = (self._set, self._set_expiring, self._delete, self._get, self._push, self._pop, self._blocking_pop)
+        return self._random.choice(moves)()
+
+    def _write(self, command: str, life_ms: float = math.inf, **members: Any) -> Deed:
+        key = self._books.keys[self._random.choice(keys_of(self._number))]
+        write = key.send(members.get("value"), life_ms / 1000)
+
+        def refuse() -> None:
+            write.refused = True
+
+        body = {"command": command, "key": key.name, **members}
+        return Deed(body, lambda _answer: key.acknowledge(write), refuse, write)
+
+    def _set(self) -> Deed:
+        return self._write("SET", value=self._next_value())
+
+    def _set_expiring(self) -> Deed:
+        life_ms = self._random.choice((1000, 2000, 3_600_000, self._random.randint(20, LIFE_MS_MAX)))
+        options = {"ex": life_ms // 1000} if life_ms % 1000 == 0 else {"px": life_ms}
+        return self._write("SET", life_ms, value=self._next_value(), options=options)
+
+    def _delete(self) -> Deed:
+        return self._write("DELETE")
+
+    def _get(self) -> Deed:
+        key = self._books.keys[self._random.choice(keys_of(self._random.randrange(CLIENTS)))]
+        floor, sent_s = key.floor, time.monotonic()
+        return Deed({"command": "GET", "key": key.name}, lambda answer: key.read(answer.get("value"), floor, sent_s))
+
+    def _push(self) -> Deed:
         queue = self._books.queues[self._queue_name()]
         push = queue.send([self._next_value() for _ in range(self._random.randint(1, 4))])
-        try:
-            await self._post(http, "QPUSH", queue.name, value=push.values)
-        except Refused:
-            queue.refuse(push)
-            raise
-        queue.acknowledge(push)
+        return Deed(
+            {"command": "QPUSH", "key": queue.name, "value": push.values},
+            lambda _answer: queue.acknowledge(push),
+            lambda: queue.refuse(push),
+            push,
+        )
 
-    async def _pop(self, http: Connection) -> None:
-        await self._take(http, "QPOP")
+    def _pop(self) -> Deed:
+        return self._take("QPOP")
 
-    async def _blocking_pop(self, http: Connection) -> None:
-        await self._take(http, "BQPOP", options={"timeout": BLOCK_S})
+    def _blocking_pop(self) -> Deed:
+        return self._take("BQPOP", options={"timeout": BLOCK_S})
 
-    async def _take(self, http: Connection, command: str, **members: Any) -> None:
+    def _take(self, command: str, **members: Any) -> Deed:
         queue = self._books.queues[self._queue_name()]
         sent_s = time.monotonic()
         queue.unknown_pops += 1
-        answer = await self._post(http, command, queue.name, **members)
-        queue.unknown_pops -= 1
-        if answer.get("value") is not None:
-            queue.deliver(answer["value"], last=command == "QPOP", sent_s=sent_s)
-            self._books.delivered += 1
+
+        def refuse() -> None:
+            queue.unknown_pops -= 1
+
+        def take(answer: Any) -> None:
+            queue.unknown_pops -= 1
+            if answer.get("value") is not None:
+                queue.deliver(answer["value"], last=command == "QPOP", sent_s=sent_s)
+                self._books.delivered += 1
+
+        return Deed({"command": command, "key": queue.name, **members}, take, refuse)
 
     def _queue_name(self) -> str:
         return f"queue{self._random.randrange(QUEUES)}"
@@ -179,6 +237,7 @@ async def check(address: Address, books: Books, queues: Iterable[str]) -> None:
             nursery.start_soon(_check_keys, Client(number, books, 0), address)
         for name in queues:
             nursery.start_soon(_check_queue, address, books, name)
+    books.check_batches()
 
 
 async def _check_keys(client: Client, address: Address) -> None:
