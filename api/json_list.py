@@ -40,6 +40,11 @@ class ListReader:
         self._piece_end = 0
 
     @property
+    def at(self) -> int:
+        """Position in the body."""
+        return self._reader.at
+
+    @property
     def items(self) -> int:
         """JSON values and member names so far."""
         return self._reader.items
@@ -87,6 +92,7 @@ class ListReader:
             return None  # for an object is too deep in a list
         end = self._end_of_piece()
         if end <= reader.at:
+            self._piece_end = reader.at + PIECE_BYTES_MAX  # or each element would look for one as far as here
             return None
         self._piece_end = end
         try:

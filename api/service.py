@@ -181,4 +181,19 @@ class Service:
         return batches.list_of(slices)
 
     async def _in_thread(self, parse: Callable[[], _Parsed]) -> _Parsed:
-        return await trio.to_thread.run_sync(parse, limiter=self._parser)
+        parsed = await trio.to_thread.run_sync(_parsed_or_bad, parse, limiter=self._parser)
+        if not isinstance(parsed, dialects.BadRequest):
+            return parsed
+        try:
+            raise parsed
+        finally:
+            del parsed, parse  # a cycle of the exception and this frame would keep the body until it is collected
+
+
+def _parsed_or_bad(parse: Callable[[], _Parsed]) -> _Parsed | dialects.BadRequest:
+    """Parses; a mistake is returned without its frames, all of which have the body."""
+    try:
+        return parse()
+    except dialects.BadRequest as bad:
+        bad.__context__ = None
+        return bad.with_traceback(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -360,6 +361,31 @@ def test_what_cannot_be_scanned_is_scanned_only_once(scanned_bytes: list[int]) -
     small, long = {"command": "SET key:000017 value"}, {"command": "SET", "key": "k", "value": "},{" * 50_000}
     assert len(parse(*[small] * 500, long, *[small] * 500).commands) == 1001  # a piece ends in the long one
     assert sum(scanned_bytes) <= 200_000
+
+
+def test_a_body_without_an_object_is_not_searched_for_one_at_each_element(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F7: 65,536 elements took 25 s."""
+    searches, end_of_piece = [], json_list.ListReader._end_of_piece
+
+    def noting(reader: json_list.ListReader) -> int:
+        searches.append(reader.at)
+        return end_of_piece(reader)
+
+    monkeypatch.setattr(json_list.ListReader, "_end_of_piece", noting)
+    body = b"[%b1]" % (b'"",' * 65_535)
+    assert len(batches.parse(body, LIMITS, atomic=False).requests) == 65_536
+    assert len(searches) <= len(body) / json_list.PIECE_BYTES_MAX + 2
+
+
+def test_while_a_long_body_is_read_the_gil_is_let_go_now_and_then_not_at_each_element(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """F7"""
+    at: list[float] = []
+    monkeypatch.setattr(time, "sleep", at.append)
+    body = b"[%b1]" % (b'"",' * 65_535)
+    batches.parse(body, LIMITS, atomic=False)
+    assert len(body) / batches.LET_GO_BYTES / 2 < len(at) <= len(body) / batches.LET_GO_BYTES + 1
 
 
 # ---- answers

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from api import batches, service
@@ -266,6 +269,27 @@ async def test_only_a_batch_that_is_not_quick_is_parsed_in_a_thread(
     monkeypatch.setattr(trio.to_thread, "run_sync", noting)
     assert len(await client.ask(PIPELINE, lines(*["SET key:000017 value"] * count))) == count
     assert len(started) == threads
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMMAND, b"[" * 100_000),
+        (PIPELINE, b"[," * 100_000),
+        (MULTI, b'[{"command": "BREW"}]'.ljust(100_000)),
+    ],
+)
+async def test_f6_a_body_that_is_refused_is_freed_at_once(client: Client, path: str, body: bytes) -> None:
+    """F6: not when the collector comes by, for it counts objects and not bytes."""
+    body = bytes(bytearray(body))  # nobody else has it
+    gc.disable()
+    try:
+        references = sys.getrefcount(body)
+        assert (await client.send(path, body)).status == 400
+        await trio.testing.wait_all_tasks_blocked()
+        assert sys.getrefcount(body) == references
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("path", [PIPELINE, MULTI])
