@@ -319,6 +319,22 @@ def by_h11_decoded(data: bytes) -> tuple[bytes, bool, int] | None:
     return body, False, len(data)
 
 
+def test_the_shortest_chunks_are_not_taken_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F6: ten clients that sent them held everybody up for 5 s."""
+    lines: list[bytes] = []
+    take_line = Chunks._take_line
+
+    def noting(chunks: Chunks, data: bytes, at: int) -> int:
+        lines.append(data[at:])
+        return take_line(chunks, data, at)
+
+    monkeypatch.setattr(Chunks, "_take_line", noting)
+    chunks = Chunks()
+    assert chunks.take(b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n", 0)[0] == b"x" * 10_000
+    assert chunks.complete
+    assert lines == [b"0\r\n\r\n", b"\r\n"]
+
+
 @st.composite
 def chunked_bodies(draw: st.DrawFn) -> bytes:
     """Bodies in chunks, some of them spoilt, some with something behind them."""
