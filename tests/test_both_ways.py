@@ -18,17 +18,13 @@ from api.access import Access
 from api.app import HttpSettings
 from api.front import serve_door, serve_hypercorn
 from engine.limits import Limits
-from tests.harness.http import HOST, PING, SETTINGS, SOON_S, Serve, chunked, post, serving
+from tests.harness.http import HOST, PING, SETTINGS, SOON_S, Serve, chunked, http, post, serving
 from tests.harness.world import World
 from tests.test_http_stack import REFUSED
 
 FIELDS = (b"content-type", b"content-length", b"allow", b"retry-after", b"www-authenticate", b"connection")
 
 Seen = list[tuple[int, bytes, dict[bytes, bytes]]]
-
-
-def http(line: bytes, *fields: bytes, host: bytes = HOST) -> bytes:
-    return b"%b HTTP/1.1\r\n%b%b\r\n" % (line, host, b"".join(field + b"\r\n" for field in fields))
 
 
 def body(text: str | bytes) -> bytes:

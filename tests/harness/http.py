@@ -183,6 +183,10 @@ class Client:
         self.stream.socket.close()
 
 
+def http(line: bytes, *fields: bytes, host: bytes = HOST) -> bytes:
+    return b"%b HTTP/1.1\r\n%b%b\r\n" % (line, host, b"".join(field + b"\r\n" for field in fields))
+
+
 def chunked(body: bytes, more: bytes = b"") -> bytes:
     return b"POST / HTTP/1.1\r\n%b%bTransfer-Encoding: chunked\r\n\r\n%b" % (HOST, more, body)
 
@@ -212,3 +216,10 @@ async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < ends_s, "it did not come to be"
         await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+async def is_served(server: Server) -> None:
+    """Checks that the server is in order: a new client is answered."""
+    client = await server.connect()
+    await client.send(post(PING))
+    assert (await client.answer()).json == {"value": "PONG"}
