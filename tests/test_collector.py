@@ -33,6 +33,9 @@ def collector_as_it_was() -> Iterator[None]:
 
 def test_no_full_collection_looks_at_more_than_what_is_new_however_large_the_store() -> None:
     state = State()
+    for number in range(10 * FULL):
+        state.apply((ops.PUSH, b"replayed %d" % number, (b"v",)))
+    gc.collect()
     looked_at: list[int] = []
 
     def count(phase: str, info: dict[str, Any]) -> None:
