@@ -420,11 +420,32 @@ class Connection:
             response = response.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
         self._complete(exchange, response)
 
+    def postpone(self, exchange: Exchange) -> None:
+        """Has the answer made when it is the next to be sent, so that no client has more than one long answer waiting.
+
+        Args:
+            exchange: of this connection, with `later`.
+        """
+        if not exchange.holds_up:
+            exchange.holds_up = True
+            self._running -= 1
+        if not self._running and not self._reading:
+            self._send_answers()
+
+    def _make_next(self) -> None:
+        """Has a long answer made, when it is the next."""
+        if self._exchanges and not self._outbox.unsent_bytes:
+            exchange = self._exchanges[0]
+            later, exchange.later = exchange.later, None
+            if later is not None:
+                self.door.start_errand(exchange, later)
+
     def _is_last(self, exchange: Exchange) -> bool:
         return self._exchanges[-1:] == [exchange]
 
     def _complete(self, exchange: Exchange, response: bytes) -> None:
         if not self._open:
+            exchange.withdraw()  # a task was too far to be cancelled
             return
         exchange.response = response
         if not exchange.holds_up:
@@ -458,6 +479,7 @@ class Connection:
         else:
             ready = list(takewhile(_RESPONSE, exchanges))
         if not ready:
+            self._make_next()
             return
         outbox = self._outbox
         unsent_bytes = outbox.unsent_bytes
@@ -498,6 +520,7 @@ class Connection:
         """Does what may be done now that answers have left."""
         if not self._open or self._outbox.unsent_bytes or self._reading:
             return
+        self._make_next()
         if self._closing:
             if not self._exchanges:
                 self._hang_up()

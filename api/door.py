@@ -34,18 +34,18 @@ from http import HTTPStatus
 
 import trio
 
+from api import dialects
 from api.access import Access
-from api.batches import BatchRequest
 from api.body import HeldBody
 from api.connection import Connection
-from api.dialects import Answer
+from api.dialects import Answer, Request
 from api.exchange import DEFECT, Exchange
 from api.relay import Relay
 from api.request import RequestHead, read_head
 from api.service import Service
 from api.sockets import HEAD_TIMEOUT_S, KEEP_ALIVE_S, LINGER_S, spread_probes
 from engine.limits import MIB
-from engine.replies import Refused, Reply
+from engine.replies import Reply
 
 _logger = logging.getLogger("holdfast.http")
 
@@ -118,6 +118,7 @@ class Door:
         self._timers: dict[int, set[Connection]] = {}
         self._unsent_bytes = 0
         self._unread: set[Connection] = set()
+        self._wording = trio.CapacityLimiter(1)
         self._next_complaint_s = -math.inf
         self._accepting = False
         self._closing = False
@@ -302,19 +303,25 @@ class Door:
             exchange: of an open connection.
             body: of the request; released by the task.
         """
-        self._start_errand(exchange, partial(self._answer_body, exchange.head, body))
+        self.start_errand(exchange, partial(self._answer_body, exchange, body))
 
-    def finish_batch(self, exchange: Exchange, batch: BatchRequest, reply: list[Reply] | Refused) -> None:
-        """Has a task make an answer that takes long to make.
+    async def word(self, request: Request, reply: Reply) -> Answer:
+        """Makes a long answer; one of all clients' in a turn of the event loop.
+
+        Args:
+            request: what was asked.
+            reply: what the engine answered.
+        """
+        async with self._wording:
+            return dialects.answer(request, reply)
+
+    def start_errand(self, exchange: Exchange, errand: Callable[[], Awaitable[Answer | bytes]]) -> None:
+        """Has a task answer a request.
 
         Args:
             exchange: of an open connection.
-            batch: what was asked.
-            reply: of the engine.
+            errand: makes the answer; cancelled when the client is gone.
         """
-        self._start_errand(exchange, partial(self.service.encode, batch, reply))
-
-    def _start_errand(self, exchange: Exchange, errand: Callable[[], Awaitable[Answer | bytes]]) -> None:
         exchange.errand = trio.CancelScope()
         self._nursery.start_soon(self._run_errand, exchange, exchange.errand, errand)
 
@@ -330,10 +337,11 @@ class Door:
                 answer = DEFECT if exchange.head.method != b"HEAD" else Answer(DEFECT.status, b"")
             exchange.finish(answer)
 
-    async def _answer_body(self, head: RequestHead, body: HeldBody) -> Answer | bytes:
+    async def _answer_body(self, exchange: Exchange, body: HeldBody) -> Answer | bytes:
+        head = exchange.head
         try:
             if head.path is not None:
-                return await self.service.answer(head.path, body)
+                return await self.service.answer(head.path, body, exchange.keep)
             return await self._relay.request(head, body.data)
         finally:
             body.release()

@@ -92,12 +92,14 @@ class Service:
         self.budget = BodyBudget(limits.bodies_bytes_max)
         self._parser = trio.CapacityLimiter(1)
 
-    async def answer(self, path: str, body: HeldBody) -> dialects.Answer:
+    async def answer(self, path: str, body: HeldBody, keep: Callable[[AnyCall], None] | None = None) -> dialects.Answer:
         """Runs what a body spells. Cancelling withdraws it.
 
         Args:
             path: one of `PATHS`.
             body: read whole; released here.
+            keep: called with a batch that is answered, for whoever hands the answer over to settle or withdraw; None
+                has it settled when this returns.
 
         Returns:
             The answer to send.
@@ -106,7 +108,7 @@ class Service:
         try:
             if path == COMMAND:
                 return await self._answer_command(body)
-            return await self._answer_batch(body, atomic=path == MULTI)
+            return await self._answer_batch(body, keep or self.engine.settle, atomic=path == MULTI)
         except dialects.BadRequest as bad:
             return dialects.refuse(bad)
         finally:
@@ -128,14 +130,14 @@ class Service:
             _logger.exception("a command failed")
             return Failure(Error.INTERNAL_ERROR)
 
-    async def _answer_batch(self, body: HeldBody, *, atomic: bool) -> dialects.Answer:
+    async def _answer_batch(self, body: HeldBody, keep: Callable[[AnyCall], None], *, atomic: bool) -> dialects.Answer:
         size = len(body.data)
         batch = await self._parse_batch(body.data, atomic=atomic)
         body.data = b""
         if not body.hold(self.budget, size + batch.memory_bytes):
             return BODIES_FULL
         try:
-            return await self._run_batch(batch)
+            return await self._run_batch(batch, keep)
         except Exception:
             _logger.exception("a batch failed")
             return dialects.failure(500, Error.INTERNAL_ERROR.value)
@@ -145,25 +147,25 @@ class Service:
             return batches.parse(data, self.limits, atomic=atomic)
         return await self._in_thread(partial(batches.parse, data, self.limits, atomic=atomic))
 
-    async def _run_batch(self, batch: batches.BatchRequest) -> dialects.Answer:
+    async def _run_batch(self, batch: batches.BatchRequest, keep: Callable[[AnyCall], None]) -> dialects.Answer:
         delivered = trio.Event()
         call = self.engine.submit_many_nowait(batch.commands, batch.atomic, lambda _call: delivered.set())
         try:
             await delivered.wait()
             assert call.reply is not None
-            answer = await self.encode(batch, call.reply)
+            answer = await self.word(batch, call.reply)
         except BaseException:
             self.engine.withdraw(call)
             raise
-        self.engine.settle(call)
+        keep(call)
         return answer
 
-    async def encode(self, batch: batches.BatchRequest, reply: list[Reply] | Refused) -> dialects.Answer:
+    async def word(self, batch: batches.BatchRequest, reply: list[Reply] | Refused) -> dialects.Answer:
         """Turns the replies to a batch into its answer, in slices.
 
         Args:
-            batch: what was asked.
-            reply: of the engine.
+            batch: what was asked; its commands are freed.
+            reply: what the engine answered.
 
         Returns:
             The answer to send.

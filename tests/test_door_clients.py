@@ -16,7 +16,10 @@ import trio.testing
 from trio.testing import MockClock
 
 from api import batches, dialects
+from api.dialects import Answer, Request
+from api.door import Door
 from api.front import serve_door
+from engine.replies import Reply
 from tests.harness.http import HOST, PING, Client, Server, listen, post, until
 from tests.harness.world import World
 
@@ -192,6 +195,24 @@ async def test_e5_f13_a_popped_value_that_a_defect_keeps_from_its_client_goes_ba
     await stand.values_are(b"a", b"b")
 
 
+@pytest.mark.parametrize("path", [b"/pipeline", b"/multi"])
+@pytest.mark.parametrize("values", [["a", "b", "c"], ["a" * 200_000, "b" * 200_000, "c"]])
+@pytest.mark.parametrize("commands", [3, 600])
+async def test_e5_so_they_do_when_a_task_has_made_that_answer(
+    stand: Stand, path: bytes, values: list[str], commands: int
+) -> None:
+    """E5: for the body or the answer is long."""
+    await stand.run("SET big " + "x" * MIB, *(f"QPUSH q {value}" for value in values))
+    client = await stand.connect()
+    pops = post(b"[%b]" % b",".join([b'{"command":"BQPOP q"}'] * commands), path=path)
+    await client.send(line("GET big") + pops)
+    await stand.values_are()
+    for _ in range(3):
+        await stand.pass_time(COMMIT_S)
+    client.reset()
+    await stand.values_are(*(value.encode() for value in values))
+
+
 async def test_e3_nothing_is_started_behind_a_parked_pop_before_its_turn(stand: Stand) -> None:
     """E3"""
     client = await stand.connect()
@@ -275,6 +296,29 @@ async def test_f5_the_one_whose_answer_is_too_much_may_be_the_worst_itself(
     await until(lambda: stand.connections_open == 0)
     await stand.values_are(b"a")
     assert stand.world.engine.statistics().waiters == 0
+
+
+async def test_f5_long_answers_are_made_when_the_client_reads(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F5: all at once they took 12 MiB of memory for each MiB of the values, and held everybody up."""
+    made = []
+    word = Door.word
+
+    async def noting(door: Door, request: Request, reply: Reply) -> Answer:
+        made.append(reply)
+        return await word(door, request, reply)
+
+    monkeypatch.setattr(Door, "word", noting)
+    await stand.run("SET big " + "x" * MIB)
+    client = await stand.connect()
+    await client.send((line("GET big") + line("GET big") + line("GET none") + line("SET k v")) * 5)
+    await stand.pass_time(COMMIT_S)
+    assert len(made) == 1
+    for _ in range(5):
+        answers = [await client.answer() for _ in range(2)]
+        assert [len(answer.body) > MIB for answer in answers] == [True, True]
+        await stand.pass_time(COMMIT_S)
+        assert [(await client.answer()).status for _ in range(2)] == [404, 200]
+    assert len(made) == 10
 
 
 async def test_f5_nothing_is_started_for_a_client_that_does_not_read(stand: Stand) -> None:
