@@ -143,7 +143,7 @@ def main() -> None:
     is_flag=True,
     envvar="HOLDFAST_NO_DOOR",
     show_envvar=True,
-    help="Serve clients by Hypercorn alone: the same answers, some twenty times slower.",
+    help="Serve clients by Hypercorn alone: the same answers, ten to thirty times slower.",
 )
 @_limit_options
 def serve_command(

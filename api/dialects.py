@@ -209,7 +209,7 @@ def parse(members: Json, limits: Limits) -> Request:
         BadRequest: JSON of a shape that is no request in any dialect.
     """
     if isinstance(members, list):
-        raise BadRequest("the array form is not supported yet")
+        raise BadRequest("a list of commands goes to /pipeline or /multi; the array form of one is not supported yet")
     if not isinstance(members, dict):
         raise BadRequest(f"expected an object with a member 'command', not {_type_name(members)}")
     try:

@@ -450,7 +450,12 @@ def test_reads_beyond_the_longest_answer_are_refused_in_their_place_and_what_was
         ),
         ({"command": 5}, 400, "invalid request", "command 3: the member 'command' must be a string, it is a number"),
         ({"command": "GET", "key": None}, 400, "invalid request", "command 3: key takes strings, numbers"),
-        (["PING"], 400, "invalid request", "command 3: the array form is not supported yet"),
+        (
+            ["PING"],
+            400,
+            "invalid request",
+            "command 3: a list of commands goes to /pipeline or /multi; the array form of one is not supported yet",
+        ),
     ],
 )
 def test_a_unit_with_an_element_that_is_no_command_is_refused_whole(

@@ -161,19 +161,6 @@ async def test_e5_values_popped_by_a_batch_go_back_when_its_answer_is_unsent(sta
     assert stand.value("k") == b"v"  # what is done stays done
 
 
-async def test_e5_also_when_they_take_long_to_encode(stand: Stand) -> None:
-    """E5: a task makes the answer of such a batch."""
-    large = [b"%d" % number + b"x" * 200_000 for number in range(3)]
-    await stand.run("SET big " + "x" * MIB, *(f"QPUSH q {value.decode()}" for value in large))
-    client = await stand.connect()
-    await client.send(line("GET big") + post(b'[{"command": "BQPOP q"}, {"command": "BQPOP q"}]', path=b"/pipeline"))
-    await stand.values_are(large[2])
-    await stand.pass_time(COMMIT_S)
-    await until(lambda: stand.requests_open == 0)
-    client.reset()
-    await stand.values_are(*large)
-
-
 @pytest.mark.parametrize("place", [dialects, batches], ids=["command", "batch"])
 async def test_e5_f13_a_popped_value_that_a_defect_keeps_from_its_client_goes_back(
     stand: Stand, place: ModuleType, monkeypatch: pytest.MonkeyPatch
