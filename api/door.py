@@ -21,9 +21,12 @@ business of a connection; here is what concerns all of them:
 from __future__ import annotations
 
 import email.utils
+import errno
 import functools
 import logging
 import math
+import os
+import resource
 import select
 import socket
 import time
@@ -54,6 +57,9 @@ READY_MAX = 128
 
 ACCEPT_MAX = 64
 """Clients accepted in one turn."""
+
+DESCRIPTORS_KEPT = 256
+"""That clients do not get: the log needs some, and each relayed request two, `GET /livez` among them."""
 
 HEADS_REMEMBERED = 256
 
@@ -202,6 +208,7 @@ class Door:
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPT_MAX):
             try:
+                self._check_descriptors()
                 client, _address = listener.accept()
             except BlockingIOError:
                 return
@@ -216,6 +223,12 @@ class Door:
                 self._connections[client.fileno()] = Connection(self, client)
             except OSError:
                 client.close()  # it is gone already
+
+    def _check_descriptors(self) -> None:
+        """Raises OSError when clients have all that they may have: half of them, where there are few."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if len(self._connections) >= max(most - DESCRIPTORS_KEPT, most // 2):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _rest(self, error: OSError) -> None:
         """Accepts nobody until the next tick: nothing else would take the error away."""

@@ -113,6 +113,21 @@ class _Poor(socket.socket):
         return super().accept()
 
 
+async def test_b6_clients_do_not_get_the_last_descriptors(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B6: or the others are not served, and a probe finds the server dead."""
+    monkeypatch.setattr("api.door.resource.getrlimit", lambda _: (16, 16))
+    clients = [await server.connect() for _ in range(12)]
+    await until(lambda: server.connections_open == 8)
+    await clients[0].send(GET_LIVEZ)
+    assert (await clients[0].answer()).status == 200
+    assert server.connections_open == 8
+    for client in clients[:4]:
+        client.stream.socket.close()
+    for client in clients[4:]:
+        await client.send(post(PING))
+        assert (await client.answer()).json == {"value": "PONG"}
+
+
 async def test_b6_out_of_descriptors_it_serves_the_others_and_accepts_again_later(
     patience: None, still_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
