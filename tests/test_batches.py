@@ -18,7 +18,7 @@ from api.json_list import ListReader
 from engine.commands import Delete, Get, Ping, QPop, QPush, Set
 from engine.limits import KIB, MIB, Limits
 from engine.replies import NULL, Error, Failure, Integer, Ok, Refused, Reply, Value
-from tests.test_dialects import NOT_PLAIN, PLAIN, bodies, line_bodies
+from tests.test_dialects import A_LIST, NOT_PLAIN, PLAIN, bodies, line_bodies
 
 LIMITS = Limits()
 
@@ -454,7 +454,7 @@ def test_reads_beyond_the_longest_answer_are_refused_in_their_place_and_what_was
             ["PING"],
             400,
             "invalid request",
-            "command 3: a list of commands goes to /pipeline or /multi; the array form of one is not supported yet",
+            f"command 3: {A_LIST}",
         ),
     ],
 )

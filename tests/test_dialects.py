@@ -20,6 +20,7 @@ from engine.limits import Limits
 from engine.replies import Error, Failure, Integer, Ok, Reply, Value
 
 LIMITS = Limits()
+A_LIST = "a list of commands goes to /pipeline or /multi; the array form of one is not supported yet"
 LINE = Request([], Dialect.LINE)
 KEYED = Request([], Dialect.FIELDS, "k")
 
@@ -322,7 +323,7 @@ def test_a_list_of_keys_longer_than_a_value_is_not_echoed() -> None:
     [
         (
             b'["SET","k","v"]',
-            "a list of commands goes to /pipeline or /multi; the array form of one is not supported yet",
+            A_LIST,
         ),
         (b'"PING"', "expected an object with a member 'command', not a string"),
         (b"1", "expected an object with a member 'command', not a number"),
