@@ -7,14 +7,14 @@ could be one too many.
 
 from __future__ import annotations
 
-import shutil
+import os
+import socket
 import tempfile
 from pathlib import Path
 
 import trio
-from hypercorn.config import Config
 
-from api.hypercorn_fixes import quiet
+from api.hypercorn_fixes import hypercorn_config
 from api.request import RequestHead
 
 _RECEIVE_BYTES = 64 * 1024
@@ -30,23 +30,25 @@ _CLOSE = b"connection: close"
 
 
 class Relay:
-    """The socket of the application.
+    """The socket of the application. It has no name any more when a client comes, so a crash leaves none behind.
 
     Attributes:
         config: for Hypercorn, which has to serve the application with it.
     """
 
     def __init__(self) -> None:
-        self._directory = tempfile.mkdtemp(prefix="holdfast-")  # only its owner may enter
-        self._path = str(Path(self._directory) / "http")
-        self.config = Config()
-        self.config.bind = [f"unix:{self._path}"]
+        listener = socket.socket(socket.AF_UNIX)
+        with tempfile.TemporaryDirectory(prefix="holdfast-") as directory:  # only its owner may enter
+            path = str(Path(directory) / "http")
+            listener.bind(path)
+            self._socket = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        self._path = f"/proc/self/fd/{self._socket}"
+        self.config = hypercorn_config([listener.detach()])
         self._places = trio.CapacityLimiter(AT_ONCE_MAX)
-        quiet(self.config)
 
     def close(self) -> None:
-        """Removes the socket."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+        """Gives the socket up."""
+        os.close(self._socket)
 
     async def request(self, head: RequestHead, body: bytes) -> bytes:
         """Has the application answer a request.
