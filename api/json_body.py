@@ -27,7 +27,7 @@ from engine.commands import show
 from engine.limits import KIB, Limits
 from engine.replies import Error
 
-QUICK_BYTES_MAX = 64 * KIB
+QUICK_BYTES_MAX = 80 * KIB
 """Longest body for the event loop: decoding and scanning this much text takes 0.2 ms."""
 
 QUICK_MARKS_MAX = 512

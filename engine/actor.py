@@ -129,7 +129,7 @@ class Engine:
         self._answers = Answers(self._committer, none_left=self._none_left)
         self._pops = Pops(state, self._committer, effects, self._answers)
         self._sweeper = Sweeper(state, self._committer, effects)
-        self._performer = Performer(state, self._committer, effects, self._sweeper, self._pops)
+        self._performer = Performer(state, self._committer, effects, self._sweeper, self._pops, limits.answer_bytes_max)
         self._checkpointer: Checkpointer | None = None
         if fold is not None:
             self._checkpointer = Checkpointer(

@@ -70,6 +70,7 @@ class Batch:
         reply: as in `Call`.
         taken: as in `Call`.
         replies: of the commands that are done.
+        popped_bytes: values that it has popped, unless it is atomic.
     """
 
     commands: Sequence[Command]
@@ -79,6 +80,7 @@ class Batch:
     reply: list[Reply] | Refused | None = None
     taken: list[Taken] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
+    popped_bytes: int = 0
 
 
 AnyCall = Call | Batch

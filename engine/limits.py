@@ -27,7 +27,7 @@ class Limits:
         memory_bytes_max: estimated memory of keys and values; None is no cap.
         batch_commands_max: commands of one pipeline.
         unit_commands_max: commands of one atomic unit.
-        answer_bytes_max: values that one batch reads.
+        answer_bytes_max: values that one batch reads, or pops.
     """
 
     key_bytes_max: int = 4 * KIB

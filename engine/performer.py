@@ -24,7 +24,7 @@ from engine.committer import GROUP_BYTES_MAX, Committer
 from engine.effects import Effects
 from engine.ops import Op
 from engine.pops import GROWING, UNDO, Pops
-from engine.replies import NULL, Error, Failure, Integer, Refused, Reply
+from engine.replies import NULL, Error, Failure, Integer, Refused, Reply, Value
 from engine.state import State
 from engine.sweeper import Sweeper, expiry_bytes
 from engine.undo import Journal
@@ -66,6 +66,11 @@ LIGHT = {Set, Get, QPop, BQPop}
 """Those that are asked for most often, so that they need not be weighed."""
 
 
+_POPPING = {QPop, BQPop}
+
+POPPED_ENOUGH = Failure(Error.TOO_LARGE, "the values popped before make the answer too long")
+
+
 class Delay(enum.Enum):
     """Why a command has no reply yet."""
 
@@ -82,11 +87,19 @@ class Performer:
         effects: of both.
         sweeper: removes expired keys that they name.
         pops: takes what they pop, and serves whoever waits for what they push.
+        answer_bytes_max: values popped by one batch: about, the last may go beyond.
     """
 
     def __init__(
-        self, state: State, committer: Committer[AnyCall], effects: Effects, sweeper: Sweeper, pops: Pops
+        self,
+        state: State,
+        committer: Committer[AnyCall],
+        effects: Effects,
+        sweeper: Sweeper,
+        pops: Pops,
+        answer_bytes_max: int,
     ) -> None:
+        self._answer_bytes_max = answer_bytes_max
         self._state = state
         self._committer = committer
         self._effects = effects
@@ -145,10 +158,12 @@ class Performer:
                 return None, left
             weight = 1 if type(command) in LIGHT else weigh(command)
             left -= weight
-            if weight <= BATCH_MAX:
-                reply = self.do(command, now_ms, taken)
-            else:
+            if weight > BATCH_MAX:
                 reply = yield from self.do_slowly(command, now_ms, taken)
+            elif type(command) in _POPPING:
+                reply = self._pop(command, now_ms, batch)
+            else:
+                reply = self.do(command, now_ms, taken)
             if not isinstance(reply, Delay):
                 replies.append(reply)
             elif reply is Delay.NO_VALUE:
@@ -156,6 +171,15 @@ class Performer:
             else:
                 return reply, left
         return replies, left
+
+    def _pop(self, command: Command, now_ms: int, batch: Batch) -> Reply | Delay:
+        """Does a pop of a batch, unless its answer is long enough: what is popped has to be answered."""
+        if batch.popped_bytes >= self._answer_bytes_max:
+            return POPPED_ENOUGH
+        reply = self.do(command, now_ms, batch.taken)
+        if isinstance(reply, Value) and reply.value is not None:
+            batch.popped_bytes += len(reply.value)
+        return reply
 
     def do_slowly(self, command: Command, now_ms: int, taken: list[Taken]) -> Pausing[Reply | Delay]:
         """Does what `do` does, with pauses."""
@@ -200,8 +224,13 @@ class Performer:
     ) -> Pausing[list[Reply] | Refused | Delay]:
         """Decides the commands of a unit, and applies them to the memory; or says why that has to be taken back."""
         replies: list[Reply] = []
+        popped_bytes = 0
         for index, command in enumerate(commands):
             reply = yield from self._decide_one(command, now_ms, journal, taken)
+            if type(command) in _POPPING and isinstance(reply, Value) and reply.value is not None:
+                popped_bytes += len(reply.value)
+                if popped_bytes > self._answer_bytes_max:
+                    reply = POPPED_ENOUGH
             if isinstance(reply, Failure) and isinstance(command, _CHANGING):
                 return Refused(reply, index)
             replies.append(reply)

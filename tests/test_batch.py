@@ -61,6 +61,25 @@ def accounts(state: State) -> tuple[Any, ...]:
 both = pytest.mark.parametrize("atomic", [False, True])
 
 
+async def test_a_batch_pops_no_more_than_an_answer_may_hold(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """I6: what was popped has to be answered, so the rest stays where it is."""
+    world = World(nursery, limits=Limits(answer_bytes_max=4))
+    await world.start()
+    await world.do("QPUSH q aa bb cc dd")
+    refused = Failure(Error.TOO_LARGE, "the values popped before make the answer too long")
+    assert await world.do_many("BQPOP q", "QPOP q", "BQPOP q", "QPOP q", "SET k v", atomic=False) == [
+        *(Value(b"aa"), Value(b"dd"), refused, refused, Ok()),
+    ]
+    assert await queue_of(world) == [b"bb", b"cc"]
+    await world.do("QPUSH q ee")
+    assert error_of(await world.do_many("SET k w", "BQPOP q", "BQPOP q", "BQPOP q", atomic=True)) == (
+        Error.TOO_LARGE,
+        3,
+    )
+    assert await queue_of(world) == [b"bb", b"cc", b"ee"]
+    assert await world.do("GET k") == Value(b"v")
+
+
 @both
 async def test_commands_are_done_in_order_and_answered_in_order(world: World, *, atomic: bool) -> None:
     replies = await world.do_many(

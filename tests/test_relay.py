@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -84,6 +85,17 @@ async def test_a_head_at_its_limits_is_not_over_them_behind_the_door(server: Ser
     for head in (HOST + fields, HOST + b"X: " + b"a" * rest + b"\r\n"):
         await client.send(http(b"GET /livez", host=head))
         assert (await client.answer()).status == 200
+
+
+async def test_the_socket_of_the_application_has_no_name_that_a_crash_could_leave_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, patience: None
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    async with serving(serve_door) as server:
+        client = await server.connect()
+        await client.send(GET_LIVEZ)
+        assert (await client.answer()).status == 200
+        assert list(await trio.Path(tmp_path).iterdir()) == []
 
 
 async def test_a_crowd_that_asks_for_the_application_at_the_same_moment_is_answered(server: Server) -> None:
