@@ -87,6 +87,24 @@ BATCHES: tuple[Bug, ...] = (
         (*HISTORY, *UNREADABLE),
     ),
     Bug(
+        "others served while a unit pauses",
+        "Half way through a long unit other tasks have their turn, and so has a command of somebody else.",
+        (
+            Edit(
+                Engine._pausing,
+                "await trio.lowlevel.checkpoint()",
+                """
+                await trio.lowlevel.checkpoint()
+                while self._mailbox.backlog and isinstance(self._mailbox.backlog[0], Call):
+                    planted()
+                    call = self._mailbox.backlog.popleft()
+                    self._answer(call, self._performer.do(call.command, now_ms, call.taken), now_ms)
+                """,
+            ),
+        ),
+        (*HISTORY, *UNREADABLE),
+    ),
+    Bug(
         "values of a refused unit given back",
         "What a unit has popped goes back when it is refused, and once more when its client leaves.",
         (

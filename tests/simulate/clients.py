@@ -105,7 +105,7 @@ class Mind:
                 return (b"QPUSH", key, *(self._value() for _ in range(self._chance.choice((1, 1, 2)))))
             return (b"BQPOP", key) if draw < 0.85 else (b"QLEN", key)
         if draw < 0.6:
-            ttl = self._chance.choice(TTLS) if self._chance.random() < 0.2 else ()
+            ttl = self._chance.choice(TTLS) if self._chance.random() < 0.4 else ()
             return (b"SET", key, self._value(), *ttl)
         if key in (b"left", b"right"):
             return b"EXISTS", b"left", b"right"

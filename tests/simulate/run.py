@@ -44,7 +44,7 @@ POLICIES = (FsyncPolicy.ALWAYS,) * 8 + (FsyncPolicy.INTERVAL, FsyncPolicy.NEVER)
 DELAYS_MS = (0, 0, 0, 1, 1, 2, 5, 20, 100)
 DOWNTIMES_MS = (1, 1, 10, 1_000, 60_000)
 WALL_JUMPS_MS = (-86_400_000, -3_600_000, -10_000, -1_000, -50, -5, 50, 1_000, 3_600_000, 86_400_000)
-WORK_A_TURN = (256, 256, 256, 1, 3)
+WORK_A_TURN = (256, 256, 1, 1, 3)
 """Little, so that a short pipeline takes several turns with others in between, and a unit pauses in its middle."""
 
 ROOM_BYTES = (0, 1_000, 5_000, 40_000, 70_000, 150_000)
@@ -199,7 +199,7 @@ class Simulation:
     async def _live(self) -> None:
         """Lets the clients work until the engine ends, in one way or another."""
         injected = self._faults.injected
-        self._faults.arm(draw_plan(self._chance, strikes=0.6, errors=0.25, within=80))
+        self._faults.arm(draw_plan(self._chance, strikes=0.6, errors=0.35, within=80))
         if self._faults.may_say_full:
             self._books.life.full_until_ms = math.inf
         async with trio.open_nursery() as nursery:
