@@ -305,7 +305,7 @@ def settled(server: Server) -> dict[str, int]:
     until(lambda: (stat_of(server, "connections"), stat_of(server, "keys"), stat_of(server, "waiters")) == (1, 0, 0))
     return {
         "descriptors": len(list(Path(f"/proc/{server.pid}/fd").iterdir())),
-        "tasks": stat_of(server, "tasks"),
+        "tasks": min(stat_of(server, "tasks") for _ in range(10)),  # those of the request before may just be ending
         "queues": stat_of(server, "queues"),
         "files": len(list(server.data.iterdir())),
     }
