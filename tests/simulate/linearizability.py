@@ -102,6 +102,8 @@ class Judge:
             self._spread(concerned)
         elif concerned:
             self._leaving.append(request)
+            for search in concerned:
+                search.leave()
 
     def _concerned(self, request: Request) -> list[Search]:
         return [search for search in self._searches if search.concerns(request)]

@@ -176,6 +176,10 @@ class Search:
             if has_arrived and not all(map(share.is_done_or_waits, self._shelves)):
                 self._advance(share, share.is_done_or_waits)
 
+    def leave(self) -> None:
+        """A client has left: what it popped may be on its way back from now on."""
+        self._changed = True
+
     def see_off(self, request: Request) -> None:
         """A client has left: what it sent has happened by now or never will, and what it popped is back.
 
