@@ -464,3 +464,24 @@ def test_one_who_waits_is_not_turned_away_while_there_is_a_value() -> None:
     told: list[Told] = [(0, 12, "BQPOP q", ("error", "unavailable")), (1, 5, "QPUSH q a", pushed(1))]
     dump: Dump = (("queue", b"q", (b"a",)),)
     assert not is_explained(told, dump, end=End.STOP, stopping_ms=10)
+
+
+def reached(life: Life) -> Life:
+    """The life, with all that was sent noticed by the store in the same instant."""
+    for now_ms, kind, request in life.events:
+        if kind is Kind.SENT:
+            request.reached_ms = now_ms
+    return life
+
+
+def test_what_was_noticed_by_the_store_is_done_when_the_instant_is_over() -> None:
+    told: list[Told] = [(0, 1_000, "pipeline: QPUSH q a; SET k 1", LOST), (5, 6, "QLEN q", ("integer", 0))]
+    assert is_explained(told, [])
+    with pytest.raises(Violation):
+        judge((reached(life_of(told)), []))
+
+
+def test_in_a_crash_a_value_may_be_back_and_what_was_sent_in_the_same_instant_lost() -> None:
+    """E5"""
+    told: list[Told] = [(0, 5, "QPUSH q a", pushed(1)), (6, 8, "QPOP q", LEFT), (8, 9, "SET k 1", LOST)]
+    judge((reached(life_of(told, ended_ms=9)), [queue("a")]))
