@@ -483,5 +483,10 @@ def test_what_was_noticed_by_the_store_is_done_when_the_instant_is_over() -> Non
 
 def test_in_a_crash_a_value_may_be_back_and_what_was_sent_in_the_same_instant_lost() -> None:
     """E5"""
-    told: list[Told] = [(0, 5, "QPUSH q a", pushed(1)), (6, 8, "QPOP q", LEFT), (8, 9, "SET k 1", LOST)]
+    told: list[Told] = [
+        (0, 5, "QPUSH q a", pushed(1)),
+        (6, 8, "QPOP q", LEFT),
+        (7, 7, "GET other", NOT_FOUND),
+        (8, 9, "SET k 1", LOST),
+    ]
     judge((reached(life_of(told, ended_ms=9)), [queue("a")]))
