@@ -7,7 +7,8 @@ allows (Herlihy and Wing), but for those that are named in one command, which sh
 
 Beyond plain linearizability:
 - First come, first served: a blocking pop has reached the store when the instant in which it was sent is over. (In a
-  simulation time passes only when nothing else can happen.)
+  simulation time passes only when nothing else can happen.) So has everything else, if the mailbox was empty by then:
+  nothing that clients see says so, but without it the orders are too many when a dozen commands are in flight.
 - A client that left: when the instant is over, its command has happened or never will; what it popped is back.
 - A crash is a bar: what was in flight has happened by then, or never will. What the next start finds is what the store
   was at after some event, the same one for every key: one after which nothing was sent that somebody has the answer
