@@ -23,6 +23,9 @@ looks at some 30,000 objects, about 9 ms."""
 COUNT_FROZEN = 2_000_000
 """Objects frozen until all are counted, at least as many as the last time: to count a million takes 20 ms."""
 
+COUNT_QUEUES_MAX = 500_000
+"""With more queues nothing is counted: that alone would be a pause of 10 ms and more, for a few cycles at most."""
+
 SPARE_OBJECTS = 500_000
 """More frozen objects than the store accounts for, and as many again, that are borne before all are looked at."""
 
@@ -60,7 +63,7 @@ class Collector:
             return
         self._frozen_since += len(gc.get_objects(generation=2))
         gc.freeze()
-        if self._frozen_since > max(COUNT_FROZEN, self._counted):
+        if self._frozen_since > max(COUNT_FROZEN, self._counted) and self._queues() <= COUNT_QUEUES_MAX:
             self._count()
 
     def _count(self) -> None:
