@@ -49,12 +49,12 @@ from engine.commands import Command, Ping
 from engine.commit_thread import CommitThread
 from engine.committer import Committer, FsyncPolicy, Group, RunCommit, in_thread
 from engine.effects import Effects
+from engine.face import Face
 from engine.limits import Limits
 from engine.mailbox import Mailbox
 from engine.performer import AT_ONCE, BATCH_MAX, LIGHT, Delay, Pausing, Performer, weigh
 from engine.pops import Pops
 from engine.replies import Error, Failure, Refused, Reply
-from engine.sleeper import Sleeper
 from engine.state import State
 from engine.statistics import Statistics
 from engine.sweeper import Sweeper
@@ -78,7 +78,7 @@ WAITERS_FULL = Failure(Error.UNAVAILABLE, "too many clients are waiting")
 T = TypeVar("T")
 
 
-class Engine:
+class Engine(Face):
     """The embedded engine.
 
     Args:
@@ -146,52 +146,8 @@ class Engine:
 
     # For callers
 
-    async def submit(self, command: Command) -> Reply:
-        """Has a command done and waits for its answer.
-
-        Cancelling withdraws it: a command that waits is taken back, and a popped value nobody will see goes back
-        to its queue. There is no checkpoint between the answer's arrival and the return.
-
-        Args:
-            command: as parsed.
-
-        Returns:
-            The reply; refusals are replies too (`Failure`).
-        """
-        sleeper = Sleeper()
-        call = self.submit_nowait(command, lambda _call: sleeper.wake())
-        await self._answer_of(call, sleeper)
-        assert call.reply is not None
-        return call.reply
-
-    async def submit_many(self, commands: Sequence[Command], *, atomic: bool = False) -> list[Reply] | Refused:
-        """Has several commands done in their order, and waits for the answers; cancelling is as with `submit`.
-
-        Args:
-            commands: as parsed. None of them waits for a value: a blocking pop finds one or answers null.
-            atomic: all of them or nothing, with no command of others in between. Else a command that is refused does
-                not disturb the rest, and in a long batch others have their turn in between.
-
-        Returns:
-            The replies in order, or why nothing was done.
-        """
-        sleeper = Sleeper()
-        batch = self.submit_many_nowait(commands, atomic, lambda _call: sleeper.wake())
-        await self._answer_of(batch, sleeper)
-        assert batch.reply is not None
-        return batch.reply
-
     def submit_nowait(self, command: Command, deliver: Callable[[Call], None]) -> Call:
-        """Has a command done and returns at once.
-
-        Args:
-            command: as parsed.
-            deliver: called with the call, once, when its reply may be shown; also from within, for a refusal. If
-                something was popped (`call.taken`), `settle` or `withdraw` must follow.
-
-        Returns:
-            The call, for `settle` and `withdraw`.
-        """
+        """Part of `Face`."""
         call = Call(command, deliver)
         self._answers.callers += 1
         if not self.accepting:
@@ -203,16 +159,7 @@ class Engine:
         return call
 
     def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
-        """Has several commands done and returns at once.
-
-        Args:
-            commands: as in `submit_many`.
-            atomic: as in `submit_many`.
-            deliver: as in `submit_nowait`, called with the batch.
-
-        Returns:
-            The batch, for `settle` and `withdraw`.
-        """
+        """Part of `Face`."""
         batch = Batch(commands, atomic, deliver)
         self._answers.callers += 1
         if not self.accepting:
@@ -225,14 +172,11 @@ class Engine:
         return batch
 
     def settle(self, call: AnyCall) -> None:
-        """Says that the answer was handed to the transport: what was popped does not come back any more."""
+        """Part of `Face`."""
         self._answers.settle(call)
 
     def withdraw(self, call: AnyCall) -> None:
-        """Says that the caller has left: what waits is taken back, popped values go back, nothing is delivered.
-
-        Of a batch that is not atomic, what is done stays done.
-        """
+        """Part of `Face`."""
         if call.stage is SETTLED or call.stage is WITHDRAWN:
             return
         if not self._broken:
@@ -241,18 +185,6 @@ class Engine:
                 self._mailbox.nudge()
         call.stage = WITHDRAWN
         self._answers.leave()
-
-    async def _answer_of(self, call: AnyCall, sleeper: Sleeper) -> None:
-        """Waits until a call is answered; there is no checkpoint after that."""
-        try:
-            if call.stage is QUEUED:  # else it was refused
-                await sleeper.sleep(cancelled=lambda: self.withdraw(call))
-                # A cancellation that came in the same tick as the answer: the client is known to be gone.
-                await trio.lowlevel.checkpoint_if_cancelled()
-        except BaseException:
-            self.withdraw(call)
-            raise
-        self.settle(call)
 
     def statistics(self) -> Statistics:
         """Returns the engine's numbers at this moment."""

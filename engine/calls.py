@@ -5,12 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.commands import Command
 from engine.ops import Op
 from engine.replies import Refused, Reply
 from engine.state import Queue
-from engine.waiters import Waiter
 
 
 class Stage(enum.Enum):
@@ -46,16 +46,17 @@ class Call:
         deliver: called with the call, once, when its reply may be shown. It must not raise: that ends the engine.
         stage: where it is.
         reply: None until it is decided; to be looked at from `deliver` on.
-        taken: what it popped. If there is anything, its caller has to `settle` or `withdraw` when it was answered.
-        waiter: its place in line while it is parked.
+        taken: what it popped, as its engine notes it. If there is anything, its caller has to `settle` or `withdraw`
+            when it was answered.
+        waiter: its place in line while it is parked, likewise.
     """
 
     command: Command
     deliver: Callable[[Call], None]
     stage: Stage = QUEUED
     reply: Reply | None = None
-    taken: list[Taken] = field(default_factory=list)
-    waiter: Waiter[Call] | None = None
+    taken: list[Any] = field(default_factory=list)
+    waiter: Any = None
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +79,7 @@ class Batch:
     deliver: Callable[[Batch], None]
     stage: Stage = QUEUED
     reply: list[Reply] | Refused | None = None
-    taken: list[Taken] = field(default_factory=list)
+    taken: list[Any] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     popped_bytes: int = 0
 

@@ -1,0 +1,68 @@
+"""What Redis refuses, in Holdfast's words. The details are those of the embedded engine wherever it has the same."""
+
+from __future__ import annotations
+
+import logging
+
+from coredis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ReadOnlyError,
+    RedisClusterError,
+    ResponseError,
+    WrongTypeError,
+)
+
+from engine.commands import Command, Get
+from engine.redis.errors import Lost, NotReplicated, NotSent
+from engine.replies import Error, Failure
+
+_logger = logging.getLogger("holdfast.redis")
+
+_UNAVAILABLE_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ", "UNKILLABLE", "LOADING", "NOMASTERLINK")
+
+POPPED_ENOUGH = Failure(Error.TOO_LARGE, "the values popped before make the answer too long")
+
+
+def wrong_type(name: str, *, foreign: bool = False) -> Failure:
+    """The refusal of a command whose key holds something else.
+
+    Args:
+        name: of the command.
+        foreign: whether it is a list, but no queue of ours.
+    """
+    if name == "GET":
+        return Failure(Error.WRONG_TYPE, "the key holds a queue, GET reads plain values")
+    held = "a list that is no queue of Holdfast's" if foreign else "a plain value"
+    return Failure(Error.WRONG_TYPE, f"the key holds {held}, {name} needs a queue")
+
+
+def refusal(error: Exception, command: Command) -> Failure:
+    """The reply to a command that came to nothing.
+
+    Args:
+        error: of Redis, or one of `engine.redis.errors`.
+        command: that was to be done.
+    """
+    text = str(error)
+    if isinstance(error, WrongTypeError):
+        return wrong_type(_name(command), foreign="no queue" in text)
+    if isinstance(error, NotSent):
+        return Failure(Error.UNAVAILABLE, text)
+    if isinstance(error, Lost):
+        return Failure(Error.UNAVAILABLE, f"{text}; the command may have been done, or not")
+    if isinstance(error, NotReplicated):
+        return Failure(Error.UNAVAILABLE, "done, but too few replicas have it yet: it may be lost if the master fails")
+    if isinstance(error, (RedisClusterError, ReadOnlyError, BusyLoadingError)) or text.startswith(_UNAVAILABLE_CODES):
+        return Failure(Error.UNAVAILABLE, f"redis: {text}")
+    if isinstance(error, (AuthenticationError, AuthorizationError)):
+        return Failure(Error.UNAVAILABLE, "redis does not permit this to the server's user")
+    if isinstance(error, ResponseError) and text.startswith("OOM"):
+        return Failure(Error.STORAGE_FULL, "redis has reached its maxmemory")
+    _logger.error("redis refused %s: %s", _name(command), text)
+    return Failure(Error.INTERNAL_ERROR)
+
+
+def _name(command: Command) -> str:
+    return "GET" if isinstance(command, Get) else type(command).__name__.upper()

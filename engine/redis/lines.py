@@ -1,0 +1,273 @@
+"""Lines: who waits for a value of which queue, first come, first served; at the cost of no connection.
+
+A line is tried: one script takes as many values as there are clients in it. If there are none, Redis tells us when
+the key changes (`CLIENT TRACKING`, see engine/redis/link.py), and the line is tried again; and so it is when the slot
+has a new master. Nobody is asked anything meanwhile, however many wait; and who pushes pays nothing for those who wait.
+
+    idle --try--> trying --nothing there--> watched --key changed--> trying
+                         --some values----> trying, until nobody is left or nothing is there
+
+The rules that hold here:
+
+- One try of a line is under way at a time; what happens meanwhile has it tried once more.
+- A client whose time is up gets null, but not before a try that began after it came has found nothing for it.
+- A value that finds nobody left goes back.
+- Who waits already keeps waiting while the key holds something else, or its master cannot be reached. Who comes then is
+  refused.
+- First come, first served holds within this front. Between fronts the first to ask is served.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+from sortedcontainers import SortedList
+
+from engine.calls import PARKED, Call
+from engine.commands import BQPop
+from engine.redis.errors import Lost, NotReplicated
+from engine.redis.faults import refusal
+from engine.redis.receipts import FIRST, Posts, Receipt, Receipts
+from engine.redis.request import Request, script_call
+from engine.redis.scripts import BQPOP
+from engine.replies import NULL, Reply, Value
+
+TAKE_MAX = 64
+TAKE_BYTES_MAX = 1024 * 1024
+"""Values of one try, and their bytes: each goes to a client in the event loop."""
+
+TRY_AGAIN_S = 0.25
+"""Until the next try of a line that could not be tried; or whose slot is being moved, for then the new master is asked
+before it is the owner, and does not tell when the key changes."""
+
+SHORT_S = 1.0
+"""Who waits no longer than this has the line tried, though it is watched: to hear of a change could take as long."""
+
+TRIES_MAX = 128
+"""Lines tried in one go when many have to be."""
+
+_NEVER = [(math.inf, b"")]
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    call: Call
+    deadline_s: float
+    late: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """Who waits for one queue.
+
+    Attributes:
+        waiting: by ticket, the oldest first.
+        trying: whether a try is under way.
+        again: whether to try once more after it.
+        covered: the last ticket that the try under way is for.
+        seen: the last ticket for which one has ended.
+    """
+
+    waiting: OrderedDict[int, _Waiting] = field(default_factory=OrderedDict)
+    trying: bool = False
+    again: bool = False
+    covered: int = 0
+    seen: int = 0
+
+
+class Lines:
+    """All who wait, over all queues.
+
+    Args:
+        router: sends requests.
+        receipts: of what is popped.
+        answer: called with a call and its reply; what was popped is in `call.taken`.
+    """
+
+    def __init__(self, router: Posts, receipts: Receipts, answer: Callable[[Call, Reply], None]) -> None:
+        self._router = router
+        self._receipts = receipts
+        self._answer = answer
+        self._lines: dict[bytes, _Line] = {}
+        self._tickets = 0
+        self._count = 0
+        self._deadlines: SortedList[tuple[float, int, bytes]] = SortedList()
+        self._later: SortedList[tuple[float, bytes]] = SortedList()
+        self._backlog: deque[bytes] = deque()
+        self._nudged = trio.Event()
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def trying(self) -> bool:
+        """Whether a try is under way, which may bring values."""
+        return any(line.trying for line in self._lines.values())
+
+    # For those who wait
+
+    def park(self, call: Call) -> None:
+        """Has a blocking pop take a value, or wait for one."""
+        command = call.command
+        assert isinstance(command, BQPop)
+        timeout_s = math.inf if command.timeout_ms is None else command.timeout_ms / 1000
+        self._tickets += 1
+        waiting = _Waiting(call, trio.current_time() + timeout_s, late=timeout_s == 0)
+        line = self._lines.get(command.key)
+        watched = line is not None and not line.trying
+        if line is None:
+            line = self._lines[command.key] = _Line()
+        line.waiting[self._tickets] = waiting
+        if not waiting.late and timeout_s < math.inf:
+            self._deadlines.add((waiting.deadline_s, self._tickets, command.key))
+            self._nudged.set()
+        self._count += 1
+        call.stage = PARKED
+        call.waiter = (self._tickets, command.key)
+        if not watched or timeout_s < SHORT_S:
+            self._try(command.key, line)
+        else:
+            line.seen = self._tickets
+
+    def leave(self, call: Call) -> None:
+        """The client of a parked call is gone."""
+        ticket, key = call.waiter
+        self._take_out(ticket, key)
+
+    def turn_away(self, reply: Reply) -> None:
+        """Answers everybody, and consumes nothing."""
+        for key, line in list(self._lines.items()):
+            for ticket, waiting in list(line.waiting.items()):
+                if ticket in line.waiting:
+                    self._take_out(ticket, key)
+                    self._answer(waiting.call, reply)
+
+    def _take_out(self, ticket: int, key: bytes) -> _Waiting:
+        line = self._lines[key]
+        waiting = line.waiting.pop(ticket)
+        waiting.call.waiter = None
+        self._count -= 1
+        if not waiting.late and waiting.deadline_s < math.inf:
+            self._deadlines.remove((waiting.deadline_s, ticket, key))
+        if not line.waiting and not line.trying:
+            del self._lines[key]
+        return waiting
+
+    # What happens
+
+    def key_changed(self, key: bytes) -> None:
+        """There may be something in a queue now."""
+        line = self._lines.get(key)
+        if line is not None:
+            self._try(key, line)
+
+    def try_all(self, concerned: Callable[[int], bool] = lambda _slot: True) -> None:
+        """Has all lines of some slots tried, some at a time."""
+        self._backlog += [key for key in self._lines if concerned(self._router.slot_of(key))]
+        self._nudged.set()
+
+    async def run(self) -> None:
+        """Tells those whose time is up, and tries what has to be tried, until it is cancelled."""
+        while True:
+            if self._backlog:
+                await trio.lowlevel.checkpoint()
+            else:
+                with trio.move_on_at(min(due[0][0] for due in (self._deadlines, self._later, _NEVER) if due)):
+                    await self._nudged.wait()
+            self._nudged = trio.Event()
+            now_s = trio.current_time()
+            self._time_out(now_s)
+            while self._later and self._later[0][0] <= now_s:
+                self._backlog.append(self._later.pop(0)[1])
+            for _ in range(min(TRIES_MAX, len(self._backlog))):
+                self.key_changed(self._backlog.popleft())
+
+    def _time_out(self, now_s: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            _, ticket, key = self._deadlines.pop(0)
+            line = self._lines[key]
+            waiting = line.waiting[ticket]
+            waiting.late = True
+            if ticket <= line.seen:
+                self._take_out(ticket, key)
+                self._answer(waiting.call, NULL)
+
+    # Trying
+
+    def _try(self, key: bytes, line: _Line) -> None:
+        if line.trying:
+            line.again = True
+            return
+        line.trying, line.again = True, False
+        line.covered = next(reversed(line.waiting))
+        count = min(len(line.waiting), TAKE_MAX)
+        token = self._receipts.new_tokens(count)
+        slot = self._router.slot_of(key)
+        words = (self._receipts.key_for(slot), token, count, TAKE_BYTES_MAX)
+        request: Request
+        request = script_call(
+            BQPOP, (key,), words, slot, lambda result: self._tried(key, request, token, result), tracked=True
+        )
+        self._router.post(request)
+
+    def _tried(self, key: bytes, request: Request, token: int, result: Any) -> None:
+        """A try has ended.
+
+        Until all is done that follows from it the line counts as being tried: answers are delivered from within, and
+        whoever gets one may come back at once.
+        """
+        line = self._lines[key]
+        failure = result if isinstance(result, Exception) else None
+        taken: Any = result.result if isinstance(result, NotReplicated) else result
+        values = [] if taken is None or isinstance(taken, Exception) else taken[1:]
+        receipts = [Receipt(token + index, key, FIRST + taken[0] + value) for index, value in enumerate(values)]
+        if failure is None:
+            self._serve(key, line, receipts, values)
+        else:
+            if isinstance(failure, Lost):
+                receipts = [Receipt(token + index, key, b"") for index in range(TAKE_MAX)]
+            self._receipts.take_back(receipts)
+            self._refuse(key, line, failure, len(values))
+        if not values:
+            line.seen = max(line.seen, line.covered)
+            self._tell_late(key, line)
+        line.trying = False
+        if not line.waiting:
+            del self._lines[key]
+        elif failure is not None or request.asking:
+            self._later.add((trio.current_time() + TRY_AGAIN_S, key))
+            self._nudged.set()
+        elif values or line.again:
+            self._try(key, line)
+
+    def _serve(self, key: bytes, line: _Line, receipts: list[Receipt], values: list[bytes]) -> None:
+        for index, (receipt, value) in enumerate(zip(receipts, values, strict=True)):
+            if not line.waiting:
+                self._receipts.take_back(receipts[index:])
+                break
+            call = self._take_out(next(iter(line.waiting)), key).call
+            call.taken.append(receipt)
+            self._answer(call, Value(value))
+
+    def _refuse(self, key: bytes, line: _Line, failure: Exception, popped: int) -> None:
+        """Answers those for whom a try has failed: who came since the last one, and who would have had a value.
+
+        If it got lost only those whose time is up: the others may well wait until the master can be reached again.
+        """
+        for index, (ticket, waiting) in enumerate(list(line.waiting.items())):
+            fresh = line.seen < ticket <= line.covered and (waiting.late or not isinstance(failure, Lost))
+            if ticket in line.waiting and (index < popped or fresh):
+                self._take_out(ticket, key)
+                self._answer(waiting.call, refusal(failure, waiting.call.command))
+
+    def _tell_late(self, key: bytes, line: _Line) -> None:
+        """Answers those whose time was up while the try was under way."""
+        for ticket, waiting in list(line.waiting.items()):
+            if waiting.late and ticket <= line.seen and ticket in line.waiting:
+                self._take_out(ticket, key)
+                self._answer(waiting.call, NULL)

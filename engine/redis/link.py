@@ -1,0 +1,333 @@
+"""A link: the one connection to a master, over which everything for it goes.
+
+    post -> outbox -> sender: a group, one pipeline -> node
+                      receiver: its answers, in order <- node -> answered
+                      listener: keys that have changed <- node -> key_changed
+
+Requests of one turn of the event loop go in one group, and a few groups are under way at once. A group that writes has
+a WAIT behind it if replicas have to follow, and its answers wait for that.
+
+The rules that hold here:
+
+- A request is answered exactly once. When the connection breaks, those that were sent are `Lost`, the rest `NotSent`;
+  nothing is ever sent twice from here.
+- What a broken connection has sent, and the node has not read yet, is never done after the next one is up: the node is
+  told to drop the old connection first. So whoever then looks whether a lost request was done gets a final answer.
+- While the first attempt to connect is under way requests wait; once one has failed they are refused until one
+  succeeds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+from coredis.connection import TCPConnection
+from coredis.connection._request import RequestBatch
+from coredis.exceptions import RedisError
+
+from engine.redis.endpoint import Address
+from engine.redis.errors import ClusterError, Lost, NotReplicated, NotSent
+from engine.redis.node import ANSWER_TIMEOUT_S, Simple, connect, fault, is_answer, send
+from engine.redis.request import Request
+from engine.redis.scripts import SCRIPTS
+
+GROUP_MAX = 256
+"""Requests of one pipeline: their answers take some ms, then others have their turn."""
+
+GROUP_BYTES_MAX = 1024 * 1024
+"""Words of one pipeline, in bytes; the last request may go beyond."""
+
+GROUPS_UNDER_WAY_MAX = 4
+"""Pipelines sent and not answered yet; the next commands gather meanwhile."""
+
+WAIT_TIMEOUT_S = 1.0
+"""How long replicas may take."""
+
+RECONNECT_S = (0.05, 1.0)
+"""First and longest pause between two attempts to connect."""
+
+_LAST_ANSWERS_S = 1.0
+"""For answers that came before the connection broke; it takes some turns of the event loop."""
+
+VERSION_MIN = (7, 0)
+"""Of Redis: flags of scripts came with it."""
+
+_ASKING = Simple(b"ASKING", ())
+_TRACK = Simple(b"CLIENT", (b"CACHING", b"YES"))
+
+_logger = logging.getLogger("holdfast.redis")
+
+
+class LinkOwner(Protocol):
+    """Whom a link tells what happens to it."""
+
+    def link_up(self, link: Link) -> None:
+        """It is connected; nothing that was lost is going to be done any more."""
+
+    def link_down(self, link: Link) -> None:
+        """It has lost its connection, or failed to make one."""
+
+    def answered(self, request: Request, result: Any) -> None:
+        """What became of a request: its answer, an error of Redis, or one of `engine.redis.errors`."""
+
+    def key_changed(self, key: bytes | None) -> None:
+        """A key that was read with `Request.tracked` has changed since; None is any of them."""
+
+    def round_trip(self, duration_s: float, requests: int) -> None:
+        """A group was answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """What all links are made with.
+
+    Attributes:
+        connection_options: `Endpoint.connection_options`.
+        min_replicas: that have to have a write before it is answered.
+        answer_timeout_s: see `ANSWER_TIMEOUT_S`.
+    """
+
+    connection_options: Mapping[str, Any]
+    min_replicas: int = 0
+    answer_timeout_s: float = ANSWER_TIMEOUT_S
+
+
+class _Group:
+    """Requests that are sent as one pipeline, and when that was."""
+
+    __slots__ = ("batch", "requests", "sent_s", "waits")
+
+    def __init__(self, requests: list[Request], waits: bool, batch: RequestBatch) -> None:
+        self.requests = requests
+        self.waits = waits
+        self.batch = batch
+        self.sent_s = trio.current_time()
+
+
+class Link:
+    """The connection to one master.
+
+    Args:
+        address: of the node.
+        settings: see there.
+        owner: is told what happens.
+
+    Attributes:
+        up: whether it is connected.
+        fault: why not, in words; empty before the first attempt has failed.
+        tried: set when the first attempt has come to its end.
+        posted_s: trio time of the last `post`.
+        config: what the node says about itself: `appendonly`, `appendfsync`; "unknown" where it does not say.
+    """
+
+    def __init__(self, address: Address, settings: LinkSettings, owner: LinkOwner) -> None:
+        self.address = address
+        self.up = False
+        self.fault = ""
+        self.tried = trio.Event()
+        self.config: dict[str, str] = {}
+        self._settings = settings
+        self._owner = owner
+        self._outbox: deque[Request] = deque()
+        self._posted = trio.Event()
+        self._under_way: deque[_Group] = deque()
+        self._old_client: int | None = None
+        self._scope = trio.CancelScope()
+        self.posted_s = trio.current_time()
+
+    def post(self, request: Request) -> None:
+        """Has a request sent; its result comes by `LinkOwner.answered`, also from within if there is no connection."""
+        if self.fault:
+            self._owner.answered(request, NotSent(self.fault))
+        else:
+            self.posted_s = trio.current_time()
+            self._outbox.append(request)
+            self._posted.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way or waits to be sent."""
+        return bool(self._under_way or self._outbox)
+
+    def retire(self) -> None:
+        """Ends `run`: the node is no master any more. What is under way is lost."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Keeps the connection up until `retire`."""
+        pause_s, longest_s = RECONNECT_S
+        try:
+            with self._scope:
+                while True:
+                    began_s = trio.current_time()
+                    self._break(await self._run_connection())
+                    if trio.current_time() - began_s > longest_s:
+                        pause_s = RECONNECT_S[0]
+                    await trio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, longest_s)
+        finally:
+            self._break(f"{self.address} is no master any more")
+
+    def _break(self, reason: str) -> None:
+        """Answers everything that is under way or waits; whatever comes now is refused."""
+        if self.fault != reason:
+            _logger.warning("redis: %s", reason)
+        self.up, self.fault = False, reason
+        self.tried.set()
+        groups, self._under_way = self._under_way, deque()
+        outbox, self._outbox = self._outbox, deque()
+        for group in groups:
+            for request in group.requests:
+                self._owner.answered(request, Lost(reason))
+        for request in outbox:
+            self._owner.answered(request, NotSent(reason))
+        self._owner.link_down(self)
+
+    # One connection
+
+    async def _run_connection(self) -> str:
+        """Serves one connection; returns why it is over."""
+        async with trio.open_nursery() as nursery:
+            try:
+                connection = await connect(
+                    self.address, self._settings.connection_options, nursery, self._settings.answer_timeout_s
+                )
+                await self._set_up(connection)
+            except ClusterError as error:
+                reason = str(error)
+            except (RedisError, OSError, TimeoutError) as error:
+                reason = str(fault(self.address, error))
+            else:
+                _logger.info("redis: connected to %s", self.address)
+                to_receiver, sent = trio.open_memory_channel[_Group](GROUPS_UNDER_WAY_MAX - 1)
+                nursery.start_soon(self._receive, sent)
+                nursery.start_soon(self._send, connection, to_receiver)
+                self.up, self.fault = True, ""
+                self.tried.set()
+                self._owner.link_up(self)
+                reason = await self._listen(connection)
+                with trio.move_on_after(_LAST_ANSWERS_S):  # what was answered before it broke is no loss
+                    while self._under_way:
+                        await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        return reason
+
+    async def _set_up(self, connection: TCPConnection) -> None:
+        version = (connection.server_version or "0").split(".")
+        if tuple(int(part) for part in version[:2] if part.isdigit()) < VERSION_MIN:
+            raise ClusterError(f"{self.address} runs Redis {connection.server_version}, which is too old: it takes 7.0")
+        commands = [Simple(b"SCRIPT", (b"LOAD", script.source)) for script in SCRIPTS.values()]
+        commands.append(Simple(b"CLIENT", (b"TRACKING", b"ON", b"OPTIN")))
+        commands.append(Simple(b"CONFIG", (b"GET", b"append*")))
+        if self._old_client is not None:
+            commands.insert(0, Simple(b"CLIENT", (b"KILL", b"ID", self._old_client)))
+        *results, config = await send(connection, commands)
+        for command, result in zip(commands, results, strict=False):
+            if isinstance(result, Exception) and command.serialized_arguments[0] != b"KILL":
+                raise result
+        self._old_client = connection.client_id
+        self.config = _config(config)
+
+    async def _send(self, connection: TCPConnection, to_receiver: trio.MemorySendChannel[_Group]) -> None:
+        while True:
+            while self._outbox:
+                requests = self._next_requests()
+                waits = self._settings.min_replicas > 0 and any(request.writes for request in requests)
+                commands = _commands(requests)
+                if waits:
+                    commands.append(Simple(b"WAIT", (self._settings.min_replicas, int(WAIT_TIMEOUT_S * 1000))))
+                try:
+                    group = _Group(requests, waits, send(connection, commands))
+                except RedisError:  # it broke just now, which the listener is about to see
+                    self._outbox.extendleft(reversed(requests))
+                    return
+                self._under_way.append(group)
+                await to_receiver.send(group)
+            self._posted = trio.Event()
+            await self._posted.wait()
+
+    def _next_requests(self) -> list[Request]:
+        requests: list[Request] = []
+        outbox, left_bytes = self._outbox, GROUP_BYTES_MAX
+        while outbox and len(requests) < GROUP_MAX and left_bytes > 0:
+            request = outbox.popleft()
+            requests.append(request)
+            left_bytes -= sum([len(word) for word in request.serialized_arguments if type(word) is bytes])
+        return requests
+
+    async def _receive(self, sent: trio.MemoryReceiveChannel[_Group]) -> None:
+        async for group in sent:
+            results: Sequence[Any] = await group.batch
+            if not self._under_way:  # the connection is over, and everything was answered
+                return
+            self._under_way.popleft()
+            self._owner.round_trip(trio.current_time() - group.sent_s, len(group.requests))
+            for request, result in zip(group.requests, self._judge(group, results), strict=True):
+                self._owner.answered(request, result)
+            await trio.lowlevel.checkpoint()
+
+    def _judge(self, group: _Group, results: Sequence[Any]) -> Sequence[Any]:
+        """What became of each request of a group."""
+        if len(results) > len(group.requests):
+            acknowledged = results[-1] if group.waits else None
+            results = _without_prefixes(group.requests, results)
+            if group.waits and not (isinstance(acknowledged, int) and acknowledged >= self._settings.min_replicas):
+                results = [
+                    NotReplicated(result) if request.writes and not isinstance(result, Exception) else result
+                    for request, result in zip(group.requests, results, strict=True)
+                ]
+        if isinstance(results[-1], Exception):  # of those that are lost it is one
+            results = [result if is_answer(result) or _is_ours(result) else Lost(str(result)) for result in results]
+        return results
+
+    async def _listen(self, connection: TCPConnection) -> str:
+        """Passes on which keys have changed, until the connection is over; returns why it is."""
+        try:
+            async with aclosing(connection.push_messages) as messages:
+                async for message in messages:
+                    if message[0] == b"invalidate":
+                        keys: Any = message[1]
+                        for key in [None] if keys is None else keys:
+                            self._owner.key_changed(key)
+        except RedisError as error:
+            return str(fault(self.address, connection._last_error or error))
+        return f"{self.address} has closed the connection"
+
+
+def _is_ours(result: object) -> bool:
+    return isinstance(result, NotReplicated)
+
+
+def _commands(requests: Sequence[Request]) -> list[object]:
+    """The commands of a pipeline: the requests, and what has to stand before them."""
+    commands: list[object] = []
+    for request in requests:
+        if request.asking:
+            commands.append(_ASKING)
+        elif request.tracked:  # not both: each holds for the very next command only
+            commands.append(_TRACK)
+        commands.append(request)
+    return commands
+
+
+def _without_prefixes(requests: Sequence[Request], results: Sequence[Any]) -> list[Any]:
+    """The results of the requests alone."""
+    own: list[Any] = []
+    left = iter(results)
+    for request in requests:
+        if request.asking or request.tracked:
+            next(left)
+        own.append(next(left))
+    return own
+
+
+def _config(answer: Any) -> dict[str, str]:
+    """What CONFIG GET says about durability; not everybody may ask."""
+    said = {} if isinstance(answer, Exception) else dict(answer)
+    return {name: said.get(name.encode(), b"unknown").decode() for name in ("appendonly", "appendfsync")}

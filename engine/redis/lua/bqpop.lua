@@ -1,0 +1,31 @@
+#!lua flags=allow-oom
+-- BQPOP, for all who wait for the same queue. KEYS: the queue. ARGV: the front's receipts; the token of the first value,
+-- the others have the numbers behind it; how many values at most; how many bytes, though one value may have more.
+-- Returns nil if there is nothing to take, else the mark and the values.
+local mark, wrong = mark_of(KEYS[1])
+if wrong then
+  return wrong
+end
+if not mark then
+  return false
+end
+local taken, bytes = {mark}, 0
+for index = 1, tonumber(ARGV[3]) do
+  local value = redis.call('LINDEX', KEYS[1], index)
+  if not value then
+    break
+  end
+  bytes = bytes + #value
+  if index > 1 and bytes > tonumber(ARGV[4]) then
+    break
+  end
+  taken[index + 1] = value
+end
+if #taken == 1 then
+  return false
+end
+pop_first(KEYS[1], mark, #taken - 1)
+for index = 2, #taken do
+  leave_receipt(ARGV[1], string.format('%.0f', tonumber(ARGV[2]) + index - 2), mark, FIRST, taken[index])
+end
+return taken

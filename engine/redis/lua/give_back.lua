@@ -1,0 +1,26 @@
+#!lua flags=allow-oom
+-- Puts popped values back where they were taken from, if the queue is still the same. KEYS: the queue. ARGV: the front's
+-- receipts; then for each value, the last pop first, its token and its receipt, or '' if only the receipt in Redis counts:
+-- for then it is not known whether it was popped at all, or has come back already.
+-- Returns how many came back.
+local mark = mark_of(KEYS[1])
+local returned = 0
+for index = 2, #ARGV, 2 do
+  local token, receipt = ARGV[index], ARGV[index + 1]
+  local noted = redis.pcall('HGET', ARGV[1], token)
+  if type(noted) == 'string' then
+    redis.call('HDEL', ARGV[1], token)
+    receipt = noted
+  end
+  if mark and string.sub(receipt, 2, MARK_LENGTH + 1) == mark then
+    local value = string.sub(receipt, MARK_LENGTH + 2)
+    if string.sub(receipt, 1, 1) == FIRST then
+      redis.call('LSET', KEYS[1], 0, value)
+      redis.call('LPUSH', KEYS[1], mark)
+    else
+      redis.call('RPUSH', KEYS[1], value)
+    end
+    returned = returned + 1
+  end
+end
+return returned

@@ -1,0 +1,44 @@
+-- Put in front of every script: how a queue lies in Redis (engine/redis/format.py).
+
+local MARK_PREFIX = 'holdfast:queue:'
+local MARK_LENGTH = #MARK_PREFIX + 32
+local FIRST, LAST = '<', '>'
+local PUSH_MAX = 1000 -- arguments of one RPUSH: Lua's stack bounds them
+
+-- A receipt outlives any outage in which somebody would still ask for it; then nobody does any more.
+local RECEIPTS_MS = 3600000
+
+local PLAIN = {err = 'WRONGTYPE the key holds a plain value'}
+local FOREIGN = {err = 'WRONGTYPE the key holds a list that is no queue'}
+
+-- The mark of the queue at a key, false if the key holds nothing; or nil and an error.
+local function mark_of(key)
+  local mark = redis.pcall('LINDEX', key, 0)
+  if type(mark) == 'table' then
+    return nil, string.find(mark.err, 'WRONGTYPE', 1, true) and PLAIN or mark
+  end
+  if mark and string.sub(mark, 1, #MARK_PREFIX) ~= MARK_PREFIX then
+    return nil, FOREIGN
+  end
+  return mark
+end
+
+-- Appends values to the list at a key.
+local function push(key, values)
+  for first = 1, #values, PUSH_MAX do
+    redis.call('RPUSH', key, unpack(values, first, math.min(first + PUSH_MAX - 1, #values)))
+  end
+end
+
+-- Takes so many values from the beginning of a queue; the mark steps in the place of the last of them.
+local function pop_first(key, mark, count)
+  redis.call('LPOP', key, count)
+  redis.call('LSET', key, 0, mark)
+end
+
+-- Notes what was popped from which end, until the front says that it was handed over. In a slot that is being moved to
+-- another node there may be no room for the note, for its key is not here or not there: then it is left out.
+local function leave_receipt(receipts, token, mark, from, value)
+  redis.pcall('HSET', receipts, token, from .. mark .. value)
+  redis.pcall('PEXPIRE', receipts, RECEIPTS_MS)
+end

@@ -1,0 +1,123 @@
+"""Connections to single nodes, by coredis: made, and asked a few things."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import trio
+from coredis.commands.request import CommandRequest
+from coredis.connection import TCPConnection, TCPLocation
+from coredis.connection._request import RequestBatch
+from coredis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
+
+from engine.redis.endpoint import Address
+from engine.redis.errors import ClusterError
+
+CONNECT_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 5.0
+"""Without an answer for so long a node counts as gone."""
+
+# coredis logs each failed attempt with a traceback; what an operator has to know is logged by us.
+logging.getLogger("coredis").setLevel(logging.CRITICAL)
+logging.getLogger("coredis").propagate = False
+
+
+@dataclass(slots=True)
+class Simple:
+    """A command as coredis sends it: of its own kind of request it needs no more than these."""
+
+    name: bytes
+    serialized_arguments: tuple[bytes | int, ...]
+    decode: bool = False
+
+
+def send(connection: TCPConnection, commands: Sequence[object]) -> RequestBatch:
+    """Sends commands as one pipeline.
+
+    Args:
+        connection: that is up.
+        commands: each with the attributes of `Simple`.
+
+    Returns:
+        What to await for the answers, in order; errors stand in their place.
+    """
+    return connection.create_request_batch(cast(Sequence[CommandRequest[Any]], commands))
+
+
+def is_answer(result: object) -> bool:
+    """Tells what a node has said, be it an error, from what stands for an answer that never came."""
+    return not isinstance(result, Exception) or isinstance(result, (ResponseError, BusyLoadingError))
+
+
+async def connect(
+    address: Address, options: Mapping[str, Any], nursery: trio.Nursery, answer_timeout_s: float = ANSWER_TIMEOUT_S
+) -> TCPConnection:
+    """Connects to a node and says hello.
+
+    Args:
+        address: of the node.
+        options: `Endpoint.connection_options`.
+        nursery: in which the connection lives, until that is cancelled or the connection breaks.
+        answer_timeout_s: see `ANSWER_TIMEOUT_S`.
+
+    Returns:
+        The connection; it speaks RESP3 and returns bytes.
+
+    Raises:
+        ClusterError: nobody answers there, or lets us in.
+    """
+    location = TCPLocation(address.host, address.port)
+    connection = TCPConnection(location, connect_timeout=CONNECT_TIMEOUT_S, stream_timeout=answer_timeout_s, **options)
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT_S + answer_timeout_s):
+            await nursery.start(connection.run)
+    except (RedisError, OSError, TimeoutError, trio.TooSlowError) as error:
+        raise fault(address, error) from None
+    return connection
+
+
+async def ask(address: Address, options: Mapping[str, Any], *commands: Simple) -> list[Any]:
+    """Connects to a node, has some commands done, and leaves.
+
+    Args:
+        address: of the node.
+        options: `Endpoint.connection_options`.
+        commands: sent as one pipeline.
+
+    Returns:
+        The answers; errors stand in their place.
+
+    Raises:
+        ClusterError: nobody answers there, or lets us in.
+    """
+    answers: list[Any] = []
+    failure: ClusterError | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            answers = list(await send(await connect(address, options, nursery), commands))
+        except ClusterError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    lost = [answer for answer in answers if not is_answer(answer)]
+    if failure is None and lost:
+        failure = fault(address, lost[0])
+    if failure is not None:
+        raise failure
+    return answers
+
+
+def fault(address: Address, error: BaseException) -> ClusterError:
+    """Says in one line, without a password, what is wrong with a node."""
+    if isinstance(error, AuthenticationError) or "WRONGPASS" in str(error) or "NOAUTH" in str(error):
+        return WrongPassword(f"{address} refuses the name or the password")
+    while error.__cause__ is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    text = str(error) or type(error).__name__
+    return ClusterError(f"{address} does not answer: {text}")
+
+
+class WrongPassword(ClusterError):  # what it is
+    """The node does not let us in."""

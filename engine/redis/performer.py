@@ -1,0 +1,231 @@
+"""Commands become requests for Redis, and its answers replies.
+
+A command on one key is one request. EXISTS and DELETE of several are one for each slot, all at once; what belongs to
+one slot is done together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import msgpack
+from coredis.exceptions import TryAgainError
+
+from engine.commands import BQPop, Command, Condition, Delete, Exists, Get, Ping, QLen, QPop, QPush, Set, Ttl
+from engine.redis.errors import Lost, NotReplicated
+from engine.redis.faults import refusal
+from engine.redis.format import new_mark
+from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts
+from engine.redis.request import Request, script_call
+from engine.redis.scripts import BQPOP, QLEN, QPOP, QPUSH
+from engine.replies import NULL, OK, PONG, Error, Failure, Integer, Ok, Reply, Value
+
+Finish: TypeAlias = Callable[[Reply], None]
+
+KEYS_MAX = 256
+"""Keys of EXISTS and DELETE that are asked for at once; the next ones when these are answered."""
+
+EMPTY = Failure(Error.QUEUE_IS_EMPTY)
+KEY_NOT_FOUND = Failure(Error.KEY_NOT_FOUND)
+
+
+class Performer:
+    """Has single commands done.
+
+    Args:
+        router: sends requests.
+        receipts: of what is popped.
+    """
+
+    def __init__(self, router: Posts, receipts: Receipts) -> None:
+        self._router = router
+        self._receipts = receipts
+
+    def perform(self, command: Command, taken: list[Any], finish: Finish) -> None:
+        """Has one command done; none of them waits for a value.
+
+        Args:
+            command: as parsed.
+            taken: receipts of what is popped are added here.
+            finish: called once with the reply, also from within.
+        """
+        _PERFORM[type(command)](self, command, taken, finish)
+
+    def _post(
+        self,
+        command: Command,
+        words: tuple[bytes, ...],
+        key: bytes,
+        finish: Finish,
+        understand: Callable[[Any], Reply],
+    ) -> None:
+        """Sends a Redis command, and has its answer understood."""
+
+        def done(result: Any) -> None:
+            finish(refusal(result, command) if isinstance(result, Exception) else understand(result))
+
+        writes = isinstance(command, Set)
+        self._router.post(Request(words[0], words[1:], self._router.slot_of(key), done, writes))
+
+    def _set(self, command: Set, _taken: list[Any], finish: Finish) -> None:
+        words = [b"SET", command.key, command.value]
+        if command.ttl_ms is not None:
+            words += (b"PX", b"%d" % command.ttl_ms)
+        if command.condition is not None:
+            words.append(command.condition.value.encode())
+        self._post(command, tuple(words), command.key, finish, partial(_after_set, command.condition))
+
+    def _get(self, command: Get, _taken: list[Any], finish: Finish) -> None:
+        self._post(command, (b"GET", command.key), command.key, finish, _after_get)
+
+    def _ttl(self, command: Ttl, _taken: list[Any], finish: Finish) -> None:
+        self._post(command, (b"PTTL", command.key), command.key, finish, _after_pttl)
+
+    def _ping(self, _command: Ping, _taken: list[Any], finish: Finish) -> None:
+        finish(PONG)
+
+    # Queues
+
+    def _qpush(self, command: QPush, _taken: list[Any], finish: Finish) -> None:
+        def done(result: Any) -> None:
+            finish(refusal(result, command) if isinstance(result, Exception) else Ok(length=result))
+
+        values = msgpack.packb(command.values, use_bin_type=False)
+        slot = self._router.slot_of(command.key)
+        self._router.post(script_call(QPUSH, (command.key,), (new_mark(), values), slot, done))
+
+    def _qlen(self, command: QLen, _taken: list[Any], finish: Finish) -> None:
+        def done(result: Any) -> None:
+            finish(refusal(result, command) if isinstance(result, Exception) else Integer(result))
+
+        slot = self._router.slot_of(command.key)
+        self._router.post(script_call(QLEN, (command.key,), (), slot, done, writes=False))
+
+    def _qpop(self, command: QPop, taken: list[Any], finish: Finish) -> None:
+        slot = self._router.slot_of(command.key)
+        token = self._receipts.new_tokens(1)
+        done = partial(self._popped, command, token, LAST, taken, finish)
+        self._router.post(script_call(QPOP, (command.key,), (self._receipts.key_for(slot), token), slot, done))
+
+    def _bqpop(self, command: BQPop, taken: list[Any], finish: Finish) -> None:
+        slot = self._router.slot_of(command.key)
+        token = self._receipts.new_tokens(1)
+        done = partial(self._popped, command, token, FIRST, taken, finish)
+        words = (self._receipts.key_for(slot), token, 1, 0)
+        self._router.post(script_call(BQPOP, (command.key,), words, slot, done))
+
+    def _popped(
+        self, command: QPop | BQPop, token: int, end: bytes, taken: list[Any], finish: Finish, result: Any
+    ) -> None:
+        if isinstance(result, Exception):
+            self._take_back(Receipt(token, command.key, b""), end, result)
+            finish(refusal(result, command))
+        elif isinstance(result, list):
+            mark, value = result
+            taken.append(Receipt(token, command.key, end + mark + value))
+            finish(Value(value))
+        else:
+            finish(NULL if result is None else EMPTY)
+
+    def _take_back(self, receipt: Receipt, end: bytes, error: Exception) -> None:
+        """Has a value go back for which its client gets an error; when it got lost, if it was popped at all."""
+        if isinstance(error, Lost):
+            self._receipts.take_back([receipt])
+        elif isinstance(error, NotReplicated) and isinstance(error.result, list):
+            mark, value = error.result
+            self._receipts.take_back([Receipt(receipt.token, receipt.key, end + mark + value)])
+
+    # Several keys
+
+    def _delete(self, command: Delete, _taken: list[Any], finish: Finish) -> None:
+        keys = tuple(dict.fromkeys(command.keys))
+        _Count(self._router, command, b"UNLINK", keys, lambda reply: finish(_after_delete(reply))).go_on()
+
+    def _exists(self, command: Exists, _taken: list[Any], finish: Finish) -> None:
+        _Count(self._router, command, b"EXISTS", command.keys, finish).go_on()
+
+
+class _Count:
+    """A command on keys of any number of slots, whose answers are added up."""
+
+    def __init__(
+        self, router: Posts, command: Delete | Exists, name: bytes, keys: tuple[bytes, ...], finish: Finish
+    ) -> None:
+        self._router = router
+        self._command = command
+        self._name = name
+        self._left = keys
+        self._finish = finish
+        self._under_way = 0
+        self._sum = 0
+        self._failure: Failure | None = None
+
+    def go_on(self) -> None:
+        """Asks for the next keys, or finishes."""
+        if not self._left or self._failure is not None:
+            self._finish(self._failure or Integer(self._sum))
+            return
+        by_slot: defaultdict[int, list[bytes]] = defaultdict(list)
+        for key in self._left[:KEYS_MAX]:
+            by_slot[self._router.slot_of(key)].append(key)
+        self._left = self._left[KEYS_MAX:]
+        self._under_way = len(by_slot)
+        for slot, keys in by_slot.items():
+            self._post(slot, keys)
+
+    def _post(self, slot: int, keys: Sequence[bytes]) -> None:
+        writes = isinstance(self._command, Delete)
+        done = partial(self._done, slot, keys)
+        self._router.post(Request(self._name, tuple(keys), slot, done, writes, divisible=len(keys) > 1))
+
+    def _done(self, slot: int, keys: Sequence[bytes], result: Any) -> None:
+        if isinstance(result, TryAgainError) and len(keys) > 1:
+            # The slot is being moved, and some keys are here, some there; one by one they are found.
+            self._under_way += len(keys) - 1
+            for key in keys:
+                self._post(slot, [key])
+            return
+        if isinstance(result, Exception):
+            self._failure = self._failure or refusal(result, self._command)
+        else:
+            self._sum += result
+        self._under_way -= 1
+        if not self._under_way:
+            self.go_on()
+
+
+def _after_set(condition: Condition | None, result: Any) -> Reply:
+    if result is not None:
+        return OK
+    return Failure(Error.KEY_ALREADY_EXISTS) if condition is Condition.IF_MISSING else KEY_NOT_FOUND
+
+
+def _after_get(result: Any) -> Reply:
+    return KEY_NOT_FOUND if result is None else Value(result)
+
+
+def _after_pttl(result: Any) -> Reply:
+    return Integer(result if result < 0 else math.ceil(result / 1000))
+
+
+def _after_delete(reply: Reply) -> Reply:
+    return KEY_NOT_FOUND if reply == Integer(0) else reply
+
+
+# A row maps each command to a method that takes that very type; a dict's type cannot say so, hence Any.
+_PERFORM: dict[type[Command], Callable[[Performer, Any, list[Any], Finish], None]] = {
+    Set: Performer._set,
+    Get: Performer._get,
+    Delete: Performer._delete,
+    Exists: Performer._exists,
+    QPush: Performer._qpush,
+    QPop: Performer._qpop,
+    BQPop: Performer._bqpop,
+    QLen: Performer._qlen,
+    Ttl: Performer._ttl,
+    Ping: Performer._ping,
+}

@@ -1,0 +1,190 @@
+"""Receipts: what was popped in Redis and is not handed over yet, so that it goes back exactly once if it never will be.
+
+A pop takes a value out of its queue and leaves a receipt, in one script. It is thrown away when the answer was handed
+to the transport; and taken, with the value put back, when the client has left or the answer never reached us. A value
+whose answer we have seen goes back even without a receipt, the first time; from then on only the receipt counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import trio
+
+from engine.redis.errors import Lost, NotReplicated
+from engine.redis.format import receipts_key
+from engine.redis.request import Request, script_call
+from engine.redis.scripts import GIVE_BACK
+
+FIRST, LAST = b"<", b">"
+"""The end of the queue that a value was taken from, as receipts have it."""
+
+CONFIRM_S = 0.25
+"""Between two sendings of what was handed over; so long receipts take up memory."""
+
+RETRY_S = 0.5
+"""Between two attempts to put back what could not be."""
+
+TOKENS_MAX = 256
+"""Receipts of one request."""
+
+GIVE_BACK_BYTES_MAX = 1024 * 1024
+"""Values of one request, in bytes; one alone may have more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A popped value.
+
+    Attributes:
+        token: its number among all pops of this front, by which Redis knows it.
+        key: of its queue.
+        body: the end, the queue's mark and the value; empty if that is not known, nor whether it was popped at all.
+    """
+
+    token: int
+    key: bytes
+    body: bytes
+
+
+class Posts(Protocol):
+    """What is needed of the router."""
+
+    def post(self, request: Request) -> None:
+        """Sends a request."""
+
+    def slot_of(self, key: bytes) -> int:
+        """The slot of a key."""
+
+    def is_up(self, slot: int) -> bool:
+        """Whether the master of a slot can be reached."""
+
+
+class Receipts:
+    """All receipts of this front.
+
+    Args:
+        front: its name in Redis.
+        router: sends requests.
+
+    Attributes:
+        returned_values: number of values put back since the start.
+    """
+
+    def __init__(self, front: bytes, router: Posts) -> None:
+        self.returned_values = 0
+        self._front = front
+        self._router = router
+        self._token = 0
+        self._handed_over: defaultdict[int, list[int]] = defaultdict(list)
+        self._abandoned: list[Receipt] = []
+        self._returning = 0
+        self._settled, self._taken_back = trio.Event(), trio.Event()
+
+    @property
+    def owed(self) -> int:
+        """How many values, or perhaps values, are still to be put back."""
+        return len(self._abandoned) + self._returning
+
+    def key_for(self, slot: int) -> bytes:
+        """The key of this front's receipts for a slot."""
+        return receipts_key(slot, self._front)
+
+    def new_tokens(self, count: int) -> int:
+        """Returns the first of so many new tokens."""
+        token = self._token + 1
+        self._token += count
+        return token
+
+    def settle(self, receipts: Iterable[Receipt]) -> None:
+        """These were handed over: they are thrown away before long."""
+        for receipt in receipts:
+            self._handed_over[self._router.slot_of(receipt.key)].append(receipt.token)
+        self._settled.set()
+
+    def take_back(self, receipts: Iterable[Receipt]) -> None:
+        """These go back, as soon as their master can be reached."""
+        self._abandoned += receipts
+        self._taken_back.set()
+
+    async def run(self) -> None:
+        """Sends what has come together, until it is cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_returns)
+            nursery.start_soon(self._run_confirmations)
+
+    async def _run_returns(self) -> None:
+        while True:
+            with trio.move_on_after(RETRY_S if self._abandoned else math.inf):
+                await self._taken_back.wait()
+            self._taken_back = trio.Event()
+            self.give_back()
+
+    async def _run_confirmations(self) -> None:
+        while True:
+            await self._settled.wait()
+            await trio.sleep(CONFIRM_S)
+            self._settled = trio.Event()
+            self.confirm()
+
+    def confirm(self) -> None:
+        """Has the receipts of what was handed over thrown away."""
+        handed_over, self._handed_over = self._handed_over, defaultdict(list)
+        for slot, tokens in handed_over.items():
+            for start in range(0, len(tokens), TOKENS_MAX):
+                words: list[bytes | int] = [self.key_for(slot), *tokens[start : start + TOKENS_MAX]]
+                self._router.post(Request(b"HDEL", tuple(words), slot, _ignore))
+
+    def give_back(self) -> None:
+        """Puts back what can be, the last pop first, so that the old order is restored."""
+        going = [receipt for receipt in self._abandoned if self._router.is_up(self._router.slot_of(receipt.key))]
+        if not going:
+            return
+        staying = set(going)
+        self._abandoned = [receipt for receipt in self._abandoned if receipt not in staying]
+        by_key: defaultdict[bytes, list[Receipt]] = defaultdict(list)
+        for receipt in sorted(going, key=lambda receipt: -receipt.token):
+            by_key[receipt.key].append(receipt)
+        for key, receipts in by_key.items():
+            for some in _portions(receipts):
+                self._post(key, some)
+
+    def _post(self, key: bytes, receipts: Sequence[Receipt]) -> None:
+        slot = self._router.slot_of(key)
+        words: list[int | bytes] = [word for receipt in receipts for word in (receipt.token, receipt.body)]
+        self._returning += len(receipts)
+        done = partial(self._returned, receipts)
+        self._router.post(script_call(GIVE_BACK, (key,), (self.key_for(slot), *words), slot, done))
+
+    def _returned(self, receipts: Sequence[Receipt], result: Any) -> None:
+        self._returning -= len(receipts)
+        if isinstance(result, NotReplicated):
+            result = result.result
+        if not isinstance(result, Exception):
+            self.returned_values += result
+        elif isinstance(result, Lost):
+            self._abandoned += [Receipt(receipt.token, receipt.key, b"") for receipt in receipts]
+        else:
+            self._abandoned += receipts
+
+
+def _portions(receipts: list[Receipt]) -> Iterable[list[Receipt]]:
+    """Some at a time, in order."""
+    some: list[Receipt] = []
+    some_bytes = 0
+    for receipt in receipts:
+        if some and (len(some) == TOKENS_MAX or some_bytes + len(receipt.body) > GIVE_BACK_BYTES_MAX):
+            yield some
+            some, some_bytes = [], 0
+        some.append(receipt)
+        some_bytes += len(receipt.body)
+    yield some
+
+
+def _ignore(_result: Any) -> None:
+    """A receipt that is not thrown away expires."""
