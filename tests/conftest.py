@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import pytest
 import trio
 from trio._core import _run
 from trio.testing import MockClock
 
+from tests.harness.redis import RedisCluster
 from tests.harness.world import World
 
 PATIENCE_S = 60.0
+
+CALM_NODE_TIMEOUT_MS = 15_000
+"""For clusters in which nobody is to fail, however busy the machine is."""
 
 
 def run_under_virtual_time(
@@ -81,3 +85,24 @@ async def patience(nursery: trio.Nursery) -> AsyncIterator[None]:
     yield
     timer.cancel()
     nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(scope="session")
+def running_redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """The cluster behind `redis_cluster`."""
+    with RedisCluster(tmp_path_factory.mktemp("cluster"), node_timeout_ms=CALM_NODE_TIMEOUT_MS) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster(running_redis_cluster: RedisCluster) -> RedisCluster:
+    """A cluster without data, which all tests of a process share: it must be left as it was, but for the data."""
+    running_redis_cluster.flush()
+    return running_redis_cluster
+
+
+@pytest.fixture(scope="module")
+def own_redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """A cluster for the tests of one file, which may do anything to it, and leave it as they like to find it."""
+    with RedisCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
