@@ -12,8 +12,10 @@ from engine import ops
 from engine.commands import Command, parse
 from engine.limits import Limits
 from engine.ops import BadOp, Op
-from engine.replies import Error, Failure, Integer, Ok, Reply, Value
+from engine.replies import Error, Failure, Integer, Reply, Value
 from engine.state import BIG_QUEUE_LENGTH, ITEM_RECORD_BYTES, PUSH_BYTES_MAX, State
+from tests.harness.cases import AS_IT_WAS, CASES, OK
+from tests.harness.model import Content
 
 NOW_MS = 1_000_000
 LIMITS = Limits()
@@ -70,88 +72,17 @@ def emptied() -> State:
 
 KINDS = (missing, plain, expiring, expired, queue, emptied)
 
-OK = Ok()
-NONE = Value(None)
-NOT_FOUND = Failure(Error.KEY_NOT_FOUND)
-EXISTS = Failure(Error.KEY_ALREADY_EXISTS)
-GET_QUEUE = Failure(Error.WRONG_TYPE, "the key holds a queue, GET reads plain values")
-EMPTY = Failure(Error.QUEUE_IS_EMPTY)
-NEW = (("value", b"k", b"v", None),)
-SAME = "as it was"
 
-
-def wrong(name: str) -> Failure:
-    return Failure(Error.WRONG_TYPE, f"the key holds a plain value, {name} needs a queue")
-
-
-# command: for each kind of key the reply, and what the state holds afterwards.
-CASES: dict[str, dict[Callable[[], State], tuple[Reply | None, object]]] = {
-    "SET k v": dict.fromkeys(KINDS, (OK, NEW)),
-    "SET k v EX 2": dict.fromkeys(KINDS, (OK, (("value", b"k", b"v", NOW_MS + 2000),))),
-    "SET k v NX": {kind: (OK, NEW) if kind in (missing, expired) else (EXISTS, SAME) for kind in KINDS},
-    "SET k v XX": {kind: (NOT_FOUND, SAME) if kind in (missing, expired) else (OK, NEW) for kind in KINDS},
-    "GET k": {
-        missing: (NOT_FOUND, SAME),
-        plain: (Value(b"old"), SAME),
-        expiring: (Value(b"old"), SAME),
-        expired: (NOT_FOUND, SAME),
-        queue: (GET_QUEUE, SAME),
-        emptied: (GET_QUEUE, SAME),
-    },
-    "DELETE k": {kind: (NOT_FOUND, SAME) if kind in (missing, expired) else (Integer(1), ()) for kind in KINDS},
-    "DELETE k k x k": {kind: (NOT_FOUND, SAME) if kind in (missing, expired) else (Integer(1), ()) for kind in KINDS},
-    "EXISTS k": {kind: (Integer(0 if kind in (missing, expired) else 1), SAME) for kind in KINDS},
-    "EXISTS k x k": {kind: (Integer(0 if kind in (missing, expired) else 2), SAME) for kind in KINDS},
-    "QPUSH k a b": {
-        missing: (Ok(length=2), (("queue", b"k", (b"a", b"b")),)),
-        plain: (wrong("QPUSH"), SAME),
-        expiring: (wrong("QPUSH"), SAME),
-        expired: (Ok(length=2), (("queue", b"k", (b"a", b"b")),)),
-        queue: (Ok(length=5), (("queue", b"k", (b"first", b"mid", b"last", b"a", b"b")),)),
-        emptied: (Ok(length=2), (("queue", b"k", (b"a", b"b")),)),
-    },
-    "QPOP k": {
-        missing: (NONE, SAME),
-        plain: (wrong("QPOP"), SAME),
-        expiring: (wrong("QPOP"), SAME),
-        expired: (NONE, SAME),
-        queue: (Value(b"last"), (("queue", b"k", (b"first", b"mid")),)),
-        emptied: (EMPTY, SAME),
-    },
-    "BQPOP k": {
-        missing: (None, SAME),
-        plain: (wrong("BQPOP"), SAME),
-        expiring: (wrong("BQPOP"), SAME),
-        expired: (None, SAME),
-        queue: (Value(b"first"), (("queue", b"k", (b"mid", b"last")),)),
-        emptied: (None, SAME),
-    },
-    "BQPOP k 0": {
-        missing: (NONE, SAME),
-        plain: (wrong("BQPOP"), SAME),
-        expiring: (wrong("BQPOP"), SAME),
-        expired: (NONE, SAME),
-        queue: (Value(b"first"), (("queue", b"k", (b"mid", b"last")),)),
-        emptied: (NONE, SAME),
-    },
-    "QLEN k": {
-        missing: (Integer(0), SAME),
-        plain: (wrong("QLEN"), SAME),
-        expiring: (wrong("QLEN"), SAME),
-        expired: (Integer(0), SAME),
-        queue: (Integer(3), SAME),
-        emptied: (Integer(0), SAME),
-    },
-    "TTL k": {
-        missing: (Integer(-2), SAME),
-        plain: (Integer(-1), SAME),
-        expiring: (Integer(2), SAME),
-        expired: (Integer(-2), SAME),
-        queue: (Integer(-1), SAME),
-        emptied: (Integer(-1), SAME),
-    },
-    "PING": {kind: (Value(b"PONG"), SAME) for kind in KINDS},
-}
+def dumped(content: Content) -> tuple[object, ...]:
+    """How a state dumps it."""
+    dump: list[tuple[object, ...]] = []
+    for key, (kind, *rest) in content.items():
+        if kind == "queue":
+            dump.append((kind, key, tuple(rest)))
+        else:
+            value, ttl_ms = rest
+            dump.append((kind, key, value, NOW_MS + ttl_ms if isinstance(ttl_ms, int) else None))
+    return tuple(dump)
 
 
 @pytest.mark.parametrize(
@@ -162,9 +93,9 @@ CASES: dict[str, dict[Callable[[], State], tuple[Reply | None, object]]] = {
 def test_each_command_meets_each_kind_of_key(line: str, kind: Callable[[], State]) -> None:
     state = kind()
     before = tuple(state.dump())
-    reply, after = CASES[line][kind]
+    reply, after = CASES[line][kind.__name__]
     assert do(state, line) == reply
-    assert tuple(state.dump()) == (before if after is SAME else after)
+    assert tuple(state.dump()) == (before if after is AS_IT_WAS else dumped(after))
 
 
 @pytest.mark.parametrize("kind", KINDS)
