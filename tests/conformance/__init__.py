@@ -1,0 +1,1 @@
+"""One suite for both engines: whoever changes `--engine` keeps their clients (docs/testing.md)."""

@@ -1,0 +1,244 @@
+"""Either engine behind the same few calls, on the real clock.
+
+async def test_a_value_is_read_back(store):
+    await store.do("SET k v")
+    assert await store.do("GET k") == Value(b"v")
+    assert store.content() == {b"k": ("value", b"v", None)}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import trio
+import trio.testing
+
+from engine.actor import Engine
+from engine.calls import AnyCall
+from engine.commands import Command, parse
+from engine.limits import Limits
+from engine.redis.format import is_mark, is_receipts_key
+from engine.replies import Refused, Reply
+from tests.harness.model import Content
+from tests.harness.redis import RedisNode
+from tests.harness.world import BatchJob, Job, World
+
+WITHIN_S = 60.0
+"""How long anything may take to come about."""
+
+POLL_S = 0.001
+
+Line = str | list[bytes]
+"""A command, words split at spaces; or word by word."""
+
+
+class Store:
+    """An engine that runs, and its clients.
+
+    Args:
+        nursery: where the clients run.
+        engine: started.
+        limits: of the engine.
+    """
+
+    def __init__(self, nursery: trio.Nursery, engine: Engine, limits: Limits) -> None:
+        self.engine = engine
+        self._limits = limits
+        self._nursery = nursery
+        self._submitted = 0
+
+    def content(self) -> Content:
+        """What is stored now, read behind the engine's back; deadlines by the store's own clock."""
+        raise NotImplementedError
+
+    def left_ms(self, key: bytes) -> int | None:
+        """How long a key still lives by that clock; None when it does not exist."""
+        raise NotImplementedError
+
+    @property
+    def waiters(self) -> int:
+        """How many wait."""
+        return self.engine.statistics().waiters
+
+    async def do(self, line: Line) -> Reply:
+        """Has a command done."""
+        return await self.engine.submit(self.parse(line))
+
+    async def do_many(self, *lines: Line, atomic: bool = False) -> list[Reply] | Refused:
+        """Has a batch done."""
+        return await self.engine.submit_many([self.parse(line) for line in lines], atomic=atomic)
+
+    def spawn(self, line: Line) -> Job:
+        """Submits a command as a client of its own, at the next tick; those of one tick in any order."""
+        job = Job(self.parse(line))
+        self._nursery.start_soon(self._run, job, self.engine.submit)
+        return job
+
+    def spawn_many(self, *lines: Line, atomic: bool = False) -> BatchJob:
+        """Submits a batch, like `spawn`."""
+        job = BatchJob([self.parse(line) for line in lines])
+        self._nursery.start_soon(self._run, job, partial(self.engine.submit_many, atomic=atomic))
+        return job
+
+    async def park(self, *lines: Line) -> list[Job]:
+        """Submits commands that wait, one after the other, and returns when all of them do."""
+        before, jobs = self.waiters, []
+        for line in lines:
+            jobs.append(self.spawn(line))
+            await trio.testing.wait_all_tasks_blocked()
+        await until(lambda: self.waiters == before + len(jobs))
+        return jobs
+
+    def submit(self, *lines: Line) -> Client:
+        """Submits commands in this very order, for a client that is answered when it says so."""
+        client = Client(self.engine)
+        for line in lines:
+            client.calls.append(self.engine.submit_nowait(self.parse(line), client.deliver))
+        return client
+
+    def submit_many(self, *lines: Line, atomic: bool = False) -> Client:
+        """Submits a batch for such a client."""
+        client = Client(self.engine)
+        commands = [self.parse(line) for line in lines]
+        client.calls.append(self.engine.submit_many_nowait(commands, atomic, client.deliver))
+        return client
+
+    async def holds(self, content: Content) -> None:
+        """Returns when this is stored, and nothing else."""
+        await until(lambda: self.content() == content, lambda: f"{self.content()} is stored, not {content}")
+
+    def close(self) -> None:
+        """Has the engine finish."""
+        self.engine.close()
+
+    async def _run(self, job: Job | BatchJob, submit: Callable[..., Awaitable[Any]]) -> None:
+        self._submitted += 1
+        await job.run(submit, self._submitted)
+
+    def parse(self, line: Line) -> Command:
+        """What the grammar makes of it."""
+        return parse(line.encode().split(b" ") if isinstance(line, str) else line, self._limits)
+
+
+class Client:
+    """Somebody to whom answers are delivered, and who may leave before taking them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.calls: list[AnyCall] = []
+        self._engine = engine
+        self._delivered: list[AnyCall] = []
+
+    def deliver(self, call: AnyCall) -> None:
+        """Called by the engine."""
+        self._delivered.append(call)
+
+    async def delivered(self) -> list[Any]:
+        """Waits until all is delivered, and returns the replies in the order of the calls."""
+        await until(lambda: len(self._delivered) == len(self.calls))
+        return [call.reply for call in self.calls]
+
+    def take(self) -> None:
+        """Takes the answers."""
+        for call in self.calls:
+            self._engine.settle(call)
+
+    def leave(self, order: Sequence[int] | None = None) -> None:
+        """Goes away without them; the calls are withdrawn in this order."""
+        for number in range(len(self.calls)) if order is None else order:
+            self._engine.withdraw(self.calls[number])
+
+
+class Backend(Protocol):
+    """What stores are made on."""
+
+    @property
+    def splits_keys(self) -> bool:
+        """Whether keys lie in slots of several nodes."""
+        ...
+
+    def clear(self) -> None:
+        """Removes what a store has left."""
+        ...
+
+    async def open(self, nursery: trio.Nursery, limits: Limits | None = None) -> Store:
+        """Starts an engine."""
+        ...
+
+
+class EmbeddedStore(Store):
+    """The engine of a world."""
+
+    def __init__(self, nursery: trio.Nursery, world: World) -> None:
+        super().__init__(nursery, world.engine, world.limits)
+        self._world = world
+
+    def content(self) -> Content:
+        now_ms = self._now_ms()
+        content: Content = {}
+        for kind, key, *rest in self._world.dump():
+            if kind == "queue":
+                content[key] = ("queue", *rest[0])
+            elif rest[1] is None or rest[1] > now_ms:
+                content[key] = ("value", *rest)
+        return content
+
+    def left_ms(self, key: bytes) -> int | None:
+        left_ms = next((entry[3] - self._now_ms() for entry in self._world.dump() if entry[1] == key), 0)
+        return left_ms if left_ms > 0 else None
+
+    def _now_ms(self) -> int:
+        return self._world.engine._clock.now_ms()
+
+
+class Embedded:
+    """The engine with a log of its own, on a fake disk."""
+
+    splits_keys = False
+
+    def clear(self) -> None:
+        """Each store has a new disk."""
+
+    async def open(self, nursery: trio.Nursery, limits: Limits | None = None) -> Store:
+        world = World(nursery, limits=limits)
+        await world.start()
+        return EmbeddedStore(nursery, world)
+
+
+async def until(condition: Callable[[], bool], complaint: Callable[[], str] = lambda: "it did not happen") -> None:
+    """Returns when something has come about."""
+    with trio.move_on_after(WITHIN_S):
+        while not condition():  # noqa: ASYNC110  # another process has no event for us
+            await trio.sleep(POLL_S)
+        return
+    raise AssertionError(complaint())
+
+
+READ = """
+local found = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local kind = redis.call('TYPE', key).ok
+  local held = {}
+  if kind == 'string' then held = {redis.call('GET', key)} end
+  if kind == 'list' then held = redis.call('LRANGE', key, 0, -1) end
+  found[#found + 1] = {kind, key, held, redis.call('PEXPIRETIME', key)}
+end
+return found
+"""
+
+
+def content_of(nodes: Sequence[RedisNode]) -> Content:
+    """What Redis holds, as it is laid down in engine/redis/format.py."""
+    content: Content = {}
+    for node in nodes:
+        for kind, key, held, deadline_ms in node.do("EVAL", READ, 0):
+            if kind == b"string":
+                content[key] = ("value", held[0], deadline_ms if deadline_ms > 0 else None)
+            elif kind == b"list":
+                assert is_mark(held[0]), f"{key} is a list without a mark"
+                assert deadline_ms == -1, "queues do not expire"
+                content[key] = ("queue", *held[1:])
+            else:
+                assert is_receipts_key(key), f"{key} is a {kind}"
+    return content
