@@ -172,11 +172,11 @@ class Link:
                     await trio.sleep(pause_s)
                     pause_s = min(2 * pause_s, longest_s)
         finally:
-            self._break(f"{self.address} is no master any more")
+            self._break("the connection is closed", quietly=True)
 
-    def _break(self, reason: str) -> None:
+    def _break(self, reason: str, *, quietly: bool = False) -> None:
         """Answers everything that is under way or waits; whatever comes now is refused."""
-        if self.fault != reason:
+        if self.fault != reason and not quietly:
             _logger.warning("redis: %s", reason)
         self.up, self.fault = False, reason
         self.tried.set()
