@@ -26,6 +26,7 @@ import dataclasses
 import io
 import json
 import logging
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any
 
@@ -44,10 +45,10 @@ from api.access import Access
 from api.body import HeldBody
 from api.head import Head
 from api.hypercorn_fixes import connections_open
-from api.service import BODIES_FULL, PATHS, EngineFace, Service
+from api.service import BODIES_FULL, PATHS, EngineFace, Folds, Service
 from engine.checkpointer import FoldFailed
 from engine.limits import KIB, Limits
-from engine.replies import Error
+from engine.replies import Error, Failure
 
 _logger = logging.getLogger("holdfast.http")
 
@@ -62,14 +63,12 @@ class HttpSettings:
     Attributes:
         limits: of the product.
         access: who may speak to the server.
-        fsync: name of the fsync policy in force, for `/readyz`.
         body_timeout_s: from the end of the head to the end of the body.
         linger_s: how long the rest of a body is thrown away behind an answer that did not wait for it.
     """
 
     limits: Limits
     access: Access
-    fsync: str = "always"
     body_timeout_s: float = 60.0
     linger_s: float = 1.0
 
@@ -131,13 +130,10 @@ def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
         return _response(dialects.Answer(200, b'{"status": "alive"}'))
 
     async def readyz() -> Response:
-        if not engine.accepting:
-            return _response(dialects.failure(503, Error.UNAVAILABLE.value, "shutting down"))
-        if engine.statistics().disk_full:
-            return _response(
-                dialects.failure(503, Error.STORAGE_FULL.value, "the disk is full; what does not grow goes on")
-            )
-        return _response(dialects.Answer(200, _encode({"status": "ready", "fsync": settings.fsync})))
+        found = engine.readiness()
+        if isinstance(found, Failure):
+            return _response(dialects.failure(503, found.error.value, found.detail))
+        return _response(dialects.Answer(200, _encode({"status": "ready", **found})))
 
     async def stats() -> Response:
         members = dataclasses.asdict(engine.statistics())
@@ -145,14 +141,9 @@ def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
         members["tasks"] = trio.lowlevel.current_statistics().tasks_living
         return _response(dialects.Answer(200, _encode(members)))
 
-    async def checkpoint() -> Response:
-        try:
-            done = await engine.checkpoint()
-        except FoldFailed as error:
-            return _response(dialects.failure(503, Error.UNAVAILABLE.value, str(error)))
-        return _response(dialects.Answer(200, _encode(dataclasses.asdict(done))))
-
-    posts = dict.fromkeys(PATHS, command) | {"/checkpoint": checkpoint}
+    posts = dict.fromkeys(PATHS, command)
+    if isinstance(engine, Folds):
+        posts["/checkpoint"] = _checkpoint_of(engine)
     gets = {"/livez": livez, "/readyz": readyz, "/stats": stats}
     for path, view in (posts | gets).items():
         method = "GET" if path in gets else "POST"
@@ -310,6 +301,17 @@ def _response(answer: dialects.Answer) -> Response:
     elif answer.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+def _checkpoint_of(engine: Folds) -> Callable[[], Coroutine[Any, Any, Response]]:
+    async def checkpoint() -> Response:
+        try:
+            done = await engine.checkpoint()
+        except FoldFailed as error:
+            return _response(dialects.failure(503, Error.UNAVAILABLE.value, str(error)))
+        return _response(dialects.Answer(200, _encode(dataclasses.asdict(done))))
+
+    return checkpoint
 
 
 async def _http_error(error: HTTPException) -> Response:

@@ -343,7 +343,7 @@ async def _run_http(
     settings: ServerSettings, engine: Engine, listeners: list[socket.socket], stop: _Stop, done: trio.Event
 ) -> None:
     access = Access(settings.token, settings.host, frozenset(settings.allowed_hosts))
-    app = create_app(engine, HttpSettings(settings.limits, access, settings.fsync.value))
+    app = create_app(engine, HttpSettings(settings.limits, access))
     await (serve_door if settings.door else serve_hypercorn)(app, listeners, stop.wait)
     done.set()
 

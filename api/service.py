@@ -20,9 +20,9 @@ The rules that hold here:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import trio
 
@@ -70,11 +70,19 @@ class EngineFace(Protocol):
     def withdraw(self, call: AnyCall) -> None:
         """Says that the caller has left."""
 
-    async def checkpoint(self) -> Checkpoint:
-        """Has the log folded into a snapshot; raises FoldFailed when that came to nothing."""
-
     def statistics(self) -> Any:
         """A frozen dataclass of numbers."""
+
+    def readiness(self) -> Failure | Mapping[str, str | int]:
+        """What is in force while all commands are taken, or why they are not."""
+
+
+@runtime_checkable
+class Folds(Protocol):
+    """What an engine can do that has a log of its own."""
+
+    async def checkpoint(self) -> Checkpoint:
+        """Has the log folded into a snapshot; raises FoldFailed when that came to nothing."""
 
 
 class Service:

@@ -74,6 +74,7 @@ BATCHED_COMMANDS_MAX = 262_144
 SHUTTING_DOWN = Failure(Error.UNAVAILABLE, "shutting down")
 MAILBOX_FULL = Failure(Error.UNAVAILABLE, "too many commands are waiting")
 WAITERS_FULL = Failure(Error.UNAVAILABLE, "too many clients are waiting")
+DISK_FULL = Failure(Error.STORAGE_FULL, "the disk is full; what does not grow goes on")
 
 T = TypeVar("T")
 
@@ -108,6 +109,7 @@ class Engine(Face):
         self._state = state
         self._log = log
         self._limits = limits
+        self._fsync = fsync
         self._thread = CommitThread()
         self._run_commit = run_commit or self._thread
         self._clock = Clock(max(wall_ms, log.recovery.time_ms))
@@ -211,6 +213,18 @@ class Engine(Face):
             returned_values=self._pops.returned_values,
             uptime_s=round(trio.current_time() - self._started_s, 3),
         )
+
+    def readiness(self) -> Failure | dict[str, str | int]:
+        """Says whether commands are taken, reads and writes.
+
+        Returns:
+            What is in force, or why not.
+        """
+        if not self.accepting:
+            return SHUTTING_DOWN
+        if self._committer.room.full:
+            return DISK_FULL
+        return {"fsync": self._fsync.value}
 
     async def checkpoint(self) -> Checkpoint:
         """Has everything so far folded into a snapshot, whether that is due or not.

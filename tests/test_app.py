@@ -20,8 +20,8 @@ from api.access import Access
 from api.app import HttpApp, HttpSettings, create_app
 from engine.commands import Command, Ping
 from engine.limits import Limits
-from engine.replies import Reply, Value
-from tests.harness.fake_engine import FakeEngine
+from engine.replies import Error, Failure, Reply, Value
+from tests.harness.fake_engine import FakeEngine, FakeFront
 
 SETTINGS = HttpSettings(Limits(), Access())
 HOST = (b"host", b"localhost")
@@ -88,8 +88,10 @@ class Client:
 class House:
     """An app over a fake engine, and ways to ask it."""
 
-    def __init__(self, nursery: trio.Nursery, settings: HttpSettings = SETTINGS) -> None:
-        self.engine = FakeEngine()
+    def __init__(
+        self, nursery: trio.Nursery, settings: HttpSettings = SETTINGS, engine: FakeFront | None = None
+    ) -> None:
+        self.engine = engine or FakeEngine()
         self.app = create_app(self.engine, settings)
         self._nursery = nursery
 
@@ -231,6 +233,24 @@ async def test_readiness_names_the_fsync_policy_and_ends_with_the_shutdown(house
     assert (gone.status, gone.json["error"]) == (503, "unavailable")
     assert gone.headers[b"retry-after"] == b"1"
     assert (await house.get("/livez")).status == 200
+
+
+async def test_readiness_is_what_the_engine_says_in_force_or_why_not(house: House) -> None:
+    house.engine.ready = {"engine": "redis cluster", "masters": 3}
+    assert (await house.get("/readyz")).json == {"status": "ready", "engine": "redis cluster", "masters": 3}
+    house.engine.ready = Failure(Error.STORAGE_FULL, "the disk is full")
+    full = await house.get("/readyz")
+    assert (full.status, full.json) == (503, {"error": "storage full", "detail": "the disk is full"})
+
+
+async def test_a_checkpoint_is_for_engines_with_a_log_and_no_path_elsewhere(
+    house: House, nursery: trio.Nursery
+) -> None:
+    done = await house.send("/checkpoint", None)
+    assert (done.status, done.json["folded_bytes"]) == (200, 3000)
+    front = House(nursery, engine=FakeFront())
+    unknown = await front.send("/checkpoint", None)
+    assert (unknown.status, unknown.json) == (404, {"error": "not found"})
 
 
 async def test_statistics_are_one_flat_object_of_numbers(house: House) -> None:

@@ -85,6 +85,16 @@ async def test_what_does_not_grow_goes_on(world: FoldingWorld) -> None:
     assert world.failure is None
 
 
+async def test_readiness_says_that_the_disk_is_full_until_it_is_not(world: FoldingWorld) -> None:
+    """B3"""
+    assert world.engine.readiness() == {"fsync": "always"}
+    await fill(world)
+    assert world.engine.readiness() == Failure(Error.STORAGE_FULL, "the disk is full; what does not grow goes on")
+    free(world)
+    await trio.sleep(5)
+    assert world.engine.readiness() == {"fsync": "always"}
+
+
 async def test_keys_expire_and_waiters_time_out_on_a_full_disk(world: FoldingWorld) -> None:
     for number in range(300):
         world.spawn(f"SET k{number} v PX 500")

@@ -48,6 +48,7 @@ async def test_shutting_down_turns_waiters_away_at_once(world: World) -> None:
     await world.settle()
     assert [job.reply for job in jobs] == [SHUTTING_DOWN] * 3
     assert trio.current_time() == 0
+    assert world.engine.readiness() == SHUTTING_DOWN
     assert not world._ended.is_set(), "it goes on until it is closed"
 
 

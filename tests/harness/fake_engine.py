@@ -16,18 +16,20 @@ from engine.replies import Error, Failure, Ok, Reply, Value
 DEFECT = Ttl(b"k")
 """What the fake fails at."""
 
+SHUTTING_DOWN = Failure(Error.UNAVAILABLE, "shutting down")
+
 
 @dataclasses.dataclass(frozen=True)
 class FakeStatistics:
     waiters: int
     commit_p50_ms: float = 0.25
-    disk_full: int = 0
 
 
-class FakeEngine:
-    """Answers in memory, a moment later.
+class FakeFront:
+    """Answers in memory, a moment later; has no log of its own.
 
     Attributes:
+        ready: what it says of its readiness while it accepts.
         commands: what was done, in order.
         withdrawn: keys of the pops that were withdrawn while they were parked; `b"a batch"` for a batch.
         settled: what was handed over.
@@ -35,6 +37,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.accepting = True
+        self.ready: Failure | dict[str, str | int] = {"engine": "a fake"}
         self.commands: list[Command] = []
         self.withdrawn: list[bytes] = []
         self.settled: list[AnyCall] = []
@@ -42,11 +45,11 @@ class FakeEngine:
         self._queues: dict[bytes, deque[bytes]] = defaultdict(deque)
         self._parked: dict[bytes, deque[Call]] = defaultdict(deque)
 
-    async def checkpoint(self) -> Checkpoint:
-        return Checkpoint(segments=2, folded_bytes=3000, snapshot_bytes=100, duration_s=0.5)
-
     def statistics(self) -> FakeStatistics:
         return FakeStatistics(sum(map(len, self._parked.values())))
+
+    def readiness(self) -> Failure | dict[str, str | int]:
+        return self.ready if self.accepting else SHUTTING_DOWN
 
     async def submit(self, command: Command) -> Reply:
         if command == DEFECT:
@@ -93,7 +96,7 @@ class FakeEngine:
         """Wakes all who wait, as the engine does."""
         self.accepting = False
         for call in [one for queue in self._parked.values() for one in queue]:
-            self._answer(call, Failure(Error.UNAVAILABLE, "shutting down"))
+            self._answer(call, SHUTTING_DOWN)
 
     def _perform(self, call: Call) -> None:
         if call.stage is Stage.WITHDRAWN:
@@ -134,3 +137,14 @@ class FakeEngine:
         call.reply = reply
         call.stage = Stage.SETTLED
         call.deliver(call)
+
+
+class FakeEngine(FakeFront):
+    """As the embedded engine: it can fold its log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready = {"fsync": "always"}
+
+    async def checkpoint(self) -> Checkpoint:
+        return Checkpoint(segments=2, folded_bytes=3000, snapshot_bytes=100, duration_s=0.5)
