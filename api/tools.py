@@ -428,5 +428,7 @@ def _ask_for_checkpoint(host: str, port: int, token: str | None) -> dict[str, An
         raise ToolError(f"what answers on {where} is no Holdfast (status {status})")
     if status == http.HTTPStatus.OK:
         return answer
+    if status == http.HTTPStatus.NOT_FOUND:
+        raise ToolError(f"the server at {where} has no log to fold: its keys are on Redis")
     detail = f": {answer['detail']}" if "detail" in answer else ""
     raise ToolError(f"the server at {where} refused: {answer.get('error', status)}{detail}")

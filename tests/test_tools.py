@@ -426,6 +426,7 @@ def answering() -> Iterator[str]:
         ),
         (503, b'{"error": "unavailable", "detail": "no room"}', 1, "refused: unavailable: no room\n"),
         (401, b'{"error": "unauthorized"}', 1, "refused: unauthorized\n"),
+        (404, b'{"error": "not found"}', 1, "has no log to fold: its keys are on Redis\n"),
         (200, b"<html>", 1, "is no Holdfast (status 200)\n"),
     ],
 )
