@@ -17,7 +17,8 @@ from typing import Any
 import click
 
 from api.options import bind_option, token_option
-from api.server import ServerSettings, run
+from api.server import run
+from api.settings import ServerSettings
 from api.tools import backup_command, checkpoint_command, wal_commands
 from engine.committer import FsyncPolicy
 from engine.limits import KIB, MIB, Limits

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from api import cli, options, progress
 from api.progress import ReplayProgress, ReplayStopped
-from api.server import ExitCode, ServerSettings
+from api.server import ExitCode
+from api.settings import ServerSettings
 from engine.committer import FsyncPolicy
 from engine.limits import Limits
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from api.server import SAME_SIGNAL_S
+from api.stop import SAME_SIGNAL_S
 from tests.harness.process import ROOT, Server
 from wal.segment import HEADER_BYTES
 
