@@ -105,7 +105,7 @@ def _address(text: str) -> Address:
     if not host:
         raise EndpointError("a host is missing, expected redis://host[:port][,host[:port]...]")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise EndpointError(f"a port is a number from 1 to 65535, not {port!r}")
+        raise EndpointError("a port is a number from 1 to 65535 (and a / in a password is written %2F)")
     return Address(host, int(port))
 
 
@@ -114,5 +114,5 @@ def _database(parts: SplitResult) -> int:
     if not number:
         return 0
     if not (number.isascii() and number.isdigit() and len(number) < 6):
-        raise EndpointError(f"a database is a number, not {number!r}")
+        raise EndpointError("a database is a number (and a / in a password is written %2F)")
     return int(number)
