@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from api.options import bind_option, token_option
+from api.options import bind_option, endpoint, token_option
 from api.server import run
 from api.settings import ServerSettings
 from api.tools import backup_command, checkpoint_command, wal_commands
 from engine.committer import FsyncPolicy
 from engine.limits import KIB, MIB, Limits
+from engine.redis.endpoint import Endpoint
 from wal.open_segment import ALLOCATE_BYTES_MIN
 
 JSON_DEPTH_MAX_MAX = 500
@@ -89,6 +91,29 @@ def _limit_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+_EMBEDDED_ONLY = {
+    "data": "Redis keeps the data",
+    "fsync": "Redis decides when it syncs: its own appendfsync",
+    "segment_bytes_max": "there is no log here",
+    "memory_bytes_max": "the cap is Redis' own maxmemory",
+}
+"""Options that say nothing to a front, and what does."""
+
+
+def _check_engine_options(context: click.Context) -> None:
+    """Refuses what was given, on the command line or in the environment, and would have no effect."""
+    with_redis = context.params["engine"] is not None
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if source not in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
+            continue
+        hint = str(option.envvar) if source is ParameterSource.ENVIRONMENT else option.opts[0]
+        if with_redis and option.name in _EMBEDDED_ONLY:
+            raise click.BadParameter(f"not with --engine: {_EMBEDDED_ONLY[option.name]}", param_hint=hint)
+        if not with_redis and option.name == "min_replicas":
+            raise click.BadParameter("only with --engine: the embedded engine has no replicas", param_hint=hint)
+
+
 @click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="holdfast")
 def main() -> None:
@@ -103,6 +128,23 @@ def main() -> None:
     envvar="HOLDFAST_DATA",
     show_envvar=True,
     help="Data directory; made when it does not exist.",
+)
+@click.option(
+    "--engine",
+    type=endpoint,
+    metavar="URL",
+    envvar="HOLDFAST_ENGINE",
+    show_envvar=True,
+    help="Keep the data in Redis, and none here: redis[s]://[[user]:password@]host[:port][,host[:port]...]",
+)
+@click.option(
+    "--min-replicas",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="COUNT",
+    envvar="HOLDFAST_MIN_REPLICAS",
+    show_envvar=True,
+    help="Replicas of Redis that must have a write before it is answered; with --engine.",
 )
 @bind_option("Address to listen on; port 0 takes a free one.")
 @click.option(
@@ -147,8 +189,13 @@ def main() -> None:
     help="Serve clients by Hypercorn alone: the same answers, ten to thirty times slower.",
 )
 @_limit_options
+@click.pass_context
 def serve_command(
+    context: click.Context,
+    /,
     data: Path,
+    engine: Endpoint | None,
+    min_replicas: int,
     bind: tuple[str, int],
     fsync: str,
     token: str | None,
@@ -160,9 +207,12 @@ def serve_command(
 ) -> None:
     """Runs the server until SIGTERM or SIGINT.
 
+    The data is kept here, in a directory; or with --engine in a Redis Cluster, and this is one of any number of fronts.
+
     Exit codes: 0 stopped, 1 cannot start, 2 bad options, 3 the log is damaged, 4 another server holds the data
     directory, 5 a write or sync of the log failed.
     """
+    _check_engine_options(context)
     if token == "" or (token is None and os.environ.get("HOLDFAST_TOKEN") == ""):
         raise click.BadParameter("an empty token protects nothing", param_hint="--token")
     if (limits["body_bytes_max"] or 0) > BODY_BYTES_MAX_MAX:
@@ -175,7 +225,10 @@ def serve_command(
     policy = FsyncPolicy(fsync)
     run(
         ServerSettings(
-            data, host, port, policy, token, insecure, allowed_hosts, checked, segment_bytes_max, door=not no_door
+            *(data, host, port, policy, token, insecure, allowed_hosts, checked, segment_bytes_max),
+            door=not no_door,
+            engine=engine,
+            min_replicas=min_replicas,
         )
     )
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from engine.redis.endpoint import Endpoint, EndpointError, parse_endpoint
+
 
 def address(text: str) -> tuple[str, int]:
     """Splits an address: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080`."""
@@ -18,6 +20,14 @@ def address(text: str) -> tuple[str, int]:
     if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65_536):
         raise click.BadParameter(f"{text!r} is not HOST:PORT")
     return host, int(port)
+
+
+def endpoint(url: str) -> Endpoint:
+    """Reads the URL of a Redis; what is wrong with one is said without repeating it, for the password's sake."""
+    try:
+        return parse_endpoint(url)
+    except EndpointError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def bind_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -16,6 +16,7 @@ from api.server import ExitCode
 from api.settings import ServerSettings
 from engine.committer import FsyncPolicy
 from engine.limits import Limits
+from engine.redis.endpoint import Address, Endpoint
 
 
 @pytest.fixture
@@ -71,13 +72,80 @@ def test_without_options_the_defaults_are_those_of_the_contract(served: list[Ser
 
 def test_every_option_is_also_an_environment_variable(served: list[ServerSettings]) -> None:
     found = [parameter for parameter in cli.serve_command.params if isinstance(parameter, click.Option)]
-    assert len(found) == 8 + len(cli._LIMIT_OPTIONS)
+    assert len(found) == 10 + len(cli._LIMIT_OPTIONS)
     for option in found:
         word = option.opts[0].removeprefix("--").replace("-", "_").upper()
         assert option.envvar == f"HOLDFAST_{word}"
     assert run(HOLDFAST_BIND="[::1]:9", HOLDFAST_MAX_MEMORY="2GiB", HOLDFAST_FSYNC="never")[0] == 0
     assert (served[0].host, served[0].port, served[0].fsync) == ("::1", 9, FsyncPolicy.NEVER)
     assert served[0].limits == Limits(memory_bytes_max=2 << 30)
+
+
+def test_with_an_engine_the_data_are_in_redis(served: list[ServerSettings]) -> None:
+    assert run("--engine", "redis://:secret@a:1,b", "--min-replicas", "2")[0] == 0
+    assert run(HOLDFAST_ENGINE="redis://:secret@a:1,b", HOLDFAST_MIN_REPLICAS="1")[0] == 0
+    where = Endpoint((Address("a", 1), Address("b", 6379)), password="secret")
+    assert [(settings.engine, settings.min_replicas) for settings in served] == [(where, 2), (where, 1)]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [
+        ("--data", "d", "Redis keeps the data"),
+        ("--fsync", "always", "appendfsync"),
+        ("--segment-size", "1MiB", "no log"),
+        ("--max-memory", "1GiB", "maxmemory"),
+    ],
+)
+def test_what_only_the_embedded_engine_has_is_refused_with_another(
+    served: list[ServerSettings], option: str, value: str, why: str
+) -> None:
+    """Also when it says what is the default: who gives it expects something of it."""
+    variable = "HOLDFAST_" + option.removeprefix("--").replace("-", "_").upper()
+    given = run("--engine", "redis://a", option, value)
+    in_environment = run("--engine", "redis://a", **{variable: value})
+    for (code, output), name in ((given, option), (in_environment, variable)):
+        assert code == 2
+        assert f"Invalid value for {name}: not with --engine: " in output
+        assert why in output
+    assert served == []
+
+
+def test_replicas_are_refused_without_an_engine_that_has_some(served: list[ServerSettings]) -> None:
+    code, output = run("--min-replicas", "1")
+    assert code == 2
+    assert "only with --engine" in output
+    assert served == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "",
+            "redis://",
+            "http://:secret@a",
+            "a:6379",
+            "redis://:secret@a:0",
+            "redis://:secret@a:x",
+            "redis://s:secret@::1",
+        ),
+        *(
+            "redis://secret@a",
+            "redis://:secret@a/x",
+            "redis://:secret@a?db=1",
+            "redis://[:secret@a",
+            "redis://:secret@a,,b",
+        ),
+        *("redis://u:secret/x@a", "redis://u:1/secret@a", "redis://u:x#secret@a", "redis://u:x?secret@a"),
+    ],
+)
+def test_a_bad_url_exits_2_without_showing_its_password(served: list[ServerSettings], url: str) -> None:
+    for code, output in (run("--engine", url), run(HOLDFAST_ENGINE=url or "x")):
+        assert code == 2
+        assert "--engine" in output
+        assert "secret" not in output
+    assert served == []
 
 
 def test_every_limit_is_an_option() -> None:
