@@ -33,18 +33,20 @@ _LISTENING = re.compile(r"listening on http://([0-9.]+):([0-9]+)")
 
 
 class Server:
-    """One data directory and the server processes that come and go on it.
+    """One data directory, or a front of Redis, and the server processes that come and go on it.
 
     Args:
-        data: the data directory.
+        data: the data directory; of a front only what its log is called by.
         options: further options of `holdfast serve`.
+        engine: URL of the Redis that a front keeps its data in; None is the embedded engine.
         under: a command and its options that run the server, like strace; it must leave it the process we started.
     """
 
-    def __init__(self, data: Path, *options: str, under: Sequence[str] = ()) -> None:
+    def __init__(self, data: Path, *options: str, engine: str | None = None, under: Sequence[str] = ()) -> None:
         self.data = data
         self.log_file = data.parent / f"{data.name}.log"
         self.host, self.port = "127.0.0.1", 0
+        self.engine = engine
         self.under = under
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -84,7 +86,8 @@ class Server:
 
     def launch(self) -> None:
         """Starts the process without waiting for it."""
-        command = [*self.under, sys.executable, "-m", "api", "serve", "--data", str(self.data), "--bind", "127.0.0.1:0"]
+        place = ("--data", str(self.data)) if self.engine is None else ("--engine", self.engine)
+        command = [*self.under, sys.executable, "-m", "api", "serve", *place, "--bind", "127.0.0.1:0"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
