@@ -69,6 +69,7 @@ class _Line:
         waiting: by ticket, the oldest first.
         trying: whether a try is under way.
         again: whether to try once more after it.
+        watched: whether the last one has found nothing, and Redis tells when there may be something.
         covered: the last ticket that the try under way is for.
         seen: the last ticket for which one has ended.
     """
@@ -76,6 +77,7 @@ class _Line:
     waiting: OrderedDict[int, _Waiting] = field(default_factory=OrderedDict)
     trying: bool = False
     again: bool = False
+    watched: bool = False
     covered: int = 0
     seen: int = 0
 
@@ -119,7 +121,6 @@ class Lines:
         self._tickets += 1
         waiting = _Waiting(call, trio.current_time() + timeout_s, late=timeout_s == 0)
         line = self._lines.get(command.key)
-        watched = line is not None and not line.trying
         if line is None:
             line = self._lines[command.key] = _Line()
         line.waiting[self._tickets] = waiting
@@ -129,10 +130,10 @@ class Lines:
         self._count += 1
         call.stage = PARKED
         call.waiter = (self._tickets, command.key)
-        if not watched or timeout_s < SHORT_S:
-            self._try(command.key, line)
-        else:
+        if line.watched and timeout_s >= SHORT_S and self._router.is_up(self._router.slot_of(command.key)):
             line.seen = self._tickets
+        else:
+            self._try(command.key, line)
 
     def leave(self, call: Call) -> None:
         """The client of a parked call is gone."""
@@ -203,7 +204,7 @@ class Lines:
         if line.trying:
             line.again = True
             return
-        line.trying, line.again = True, False
+        line.trying, line.again, line.watched = True, False, False
         line.covered = next(reversed(line.waiting))
         count = min(len(line.waiting), TAKE_MAX)
         token = self._receipts.new_tokens(count)
@@ -237,6 +238,7 @@ class Lines:
             line.seen = max(line.seen, line.covered)
             self._tell_late(key, line)
         line.trying = False
+        line.watched = failure is None and not values and not request.asking
         if not line.waiting:
             del self._lines[key]
         elif failure is not None or request.asking:

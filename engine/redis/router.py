@@ -18,7 +18,7 @@ from coredis.exceptions import AskError, ClusterDownError, MovedError, NoScriptE
 from engine.redis.endpoint import Address, Endpoint
 from engine.redis.errors import ClusterError, NotSent
 from engine.redis.link import Link, LinkSettings
-from engine.redis.node import WrongPassword, is_answer
+from engine.redis.node import WrongPassword
 from engine.redis.request import Request
 from engine.redis.scripts import SCRIPTS
 from engine.redis.topology import Topology, discover, read_slots
@@ -85,6 +85,8 @@ class Router:
         self._nursery: trio.Nursery
         self._wish = trio.Event()
         self._keys: dict[Address, int] = {}
+        self._looks = 0
+        self._slots: object = None  # what the topology was read from, unless it has changed since
         self.round_trips = self.requests = 0
         self._durations_s: deque[float] = deque(maxlen=ROUND_TRIPS_KEPT)
 
@@ -146,6 +148,7 @@ class Router:
         request.asking = not isinstance(error, MovedError)
         if not request.asking:
             self.topology.move(error.slot_id, address)
+            self._slots = None
             self._wish.set()
             self._owner.slots_moved({error.slot_id})
         self._link_to(address).post(request)
@@ -236,18 +239,21 @@ class Router:
     async def _look(self) -> Topology | None:
         """Asks all masters whether they are there, and how many keys they have; and who they think is who."""
         up = [link for link in self.links.values() if link.up and link.address in self.topology.masters]
-        found: Topology | None = None
         for link, size in zip(up, await self._ask(up, b"DBSIZE"), strict=True):
             if isinstance(size, int):
                 self._keys[link.address] = size
-        missing = [link for link in self.links.values() if link.address in self.topology.masters and not link.up]
-        if self.topology.cluster:
-            for link, slots in zip(up, await self._ask(up[:1], b"CLUSTER", b"SLOTS"), strict=False):
-                if is_answer(slots) and not isinstance(slots, Exception):
-                    found = read_slots(slots, link.address)
-        if found is None and (missing or not up):
-            found = await self._look_afresh()
-        return found
+        if not up:
+            return await self._look_afresh()
+        self._looks += 1
+        link = up[self._looks % len(up)]  # not always the same, for that may be the one that has it wrong
+        if not self.topology.cluster:
+            [role] = await self._ask([link], b"ROLE")
+            return None if isinstance(role, Exception) or role[0] == b"master" else await self._look_afresh()
+        [slots] = await self._ask([link], b"CLUSTER", b"SLOTS")
+        if isinstance(slots, Exception) or slots == self._slots:
+            return None
+        self._slots = slots
+        return read_slots(slots, link.address)
 
     async def _look_afresh(self) -> Topology | None:
         addresses = (*self.topology.nodes, *self._endpoint.addresses)
