@@ -114,16 +114,15 @@ def run(settings: ServerSettings) -> NoReturn:
     exit_now(serve(settings))
 
 
-_OPERATORS_BUSINESS = (
-    *(Damage, NewerFormat, LogFailed, LockedError, DirectoryError),
-    *(ClusterError, StartError, OSError),
-)
+_OPERATORS_BUSINESS = (Damage, NewerFormat, LogFailed, LockedError, StartError, DirectoryError, OSError)
 
 
 def _report(errors: BaseExceptionGroup[BaseException], code: ExitCode) -> ExitCode:
     """Logs what went wrong: one line for what operators can mend, the traceback of a defect."""
     for error in _leaves(errors):
-        if isinstance(error, _OPERATORS_BUSINESS):
+        if isinstance(error, ClusterError):
+            _logger.critical("redis: %s", error)
+        elif isinstance(error, _OPERATORS_BUSINESS):
             hint = f"; see: holdfast wal verify {shlex.quote(error.directory)}" if isinstance(error, Damage) else ""
             _logger.critical("%s%s", error, hint)
         else:

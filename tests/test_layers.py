@@ -21,6 +21,7 @@ ALLOWED_THIRD_PARTY = {
     "engine/cluster.py": {"coredis", "trio"},
     "engine/commit_thread.py": {"trio"},
     "engine/committer.py": {"trio"},
+    "engine/face.py": {"trio"},
     "engine/mailbox.py": {"trio"},
     "engine/redis": {"coredis", "trio"},
     "engine/sleeper.py": {"trio"},
@@ -28,7 +29,7 @@ ALLOWED_THIRD_PARTY = {
 }
 PURE = (
     *(f"api/{name}.py" for name in ("access", "answers", "batches", "dialects", "json_body", "json_list", "line")),
-    *(f"engine/redis/{name}.py" for name in ("endpoint", "errors", "format", "slots")),
+    *(f"engine/redis/{name}.py" for name in ("batches", "endpoint", "errors", "format", "request", "slots")),
 )
 TOOLS = ("tools.py", "tool_output.py")
 TOOLS_REACH = {
@@ -74,6 +75,14 @@ def test_only_files_py_touches_the_file_system() -> None:
 def test_the_log_does_not_know_its_tools() -> None:
     for path in [*(ROOT / "wal").glob("*.py"), *(ROOT / "engine").glob("*.py")]:
         assert not [name for name in imported(path) if name.startswith("wal.tools")], path.name
+
+
+def test_the_engine_on_redis_knows_neither_the_log_nor_the_embedded_engine() -> None:
+    for path in [ROOT / "engine/cluster.py", *(ROOT / "engine/redis").glob("*.py")]:
+        foreign = {
+            name for name in imported(path) if name.startswith("wal") or name in ("engine.actor", "engine.state")
+        }
+        assert not foreign, path.name
 
 
 @pytest.mark.parametrize("name", PURE)
