@@ -145,6 +145,15 @@ def test_the_same_commands_in_both_dialects_and_in_batches(front: Server) -> Non
     assert (done.status_code, done.json()) == (200, [{}] * 100 + [{"value": "7"}])
 
 
+def test_a_unit_is_for_keys_of_one_slot(front: Server) -> None:
+    together = [{"command": "SET {user1}:name Ann"}, {"command": "GET {user1}:name"}]
+    done = httpx.post(f"{front.url}/multi", json=together)
+    assert (done.status_code, done.json()) == (200, [{}, {"value": "Ann"}])
+    refused = httpx.post(f"{front.url}/multi", json=[*together, {"command": "SET user2 Bob"}])
+    assert (refused.status_code, refused.json()["error"], refused.json()["index"]) == (400, "invalid command", 2)
+    assert "{user1}" in refused.json()["detail"]
+
+
 def test_the_start_line_and_readiness_say_where_the_keys_are(front: Server) -> None:
     ready = front.get("/readyz")[1]
     assert (ready["status"], ready["engine"], ready["masters"], ready["min_replicas"]) == (
