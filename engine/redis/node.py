@@ -113,8 +113,8 @@ def fault(address: Address, error: BaseException) -> ClusterError:
     """Says in one line, without a password, what is wrong with a node."""
     if isinstance(error, AuthenticationError) or "WRONGPASS" in str(error) or "NOAUTH" in str(error):
         return WrongPassword(f"{address} refuses the name or the password")
-    while error.__cause__ is not None and not isinstance(error, OSError):
-        error = error.__cause__
+    while error.__cause__ is not None or isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error
     text = str(error) or type(error).__name__
     return ClusterError(f"{address} does not answer: {text}")
 
