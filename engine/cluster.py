@@ -30,7 +30,7 @@ from engine.limits import Limits
 from engine.redis.batches import Pipeline, Unit
 from engine.redis.endpoint import Address, Endpoint
 from engine.redis.lines import Lines
-from engine.redis.link import LinkSettings
+from engine.redis.link import IN_FORCE, LinkSettings
 from engine.redis.node import ANSWER_TIMEOUT_S
 from engine.redis.performer import Performer
 from engine.redis.receipts import Receipts
@@ -190,7 +190,7 @@ class ClusterEngine(Face):
 
         Returns:
             Why not; or what kind of Redis it is, how many masters, how many replicas a write waits for, and how the
-            masters say they keep it: `appendonly`, `appendfsync`.
+            masters say they keep it: `appendonly`, `appendfsync`, `maxmemory_policy`.
         """
         if not self.accepting:
             return SHUTTING_DOWN
@@ -201,8 +201,7 @@ class ClusterEngine(Face):
             "engine": "redis cluster" if router.topology.cluster else "redis",
             "masters": len(router.topology.masters),
             "min_replicas": self._min_replicas,
-            "appendonly": router.config("appendonly"),
-            "appendfsync": router.config("appendfsync"),
+            **{name.replace("-", "_"): router.config(name) for name in IN_FORCE},
         }
 
     # For whoever runs it

@@ -60,6 +60,9 @@ _LAST_ANSWERS_S = 1.0
 VERSION_MIN = (7, 0)
 """Of Redis: flags of scripts came with it."""
 
+IN_FORCE = ("appendonly", "appendfsync", "maxmemory-policy")
+"""Settings of a node that decide what it keeps."""
+
 _ASKING = Simple(b"ASKING", ())
 _TRACK = Simple(b"CLIENT", (b"CACHING", b"YES"))
 
@@ -125,7 +128,7 @@ class Link:
         fault: why not, in words; empty before the first attempt has failed.
         tried: set when the first attempt has come to its end.
         posted_s: trio time of the last `post`.
-        config: what the node says about itself: `appendonly`, `appendfsync`; "unknown" where it does not say.
+        config: what the node says about itself, by the names `IN_FORCE`; "unknown" where it does not say.
     """
 
     def __init__(self, address: Address, settings: LinkSettings, owner: LinkOwner) -> None:
@@ -226,7 +229,7 @@ class Link:
             raise ClusterError(f"{self.address} runs Redis {connection.server_version}, which is too old: it takes 7.0")
         commands = [Simple(b"SCRIPT", (b"LOAD", script.source)) for script in SCRIPTS.values()]
         commands.append(Simple(b"CLIENT", (b"TRACKING", b"ON", b"OPTIN")))
-        commands.append(Simple(b"CONFIG", (b"GET", b"append*")))
+        commands.append(Simple(b"CONFIG", (b"GET", *map(str.encode, IN_FORCE))))
         if self._old_client is not None:
             commands.insert(0, Simple(b"CLIENT", (b"KILL", b"ID", self._old_client)))
         *results, config = await send(connection, commands)
@@ -235,6 +238,12 @@ class Link:
                 raise result
         self._old_client = connection.client_id
         self.config = _config(config)
+        if self.config["maxmemory-policy"] not in ("noeviction", "unknown"):
+            _logger.warning(
+                "redis: %s may throw keys away when its memory is full: maxmemory-policy %s",
+                self.address,
+                self.config["maxmemory-policy"],
+            )
 
     async def _send(self, connection: TCPConnection, to_receiver: trio.MemorySendChannel[_Group]) -> None:
         while True:
@@ -332,4 +341,4 @@ def _without_prefixes(requests: Sequence[Request], results: Sequence[Any]) -> li
 def _config(answer: Any) -> dict[str, str]:
     """What CONFIG GET says about durability; not everybody may ask."""
     said = {} if isinstance(answer, Exception) else dict(answer)
-    return {name: said.get(name.encode(), b"unknown").decode() for name in ("appendonly", "appendfsync")}
+    return {name: said.get(name.encode(), b"unknown").decode() for name in IN_FORCE}
