@@ -16,6 +16,7 @@ A call's life is that of engine/actor.py. A popped value leaves a receipt in Red
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -43,6 +44,8 @@ BATCHED_COMMANDS_MAX = 262_144
 
 CLOSE_WITHIN_S = 2.0
 """How long `run` waits at the end for masters that do not answer."""
+
+_logger = logging.getLogger("holdfast.redis")
 
 SHUTTING_DOWN = Failure(Error.UNAVAILABLE, "shutting down")
 MAILBOX_FULL = Failure(Error.UNAVAILABLE, "too many commands are waiting")
@@ -233,6 +236,8 @@ class ClusterEngine(Face):
             self._receipts.confirm()
             while not self._router.idle:  # noqa: ASYNC110
                 await trio.sleep(0.005)
+        if self._receipts.owed:
+            _logger.warning("%d popped values could not be put back: redis does not answer", self._receipts.owed)
 
     def shut_down(self) -> None:
         """Answers `unavailable` to parked waiters and to everything submitted from now on."""
