@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import trio
 
-from tests.conformance.store import Backend, Embedded, Store
+from tests.conformance.store import Backend, Embedded, OnRedis, Store
+from tests.harness.redis import RedisCluster, RedisNode
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(scope="session")
+def on_cluster(running_redis_cluster: RedisCluster) -> OnRedis:
+    return OnRedis(running_redis_cluster.url, running_redis_cluster.masters)
+
+
+@pytest.fixture(scope="session")
+def on_one_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnRedis]:
+    with RedisNode(tmp_path_factory.mktemp("redis")) as node:
+        yield OnRedis(node.url, [node])
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Embedded:
+    return Embedded()
+
+
+@pytest.fixture(params=["embedded", "on_cluster", "on_one_redis"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """What the engine under test keeps its data in; empty."""
-    return Embedded()
+    backend: Backend = request.getfixturevalue(request.param)
+    backend.clear()
+    return backend
 
 
 @pytest.fixture

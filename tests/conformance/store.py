@@ -9,6 +9,7 @@ async def test_a_value_is_read_back(store):
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,18 +18,22 @@ import trio.testing
 
 from engine.actor import Engine
 from engine.calls import AnyCall
+from engine.cluster import ClusterEngine
 from engine.commands import Command, parse
 from engine.limits import Limits
+from engine.redis.endpoint import parse_endpoint
 from engine.redis.format import is_mark, is_receipts_key
 from engine.replies import Refused, Reply
 from tests.harness.model import Content
-from tests.harness.redis import RedisNode
+from tests.harness.redis import RedisError, RedisNode
 from tests.harness.world import BatchJob, Job, World
 
 WITHIN_S = 60.0
 """How long anything may take to come about."""
 
 POLL_S = 0.001
+
+AnyEngine = Engine | ClusterEngine
 
 Line = str | list[bytes]
 """A command, words split at spaces; or word by word."""
@@ -43,11 +48,12 @@ class Store:
         limits: of the engine.
     """
 
-    def __init__(self, nursery: trio.Nursery, engine: Engine, limits: Limits) -> None:
+    def __init__(self, nursery: trio.Nursery, engine: AnyEngine, limits: Limits) -> None:
         self.engine = engine
         self._limits = limits
         self._nursery = nursery
         self._submitted = 0
+        nursery.start_soon(_complain)
 
     def content(self) -> Content:
         """What is stored now, read behind the engine's back; deadlines by the store's own clock."""
@@ -125,18 +131,18 @@ class Store:
 class Client:
     """Somebody to whom answers are delivered, and who may leave before taking them."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: AnyEngine) -> None:
         self.calls: list[AnyCall] = []
         self._engine = engine
-        self._delivered: list[AnyCall] = []
+        self.delivered_calls: list[AnyCall] = []
 
     def deliver(self, call: AnyCall) -> None:
         """Called by the engine."""
-        self._delivered.append(call)
+        self.delivered_calls.append(call)
 
     async def delivered(self) -> list[Any]:
         """Waits until all is delivered, and returns the replies in the order of the calls."""
-        await until(lambda: len(self._delivered) == len(self.calls))
+        await until(lambda: len(self.delivered_calls) == len(self.calls))
         return [call.reply for call in self.calls]
 
     def take(self) -> None:
@@ -204,6 +210,59 @@ class Embedded:
         world = World(nursery, limits=limits)
         await world.start()
         return EmbeddedStore(nursery, world)
+
+
+class RedisStore(Store):
+    """A front of a Redis."""
+
+    def __init__(
+        self, nursery: trio.Nursery, engine: ClusterEngine, limits: Limits, nodes: Sequence[RedisNode]
+    ) -> None:
+        super().__init__(nursery, engine, limits)
+        self._nodes = nodes
+
+    def content(self) -> Content:
+        return content_of(self._nodes)
+
+    def left_ms(self, key: bytes) -> int | None:
+        for node in self._nodes:
+            with suppress(RedisError):  # it has moved: another node has it
+                left_ms: int = node.do("PTTL", key)
+                return left_ms if left_ms >= 0 else None  # it is there while the last millisecond is running
+        raise AssertionError("nobody has it")
+
+
+class OnRedis:
+    """The engine on a cluster, or on one Redis.
+
+    Args:
+        url: for `--engine`.
+        masters: that have the slots.
+    """
+
+    def __init__(self, url: str, masters: Sequence[RedisNode]) -> None:
+        self.url = url
+        self._masters = masters
+
+    @property
+    def splits_keys(self) -> bool:
+        return len(self._masters) > 1
+
+    def clear(self) -> None:
+        for node in self._masters:
+            node.do("FLUSHALL")
+
+    async def open(self, nursery: trio.Nursery, limits: Limits | None = None) -> Store:
+        limits = limits or Limits()
+        engine = ClusterEngine(parse_endpoint(self.url), limits)
+        await nursery.start(engine.run)
+        return RedisStore(nursery, engine, limits, self._masters)
+
+
+async def _complain() -> None:
+    """Fails a test that waits for ever."""
+    await trio.sleep(WITHIN_S)
+    raise AssertionError("the test waits for ever")
 
 
 async def until(condition: Callable[[], bool], complaint: Callable[[], str] = lambda: "it did not happen") -> None:
