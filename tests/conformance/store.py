@@ -28,7 +28,7 @@ from tests.harness.model import Content
 from tests.harness.redis import RedisError, RedisNode
 from tests.harness.world import BatchJob, Job, World
 
-WITHIN_S = 60.0
+WITHIN_S = 5.0
 """How long anything may take to come about."""
 
 POLL_S = 0.001
