@@ -1,4 +1,4 @@
-"""The command line: `holdfast serve`, and the tools of `api/tools.py`.
+"""The command line: `holdfast serve`, the tools of `api/tools.py`, and moving house (`api/moving.py`).
 
 Every option of `serve` is also an environment variable, `HOLDFAST_<OPTION>`.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from api.moving import export_command, import_command
 from api.options import bind_option, endpoint, token_option
 from api.server import run
 from api.settings import ServerSettings
@@ -236,3 +237,5 @@ def serve_command(
 main.add_command(wal_commands)
 main.add_command(backup_command)
 main.add_command(checkpoint_command)
+main.add_command(export_command)
+main.add_command(import_command)

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from api.progress import ReplayProgress
-from api.settings import ServerSettings
+from api.settings import ServerSettings, StartError
 from engine.actor import Engine
 from engine.checkpointer import in_child
 from engine.collector import Collector
@@ -18,6 +18,7 @@ from engine.recovery import recover
 from engine.state import State
 from wal.files import DiskDirectory
 from wal.log import Log, segment_bytes_for
+from wal.replay import IMPORT_NAME
 
 _logger = logging.getLogger("holdfast.server")
 
@@ -39,6 +40,7 @@ async def embedded(
     Raises:
         LockedError: another server holds the directory.
         DirectoryError: the directory is none.
+        StartError: an import into it is not finished.
         Damage, NewerFormat: the log cannot be replayed.
         ReplayStopped: the replay was given up.
         OSError: the disk fails.
@@ -70,6 +72,8 @@ async def _replay(
     """Replays in a thread, so that signals are heard and the progress bar moves."""
 
     def replay() -> tuple[State, Log]:
+        if IMPORT_NAME in directory.names():
+            raise StartError(f"{directory.path} holds an import that was not finished; the same command finishes it")
         with ReplayProgress(is_stopping) as progress:
             return recover(
                 directory,

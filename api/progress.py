@@ -19,6 +19,20 @@ REDRAW_S = 0.1
 LINE_S = 10.0
 """Between two plain lines."""
 
+Unit = Callable[[int], str]
+"""Says how much there is in all."""
+
+
+def megabytes(count: int) -> str:
+    """So many bytes."""
+    return f"{count / 1e6:,.0f} MB"
+
+
+def keys_and_queues(count: int) -> str:
+    """So many keys and queues."""
+    return f"{count:,} keys and queues"
+
+
 _logger = logging.getLogger("holdfast.server")
 
 
@@ -32,40 +46,43 @@ class Progress(contextlib.ExitStack):
     Args:
         label: what is being done.
         say: writes a plain line.
+        unit: of what is counted.
     """
 
-    def __init__(self, label: str, say: Callable[[str], None]) -> None:
+    def __init__(self, label: str, say: Callable[[str], None], unit: Unit = megabytes) -> None:
         super().__init__()
         self._label = label
         self._say = say
+        self._unit = unit
         self._drawing = sys.stderr.isatty()
         self._next_s: float | None = None
         self._advance: Callable[[int], None] | None = None
-        self._shown_bytes = 0
+        self._shown = 0
 
     def __enter__(self) -> Self:
         return self
 
-    def __call__(self, done_bytes: int, total_bytes: int) -> None:
-        """Shows how far it is, a few times a second."""
+    def __call__(self, done: int, total: int) -> None:
+        """Shows how far it is, a few times a second; a total of 0 is not known."""
         if self._next_s is None:
             self._next_s = time.monotonic() + QUIET_S
         if time.monotonic() < self._next_s:
             return
-        if self._drawing:
-            self._draw(done_bytes, total_bytes)
+        if self._drawing and total:
+            self._draw(done, total)
             self._next_s = time.monotonic() + REDRAW_S
         else:
-            self._say(f"{self._label} {total_bytes / 1e6:,.0f} MB: {done_bytes / max(total_bytes, 1):.0%}")
+            far = f"{self._unit(total)}: {done / total:.0%}" if total else self._unit(done)
+            self._say(f"{self._label} {far}")
             self._next_s = time.monotonic() + LINE_S
 
-    def _draw(self, done_bytes: int, total_bytes: int) -> None:
-        if self._advance is None or done_bytes < self._shown_bytes:  # it began anew
+    def _draw(self, done: int, total: int) -> None:
+        if self._advance is None or done < self._shown:  # it began anew
             self.close()
-            bar = click.progressbar(length=total_bytes, label=self._label, file=sys.stderr)
-            self._advance, self._shown_bytes = self.enter_context(bar).update, 0
-        self._advance(done_bytes - self._shown_bytes)
-        self._shown_bytes = done_bytes
+            bar = click.progressbar(length=total, label=self._label, file=sys.stderr)
+            self._advance, self._shown = self.enter_context(bar).update, 0
+        self._advance(done - self._shown)
+        self._shown = done
 
 
 class ReplayProgress(Progress):
@@ -79,7 +96,7 @@ class ReplayProgress(Progress):
         super().__init__("replaying", _logger.info)
         self._stopped = stopped
 
-    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+    def __call__(self, done: int, total: int) -> None:
         """Shows how far the replay is.
 
         Raises:
@@ -87,4 +104,4 @@ class ReplayProgress(Progress):
         """
         if self._stopped():
             raise ReplayStopped
-        super().__call__(done_bytes, total_bytes)
+        super().__call__(done, total)

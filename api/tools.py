@@ -20,26 +20,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from api import tool_output as output
 from api.options import bind_option, token_option
-from api.progress import Progress
+from api.reporting import ToolError, json_option, open_beside, print_json, print_lines, reporting, show_progress
 from api.server import ExitCode
 from engine import ops
 from engine.recovery import applying
 from engine.state import State
-from wal.files import DirectoryError, DiskDirectory, LockedError
+from wal.files import DiskDirectory
 from wal.frame import Frame, Record
 from wal.replay import Apply
-from wal.segment import Damage, NewerFormat
 from wal.tools.backup import Backup, NotEmpty, backup
 from wal.tools.check import Report, verify
 from wal.tools.dump import Entry, dump
-from wal.tools.repair import CannotRepair, Plan, plan_repair, repair
-from wal.tools.view import NoLog, Restless
+from wal.tools.repair import Plan, plan_repair, repair
 
 CONNECT_WITHIN_S = 10.0
 """For a connection to the server; a checkpoint itself takes as long as it takes."""
@@ -47,61 +45,6 @@ CONNECT_WITHIN_S = 10.0
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where a server listens, not we
 
 _directory_argument = click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False))
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-class ToolError(Exception):
-    """It cannot be done; the message says why."""
-
-
-@contextmanager
-def _reporting(as_json: bool) -> Iterator[None]:
-    """Ends the command with a message and the right exit code when something was refused."""
-    try:
-        yield
-    except (Damage, NewerFormat) as error:
-        _fail(ExitCode.DAMAGE, str(error), as_json)
-    except CannotRepair as error:
-        _fail(ExitCode.DAMAGE, f"{error.damage}. It cannot be repaired: {error}", as_json)
-    except LockedError as error:
-        _fail(ExitCode.LOCKED, str(error), as_json)
-    except BrokenPipeError:
-        # Whoever read our output, such as `head`, has seen enough; nor is Python to complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.OK)
-    except (NoLog, NotEmpty, Restless, DirectoryError, ToolError, OSError) as error:
-        _fail(ExitCode.FAILURE, str(error), as_json)
-
-
-def _fail(code: ExitCode, message: str, as_json: bool) -> NoReturn:
-    if as_json:
-        _print_json({"error": message})
-    else:
-        click.echo(message, err=True)
-    sys.exit(code)
-
-
-def _print_json(members: dict[str, Any]) -> None:
-    click.echo(json.dumps(members))
-
-
-def _print(lines: Iterator[str]) -> None:
-    for line in lines:
-        click.echo(line)
-
-
-def _progress(label: str) -> Progress:
-    return Progress(label, lambda line: click.echo(line, err=True))
-
-
-@contextmanager
-def _beside(path: str) -> Iterator[DiskDirectory]:
-    """Opens a directory without its lock."""
-    directory = DiskDirectory(Path(path), beside=True)
-    try:
-        yield directory
-    finally:
-        directory.close()
 
 
 @contextmanager
@@ -131,7 +74,7 @@ def wal_commands() -> None:
 @wal_commands.command("verify")
 @_directory_argument
 @click.option("--no-apply", is_flag=True, help="Check the bytes only, which takes little memory.")
-@_json_option
+@json_option
 def verify_command(directory: str, no_apply: bool, as_json: bool) -> None:
     """Read a log and say what it holds and what is wrong with it.
 
@@ -141,17 +84,17 @@ def verify_command(directory: str, no_apply: bool, as_json: bool) -> None:
     Exit codes: 0 a server starts on it, 1 it cannot be read, 3 it is damaged.
     """
     with (
-        _reporting(as_json),
-        _beside(directory) as opened,
+        reporting(as_json),
+        open_beside(directory) as opened,
         _replaying() as replaying,
-        _progress("verifying") as progress,
+        show_progress("verifying") as progress,
     ):
         report = verify(opened, (lambda: _check_shapes) if no_apply else replaying, progress)
     if as_json:
-        _print_json(output.report_json(report))
+        print_json(output.report_json(report))
     else:
-        _print(output.report_text(report))
-        _print(_verdict(report, applied=not no_apply))
+        print_lines(output.report_text(report))
+        print_lines(_verdict(report, applied=not no_apply))
     sys.exit(ExitCode.DAMAGE if report.damage else ExitCode.OK)
 
 
@@ -178,7 +121,7 @@ def _verdict(report: Report, *, applied: bool) -> Iterator[str]:
 @click.option("--key", metavar="KEY", help="Only records about this key or queue.")
 @click.option("--file", "file", metavar="NAME", help="One segment, snapshot or kept copy instead of the log.")
 @click.option("--frames", is_flag=True, help="One line for each commit instead of one for each record.")
-@_json_option
+@json_option
 def dump_command(
     directory: str,
     from_lsn: int | None,
@@ -200,10 +143,10 @@ def dump_command(
     damaged = False
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # keys may hold what the terminal's encoding does not know
-    with _reporting(as_json):
+    with reporting(as_json):
         if file is not None and os.sep in file:
             raise ToolError(f"{file} is no name of a file in the data directory")
-        with _beside(directory) as opened:
+        with open_beside(directory) as opened:
             for entry in dump(opened, file):
                 damaged = damaged or entry.is_damage
                 records = wanted.of(entry)
@@ -246,7 +189,7 @@ class _Wanted:
 @click.option(
     "--accept-data-loss", is_flag=True, help="Also when records go that can still be read, or nobody knows which."
 )
-@_json_option
+@json_option
 def repair_command(directory: str, fix: bool, accept_data_loss: bool, as_json: bool) -> None:
     """Say how a damaged log can be repaired, and with --fix do it.
 
@@ -256,8 +199,8 @@ def repair_command(directory: str, fix: bool, accept_data_loss: bool, as_json: b
 
     Exit codes: 0 nothing is damaged any more, 1 it cannot be read or written, 3 it is still damaged, 4 a server runs.
     """
-    with _reporting(as_json), _open_for_repair(directory, fix) as opened, _replaying() as replaying:
-        with _progress("reading") as progress:
+    with reporting(as_json), _open_for_repair(directory, fix) as opened, _replaying() as replaying:
+        with show_progress("reading") as progress:
             plan = plan_repair(opened, replaying, progress)
         kept: list[str] = []
         fixed = False
@@ -265,22 +208,22 @@ def repair_command(directory: str, fix: bool, accept_data_loss: bool, as_json: b
         if fix and is_agreed and plan.damage:
             kept = repair(opened, plan, time.time_ns() // 1_000_000)
             fixed = True
-            with _progress("verifying") as progress:
+            with show_progress("verifying") as progress:
                 left = verify(opened, replaying, progress).damage
             if left:
                 raise left[0]
     is_fine = not plan.damage or fixed
     if as_json:
-        _print_json(output.plan_json(plan) | {"fixed": fixed, "kept": kept})
+        print_json(output.plan_json(plan) | {"fixed": fixed, "kept": kept})
     else:
-        _print(_repair_text(plan, kept, fixed=fixed, refused=fix and not is_agreed))
+        print_lines(_repair_text(plan, kept, fixed=fixed, refused=fix and not is_agreed))
     sys.exit(ExitCode.OK if is_fine else ExitCode.DAMAGE)
 
 
 @contextmanager
 def _open_for_repair(path: str, fix: bool) -> Iterator[DiskDirectory]:
     if not fix:
-        with _beside(path) as directory:
+        with open_beside(path) as directory:
             yield directory
         return
     directory = DiskDirectory(Path(path))
@@ -327,7 +270,7 @@ def _repair_text(plan: Plan, kept: list[str], *, fixed: bool, refused: bool) -> 
 @_directory_argument
 @click.argument("destination", metavar="DEST", type=click.Path(file_okay=False))
 @click.option("--no-verify", is_flag=True, help="Do not replay the copy, which takes the memory that the data take.")
-@_json_option
+@json_option
 def backup_command(directory: str, destination: str, no_verify: bool, as_json: bool) -> None:
     """Copy a data directory, also of a running server, to DEST, which must be empty or not exist.
 
@@ -338,19 +281,19 @@ def backup_command(directory: str, destination: str, no_verify: bool, as_json: b
     Exit codes: 0 done, 1 it cannot be done, 3 the log is damaged; DEST is left empty then.
     """
     with (
-        _reporting(as_json),
-        _beside(directory) as source,
+        reporting(as_json),
+        open_beside(directory) as source,
         _open_target(Path(destination)) as target,
         _replaying() as replaying,
-        _progress("copying") as copying,
-        _progress("verifying") as verifying,
+        show_progress("copying") as copying,
+        show_progress("verifying") as verifying,
     ):
         done = backup(source, target, None if no_verify else replaying, copying, verifying)
         source_path, target_path = source.path, target.path
     if as_json:
-        _print_json(output.backup_json(done, source_path, target_path))
+        print_json(output.backup_json(done, source_path, target_path))
     else:
-        _print(_backup_text(done, source_path, target_path))
+        print_lines(_backup_text(done, source_path, target_path))
 
 
 @contextmanager
@@ -380,7 +323,7 @@ def _backup_text(done: Backup, source: str, target: str) -> Iterator[str]:
 @click.command("checkpoint")
 @bind_option("Address of the server.")
 @token_option("The server's token.")
-@_json_option
+@json_option
 def checkpoint_command(bind: tuple[str, int], token: str | None, as_json: bool) -> None:
     """Have a running server fold its log into a snapshot, and wait until it has.
 
@@ -391,10 +334,10 @@ def checkpoint_command(bind: tuple[str, int], token: str | None, as_json: bool) 
     host, port = bind
     if port == 0:
         raise click.BadParameter("the server's port is needed", param_hint="--bind")
-    with _reporting(as_json):
+    with reporting(as_json):
         done = _ask_for_checkpoint(_ANY_ADDRESS.get(host, host), port, token)
     if as_json:
-        _print_json(done)
+        print_json(done)
     elif done["segments"] == 0:
         click.echo("nothing to fold: everything is in the snapshot already")
     else:

@@ -29,9 +29,10 @@ ALLOWED_THIRD_PARTY = {
 }
 PURE = (
     *(f"api/{name}.py" for name in ("access", "answers", "batches", "dialects", "json_body", "json_list", "line")),
+    *("api/export_lines.py", "engine/moving/items.py", "engine/moving/move.py", "engine/moving/tally.py"),
     *(f"engine/redis/{name}.py" for name in ("batches", "endpoint", "errors", "format", "request", "slots")),
 )
-TOOLS = ("tools.py", "tool_output.py")
+TOOLS = ("moving.py", "reporting.py", "tool_output.py", "tools.py")
 TOOLS_REACH = {
     f"wal.{name}"
     for name in (
@@ -75,6 +76,14 @@ def test_only_files_py_touches_the_file_system() -> None:
 def test_the_log_does_not_know_its_tools() -> None:
     for path in [*(ROOT / "wal").glob("*.py"), *(ROOT / "engine").glob("*.py")]:
         assert not [name for name in imported(path) if name.startswith("wal.tools")], path.name
+
+
+def test_the_engines_do_not_know_of_moving_house() -> None:
+    """What moves uses the log, and the connections to Redis; they do not use it."""
+    moving = [ROOT / "engine" / "redis" / f"{name}.py" for name in ("masters", "moving", "scan")]
+    for path in [*(ROOT / "engine").glob("*.py"), *(ROOT / "engine/redis").glob("*.py")]:
+        if path not in moving:
+            assert not [name for name in imported(path) if name.startswith("engine.moving")], path.name
 
 
 def test_the_engine_on_redis_knows_neither_the_log_nor_the_embedded_engine() -> None:

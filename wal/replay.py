@@ -30,11 +30,14 @@ from wal.segment import (
 )
 from wal.snapshot import FoldPlan, load_snapshot
 
+IMPORT_NAME = "IMPORT"
+"""A file that stands in a directory while an import into it is not finished: no server starts on it."""
+
 _TORN_COPY = r"[0-9]{8}\.log\.torn-[0-9]+"
 _SNAPSHOT = r"[0-9]{8}\.snapshot"
 _DAMAGED_COPY = rf"(MANIFEST|[0-9]{{8}}\.log|{_SNAPSHOT})\.damaged-[0-9]+"
-_KEPT_NAMES = re.compile(rf"LOCK|MANIFEST|{_TORN_COPY}|{_DAMAGED_COPY}")
-TEMPORARY_NAMES = re.compile(rf"(MANIFEST|[0-9]{{8}}\.log|{_TORN_COPY}|{_SNAPSHOT}\.[0-9a-f]{{8}})\.tmp")
+_KEPT_NAMES = re.compile(rf"LOCK|MANIFEST|{IMPORT_NAME}|{_TORN_COPY}|{_DAMAGED_COPY}")
+TEMPORARY_NAMES = re.compile(rf"(MANIFEST|{IMPORT_NAME}|[0-9]{{8}}\.log|{_TORN_COPY}|{_SNAPSHOT}\.[0-9a-f]{{8}})\.tmp")
 
 _logger = logging.getLogger("holdfast.wal")
 

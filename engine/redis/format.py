@@ -5,7 +5,8 @@ whose first element is its mark, `holdfast:queue:` and 32 hex digits; its values
 an emptied queue still exists, and it tells a queue from one of the same name that was made later.
 
 Beside them lie a front's receipts, `{tag}holdfast:popped:<front>`: what it has popped and not handed over yet, should
-the answer get lost on the way (engine/redis/scripts/). They are nobody's data.
+the answer get lost on the way (engine/redis/scripts/). And while something is moved in from elsewhere, the key
+`holdfast:import` says how far that is (engine/redis/moving.py). They are nobody's data.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import secrets
 from engine.redis.slots import slot_tags
 
 MARK_PREFIX = b"holdfast:queue:"
+
+IMPORT_KEY = b"holdfast:import"
+"""Says that something is being moved in, from where, and how far that is."""
 
 _RECEIPTS = re.compile(rb"\{[0-9]+\}holdfast:popped:.*", re.DOTALL)
 
@@ -38,3 +42,8 @@ def receipts_key(slot: int, front: bytes) -> bytes:
 def is_receipts_key(key: bytes) -> bool:
     """Tells whether a key holds receipts, and no data."""
     return _RECEIPTS.fullmatch(key) is not None
+
+
+def is_own_key(key: bytes) -> bool:
+    """Tells whether a key is Holdfast's own, and no data."""
+    return key == IMPORT_KEY or is_receipts_key(key)

@@ -38,9 +38,12 @@ QPOP = _load("qpop")
 BQPOP = _load("bqpop")
 QLEN = _load("qlen")
 GIVE_BACK = _load("give_back")
+APPEND = _load("append")
+"""Of those who move something in; fronts do not use it."""
+
 UNIT = _load("unit")
 SHRINKING_UNIT = _load("unit", b"#!lua flags=allow-oom")
 """The same for units that store nothing, which a full memory does not refuse."""
 
 SCRIPTS = {script.digest: script for script in (QPUSH, QPOP, BQPOP, QLEN, GIVE_BACK, UNIT, SHRINKING_UNIT)}
-"""All of them, by digest."""
+"""All that a front uses, by digest."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from wal.files import LOCK_NAME, Directory, Readable
 from wal.frame import Frame, Tail
 from wal.manifest import MANIFEST_NAME, Manifest, encode_manifest
-from wal.replay import Apply, Found, Kind, Progress, check_end, explain, kind_of, replay
+from wal.replay import IMPORT_NAME, Apply, Found, Kind, Progress, check_end, explain, kind_of, replay
 from wal.segment import (
     HEADER_BYTES,
     SEGMENT_MAGIC,
@@ -228,7 +228,7 @@ class Check:
             except Damage as damage:
                 self._note(damage)
                 continue
-            if kind in places and name not in (LOCK_NAME, MANIFEST_NAME):
+            if kind in places and name not in (LOCK_NAME, MANIFEST_NAME, IMPORT_NAME):
                 places[kind].append(name)
 
     # As a start does

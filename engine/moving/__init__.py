@@ -1,0 +1,1 @@
+"""Moving house: everything that one store holds is brought to another. The server needs none of it."""

@@ -1,0 +1,119 @@
+"""What is moved: a stream of plain values and of pieces of queues.
+
+The pieces of a queue follow one another directly, first to last, and say where they belong in it; so one that was
+written already can be told, and is not written twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from engine.moving.tally import Tally
+
+PIECE_VALUES_MAX = 1000
+"""Values of one piece."""
+
+PIECE_BYTES_MAX = 1024 * 1024
+"""Bytes of one piece, though one value may have more."""
+
+BATCH_ITEMS_MAX = 500
+"""Items that are handed on together."""
+
+BATCH_BYTES_MAX = 4 * 1024 * 1024
+"""Bytes that are handed on together; the last item may go beyond."""
+
+
+class MoveError(Exception):
+    """It cannot be moved, or not all of it; the message says why."""
+
+
+class Plain(NamedTuple):
+    """A key with a plain value.
+
+    Attributes:
+        key: of the value.
+        value: stored under it.
+        deadline_ms: when it expires, milliseconds since 1970; None is never.
+    """
+
+    key: bytes
+    value: bytes
+    deadline_ms: int | None
+
+
+class Piece(NamedTuple):
+    """Some values of a queue, first to last.
+
+    Attributes:
+        key: of the queue.
+        offset: how many values come before them; with 0 the queue begins.
+        values: none only in an empty queue.
+    """
+
+    key: bytes
+    offset: int
+    values: tuple[bytes, ...]
+
+
+Item = Plain | Piece
+
+
+class Source(Protocol):
+    """Where everything comes from.
+
+    Attributes:
+        name: for messages.
+        identity: of what it holds: what has the same identity is the same.
+        entries: how many keys and queues there are, about.
+        is_repeatable: whether the same items come in the same order every time.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102  # above
+
+    @property
+    def identity(self) -> str: ...  # noqa: D102
+
+    @property
+    def entries(self) -> int: ...  # noqa: D102
+
+    @property
+    def is_repeatable(self) -> bool: ...  # noqa: D102
+
+    def batches(self) -> AsyncGenerator[list[Item], None]:
+        """Yields all items, some at a time.
+
+        Raises:
+            MoveError: they cannot be read, or end too early.
+        """
+
+    def check(self, tally: Tally) -> None:
+        """Compares what came with what it knows itself of what should.
+
+        Args:
+            tally: of all items.
+
+        Raises:
+            MoveError: they are not the same.
+        """
+
+
+def size_of(item: Item) -> int:
+    """Length of key and values, in bytes."""
+    return len(item.key) + (len(item.value) if isinstance(item, Plain) else sum(map(len, item.values)))
+
+
+def in_batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Yields items some at a time."""
+    batch: list[Item] = []
+    left_bytes = BATCH_BYTES_MAX
+    for item in items:
+        batch.append(item)
+        left_bytes -= size_of(item)
+        if len(batch) == BATCH_ITEMS_MAX or left_bytes <= 0:
+            yield batch
+            batch, left_bytes = [], BATCH_BYTES_MAX
+    if batch:
+        yield batch
