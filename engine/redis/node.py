@@ -75,16 +75,18 @@ async def connect(
         with trio.fail_after(CONNECT_TIMEOUT_S + answer_timeout_s):
             await nursery.start(connection.run)
     except (RedisError, OSError, TimeoutError, trio.TooSlowError) as error:
-        _close_streams(connection)
         raise fault(address, error) from None
+    finally:
+        if not connection.usable:
+            _close_streams(connection)
     return connection
 
 
 def _close_streams(connection: TCPConnection) -> None:
-    """Closes the inner channels of a connection that never came up: coredis closes only those of one that did."""
-    for name in ("push_message", "streamed_message", "write"):
+    """Closes what coredis leaves open when it could not connect: anyio complains of it when it is collected."""
+    for kind in ("write", "push_message", "streamed_message"):
         for end in ("in", "out"):
-            getattr(connection, f"_{name}_buffer_{end}").close()
+            getattr(connection, f"_{kind}_buffer_{end}").close()
 
 
 async def ask(address: Address, options: Mapping[str, Any], *commands: Simple) -> list[Any]:
