@@ -22,6 +22,16 @@ def test_without_a_terminal_progress_is_a_plain_line_now_and_then(monkeypatch: p
     assert said == ["verifying 100 MB: 25%"]
 
 
+def test_what_is_counted_has_a_name_and_a_total_may_not_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(progress, "QUIET_S", 0.0)
+    monkeypatch.setattr(progress, "LINE_S", 0.0)
+    with Progress("writing", said.append, progress.keys_and_queues) as bar:
+        bar(500, 2_000)
+        bar(1_500, 0)
+    assert said == ["writing 2,000 keys and queues: 25%", "writing 1,500 keys and queues"]
+
+
 def test_what_is_quick_shows_nothing() -> None:
     said: list[str] = []
     with Progress("verifying", said.append) as bar:
