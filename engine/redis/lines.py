@@ -208,15 +208,16 @@ class Lines:
         line.covered = next(reversed(line.waiting))
         count = min(len(line.waiting), TAKE_MAX)
         token = self._receipts.new_tokens(count)
+        tokens = range(token, token + count)
         slot = self._router.slot_of(key)
         words = (self._receipts.key_for(slot), token, count, TAKE_BYTES_MAX)
         request: Request
         request = script_call(
-            BQPOP, (key,), words, slot, lambda result: self._tried(key, request, token, result), tracked=True
+            BQPOP, (key,), words, slot, lambda result: self._tried(key, request, tokens, result), tracked=True
         )
         self._router.post(request)
 
-    def _tried(self, key: bytes, request: Request, token: int, result: Any) -> None:
+    def _tried(self, key: bytes, request: Request, tokens: range, result: Any) -> None:
         """A try has ended.
 
         Until all is done that follows from it the line counts as being tried: answers are delivered from within, and
@@ -226,12 +227,12 @@ class Lines:
         failure = result if isinstance(result, Exception) else None
         taken: Any = result.result if isinstance(result, NotReplicated) else result
         values = [] if taken is None or isinstance(taken, Exception) else taken[1:]
-        receipts = [Receipt(token + index, key, FIRST + taken[0] + value) for index, value in enumerate(values)]
+        receipts = [Receipt(token, key, FIRST + taken[0] + value) for token, value in zip(tokens, values, strict=False)]
         if failure is None:
             self._serve(key, line, receipts, values)
         else:
             if isinstance(failure, Lost):
-                receipts = [Receipt(token + index, key, b"") for index in range(TAKE_MAX)]
+                receipts = [Receipt(token, key, b"") for token in tokens]
             self._receipts.take_back(receipts)
             self._refuse(key, line, failure, len(values))
         if not values:
