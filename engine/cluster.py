@@ -254,12 +254,11 @@ class ClusterEngine(Face):
     def link_up(self, address: Address) -> None:
         """Part of `RouterOwner`: what is owed goes back first, so that who waits gets it in the old order."""
         self._receipts.give_back()
-        self._lines.try_all(lambda slot: self._router.topology.owner(slot) == address)
+        self._lines.try_all(slot for slot, owner in enumerate(self._router.topology.owners) if owner == address)
 
     def slots_moved(self, slots: Iterable[int]) -> None:
         """Part of `RouterOwner`."""
-        self._receipts.give_back()
-        self._lines.try_all(set(slots).__contains__)
+        self._lines.try_all(slots)
 
     def key_changed(self, key: bytes | None) -> None:
         """Part of `RouterOwner`."""

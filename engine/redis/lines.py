@@ -10,7 +10,7 @@ has a new master. Nobody is asked anything meanwhile, however many wait; and who
 The rules that hold here:
 
 - One try of a line is under way at a time; what happens meanwhile has it tried once more.
-- A client whose time is up gets null, but not before a try that began after it came has found nothing for it.
+- A client whose time is up gets null, but not before a try that began after it came has ended without a value for it.
 - A value that finds nobody left goes back.
 - Who waits already keeps waiting while the key holds something else, or its master cannot be reached. Who comes then is
   refused.
@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from typing import Any
 
 import trio
@@ -35,6 +36,7 @@ from engine.redis.faults import refusal
 from engine.redis.receipts import FIRST, Posts, Receipt, Receipts
 from engine.redis.request import Request, script_call
 from engine.redis.scripts import BQPOP
+from engine.redis.slots import SLOTS
 from engine.replies import NULL, Reply, Value
 
 TAKE_MAX = 64
@@ -51,14 +53,16 @@ SHORT_S = 1.0
 TRIES_MAX = 128
 """Lines tried in one go when many have to be."""
 
-_NEVER = [(math.inf, b"")]
+TELL_MAX = 256
+"""Timeouts told in one go."""
+
+_ALL_SLOTS = range(SLOTS)
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
     call: Call
     deadline_s: float
-    late: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -67,19 +71,23 @@ class _Line:
 
     Attributes:
         waiting: by ticket, the oldest first.
+        late: tickets of those whose time is up, and who are to be told when a try has ended.
         trying: whether a try is under way.
         again: whether to try once more after it.
         watched: whether the last one has found nothing, and Redis tells when there may be something.
         covered: the last ticket that the try under way is for.
         seen: the last ticket for which one has ended.
+        later: whether it will be tried before long, because the last try has failed.
     """
 
     waiting: OrderedDict[int, _Waiting] = field(default_factory=OrderedDict)
+    late: dict[int, None] = field(default_factory=dict)
     trying: bool = False
     again: bool = False
     watched: bool = False
     covered: int = 0
     seen: int = 0
+    later: bool = False
 
 
 class Lines:
@@ -99,7 +107,8 @@ class Lines:
         self._tickets = 0
         self._count = 0
         self._deadlines: SortedList[tuple[float, int, bytes]] = SortedList()
-        self._later: SortedList[tuple[float, bytes]] = SortedList()
+        self._later: deque[tuple[float, bytes, _Line]] = deque()
+        self._concerned: set[int] = set()
         self._backlog: deque[bytes] = deque()
         self._nudged = trio.Event()
 
@@ -119,12 +128,14 @@ class Lines:
         assert isinstance(command, BQPop)
         timeout_s = math.inf if command.timeout_ms is None else command.timeout_ms / 1000
         self._tickets += 1
-        waiting = _Waiting(call, trio.current_time() + timeout_s, late=timeout_s == 0)
+        waiting = _Waiting(call, trio.current_time() + timeout_s)
         line = self._lines.get(command.key)
         if line is None:
             line = self._lines[command.key] = _Line()
         line.waiting[self._tickets] = waiting
-        if not waiting.late and timeout_s < math.inf:
+        if timeout_s == 0:
+            line.late[self._tickets] = None
+        elif timeout_s < math.inf:
             self._deadlines.add((waiting.deadline_s, self._tickets, command.key))
             self._nudged.set()
         self._count += 1
@@ -153,8 +164,10 @@ class Lines:
         waiting = line.waiting.pop(ticket)
         waiting.call.waiter = None
         self._count -= 1
-        if not waiting.late and waiting.deadline_s < math.inf:
-            self._deadlines.remove((waiting.deadline_s, ticket, key))
+        if ticket in line.late:
+            del line.late[ticket]
+        elif waiting.deadline_s < math.inf:
+            self._deadlines.discard((waiting.deadline_s, ticket, key))
         if not line.waiting and not line.trying:
             del self._lines[key]
         return waiting
@@ -167,9 +180,9 @@ class Lines:
         if line is not None:
             self._try(key, line)
 
-    def try_all(self, concerned: Callable[[int], bool] = lambda _slot: True) -> None:
-        """Has all lines of some slots tried, some at a time."""
-        self._backlog += [key for key in self._lines if concerned(self._router.slot_of(key))]
+    def try_all(self, slots: Iterable[int] = _ALL_SLOTS) -> None:
+        """Has all lines of some slots tried, some at a time, behind what goes back."""
+        self._concerned.update(slots)  # lines are looked through once, however many slots move one by one
         self._nudged.set()
 
     async def run(self) -> None:
@@ -178,25 +191,37 @@ class Lines:
             if self._backlog:
                 await trio.lowlevel.checkpoint()
             else:
-                with trio.move_on_at(min(due[0][0] for due in (self._deadlines, self._later, _NEVER) if due)):
+                due_s = self._deadlines[0][0] if self._deadlines else math.inf
+                with trio.move_on_at(min(due_s, self._later[0][0] if self._later else math.inf)):
                     await self._nudged.wait()
             self._nudged = trio.Event()
             now_s = trio.current_time()
             self._time_out(now_s)
-            while self._later and self._later[0][0] <= now_s:
-                self._backlog.append(self._later.pop(0)[1])
+            self._gather(now_s)
             for _ in range(min(TRIES_MAX, len(self._backlog))):
                 self.key_changed(self._backlog.popleft())
 
     def _time_out(self, now_s: float) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now_s:
+        for _ in range(TELL_MAX):
+            if not self._deadlines or self._deadlines[0][0] > now_s:
+                return
             _, ticket, key = self._deadlines.pop(0)
             line = self._lines[key]
-            waiting = line.waiting[ticket]
-            waiting.late = True
             if ticket <= line.seen:
-                self._take_out(ticket, key)
-                self._answer(waiting.call, NULL)
+                self._answer(self._take_out(ticket, key).call, NULL)
+            else:
+                line.late[ticket] = None
+
+    def _gather(self, now_s: float) -> None:
+        """Finds the lines that have to be tried."""
+        while self._later and self._later[0][0] <= now_s:
+            _, key, line = self._later.popleft()
+            line.later = False
+            self._backlog.append(key)
+        if self._concerned:
+            self._receipts.give_back()
+            self._backlog += [key for key in self._lines if self._router.slot_of(key) in self._concerned]
+            self._concerned.clear()
 
     # Trying
 
@@ -243,8 +268,7 @@ class Lines:
         if not line.waiting:
             del self._lines[key]
         elif failure is not None or request.asking:
-            self._later.add((trio.current_time() + TRY_AGAIN_S, key))
-            self._nudged.set()
+            self._try_later(key, line)
         elif values or line.again:
             self._try(key, line)
 
@@ -257,20 +281,28 @@ class Lines:
             call.taken.append(receipt)
             self._answer(call, Value(value))
 
+    def _try_later(self, key: bytes, line: _Line) -> None:
+        if not line.later:
+            line.later = True
+            self._later.append((trio.current_time() + TRY_AGAIN_S, key, line))
+            self._nudged.set()
+
     def _refuse(self, key: bytes, line: _Line, failure: Exception, popped: int) -> None:
         """Answers those for whom a try has failed: who came since the last one, and who would have had a value.
 
         If it got lost only those whose time is up: the others may well wait until the master can be reached again.
         """
-        for index, (ticket, waiting) in enumerate(list(line.waiting.items())):
-            fresh = line.seen < ticket <= line.covered and (waiting.late or not isinstance(failure, Lost))
-            if ticket in line.waiting and (index < popped or fresh):
-                self._take_out(ticket, key)
-                self._answer(waiting.call, refusal(failure, waiting.call.command))
+        fresh = takewhile(lambda ticket: ticket > line.seen, reversed(line.waiting))
+        concerned = sorted(ticket for ticket in fresh if ticket <= line.covered)
+        if isinstance(failure, Lost):
+            concerned = [ticket for ticket in concerned if ticket in line.late]
+        for ticket in [*islice(line.waiting, popped), *concerned]:
+            if ticket in line.waiting:
+                call = self._take_out(ticket, key).call
+                self._answer(call, refusal(failure, call.command))
 
     def _tell_late(self, key: bytes, line: _Line) -> None:
         """Answers those whose time was up while the try was under way."""
-        for ticket, waiting in list(line.waiting.items()):
-            if waiting.late and ticket <= line.seen and ticket in line.waiting:
-                self._take_out(ticket, key)
-                self._answer(waiting.call, NULL)
+        for ticket in list(line.late):
+            if ticket <= line.seen and ticket in line.waiting:
+                self._answer(self._take_out(ticket, key).call, NULL)
