@@ -120,7 +120,7 @@ class Receipts:
 
     async def _run_returns(self) -> None:
         while True:
-            with trio.move_on_after(RETRY_S if self._abandoned else math.inf):
+            with trio.move_on_after(RETRY_S if self.owed else math.inf):  # what is under way may come back refused
                 await self._taken_back.wait()
             self._taken_back = trio.Event()
             self.give_back()
@@ -142,14 +142,13 @@ class Receipts:
 
     def give_back(self) -> None:
         """Puts back what can be, the last pop first, so that the old order is restored."""
-        going = [receipt for receipt in self._abandoned if self._router.is_up(self._router.slot_of(receipt.key))]
-        if not going:
-            return
-        staying = set(going)
-        self._abandoned = [receipt for receipt in self._abandoned if receipt not in staying]
+        abandoned, self._abandoned = self._abandoned, []
         by_key: defaultdict[bytes, list[Receipt]] = defaultdict(list)
-        for receipt in sorted(going, key=lambda receipt: -receipt.token):
-            by_key[receipt.key].append(receipt)
+        for receipt in sorted(abandoned, key=lambda receipt: -receipt.token):
+            if self._router.is_up(self._router.slot_of(receipt.key)):
+                by_key[receipt.key].append(receipt)
+            else:
+                self._abandoned.append(receipt)
         for key, receipts in by_key.items():
             for some in _portions(receipts):
                 self._post(key, some)
