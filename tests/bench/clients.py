@@ -107,6 +107,7 @@ def hand_over(
     park: Exchange,
     push: Exchange,
     then: Callable[[bytes], Exchange] | None = None,
+    push_at: Address | None = None,
 ) -> Sample:
     """How long a value takes from the moment its push is sent until the parked client has it.
 
@@ -116,12 +117,13 @@ def hand_over(
         park: what the receiving client waits with.
         push: what the other one sends.
         then: what the receiving client has to say about the value, outside of the time that is taken.
+        push_at: where the other one sends it, if not there.
 
     Raises:
         NotMeasured: an answer is not the expected one.
     """
     latencies_s: list[float] = []
-    receiver, pusher = Wire(address), Wire(address)
+    receiver, pusher = Wire(address), Wire(push_at or address)
     with receiver.socket, pusher.socket:
         started_s, before_s = time.perf_counter(), time.process_time()
         while time.perf_counter() - started_s < seconds:
@@ -138,10 +140,10 @@ def hand_over(
     return {name: sample[name] for name in (P50_MS, P99_MS)}  # a rate with pauses in between means nothing
 
 
-def holdfast_hand_over(address: Address, seconds: float) -> Sample:
-    """QPUSH to a parked BQPOP."""
-    park, push = http(address, "BQPOP jobs", b'"}'), http(address, "QPUSH jobs value", b"\r\n\r\n")
-    return hand_over(address, seconds, park, push)
+def holdfast_hand_over(address: Address, seconds: float, push_at: Address | None = None) -> Sample:
+    """QPUSH to a parked BQPOP, of the same server or of another one."""
+    park, push = http(address, "BQPOP jobs", b'"}'), http(push_at or address, "QPUSH jobs value", b"\r\n\r\n")
+    return hand_over(address, seconds, park, push, push_at=push_at)
 
 
 def redis_hand_over(address: Address, seconds: float) -> Sample:

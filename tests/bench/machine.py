@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 SYNCS = 300
@@ -53,13 +53,13 @@ def sync_ms(directory: Path) -> float:
     return statistics.median(taken_s) * 1000
 
 
-def describe(directory: Path) -> list[str]:
-    """Lines of Markdown about this machine and the disk of a directory."""
+def describe(directory: Path, programs: Iterable[str] = VERSIONS) -> list[str]:
+    """Lines of Markdown about this machine, the disk of a directory, and the versions of some programs."""
     cores = len(os.sched_getaffinity(0))
     memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1024**3
     kind = ["findmnt", "-no", "FSTYPE", "-T", str(directory)]
     file_system = subprocess.run(kind, capture_output=True, text=True, timeout=30, check=False).stdout.strip()
-    versions = ", ".join(f"{name} {version_of(*how)}" for name, how in VERSIONS.items())
+    versions = ", ".join(f"{name} {version_of(*VERSIONS[name])}" for name in programs)
     model = processor(Path("/proc/cpuinfo").read_text())
     sync = f"appending a page and `fdatasync` take {sync_ms(directory):.2f} ms at the median"
     return [

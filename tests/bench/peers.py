@@ -15,7 +15,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -44,9 +44,9 @@ class NotMeasured(Exception):
     """Why there is no figure."""
 
 
-def missing_packages() -> list[str]:
+def missing_packages(commands: Iterable[str] = PACKAGES) -> list[str]:
     """Debian packages of the commands that are not here."""
-    return [package for command, package in PACKAGES.items() if shutil.which(command) is None]
+    return [PACKAGES[command] for command in commands if shutil.which(command) is None]
 
 
 def free_port() -> int:
@@ -61,6 +61,12 @@ def resident_bytes(pid: int) -> int:
     """Resident size of a process."""
     pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time that a process has used since its start, all threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_until(condition: Callable[[], bool], what: str, within_s: float = START_WITHIN_S) -> None:
@@ -260,9 +266,15 @@ def build_map_server(directory: Path) -> Path:
 
 
 @contextmanager
-def holdfast(directory: Path, *options: str) -> Iterator[Server]:
-    """`holdfast serve` on a directory, with the settings it has when nobody changes them, beside these options."""
-    server = Server(directory, *options, under=DIES_WITH_US)
+def holdfast(directory: Path, *options: str, engine: str | None = None) -> Iterator[Server]:
+    """`holdfast serve` with the settings it has when nobody changes them, beside these options.
+
+    Args:
+        directory: of its data; of a front only what its log is called by.
+        options: of the command.
+        engine: URL of the Redis that a front keeps its data in; None is the embedded engine.
+    """
+    server = Server(directory, *options, engine=engine, under=DIES_WITH_US)
     try:
         with server:
             yield server

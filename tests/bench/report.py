@@ -131,13 +131,19 @@ def goals(results: Sequence[Result]) -> Iterator[str]:
         yield f"| {goal.title} | {bound} | {shown} | {verdict} |"
 
 
-def table(results: Sequence[Result]) -> Iterator[str]:
-    """The table of a group of rows, with a line for each target."""
+def table(results: Sequence[Result], known: dict[str, Column] = COLUMNS, ratio: str = "ours / it") -> Iterator[str]:
+    """The table of a group of rows, with a line for each target.
+
+    Args:
+        results: of the rows.
+        known: the figures that are shown, if they were taken.
+        ratio: the heading of the last column.
+    """
     seen = {name for result in results for samples in result.samples.values() for name in samples[0]}
-    columns = {name: column for name, column in COLUMNS.items() if name in seen}
+    columns = {name: column for name, column in known.items() if name in seen}
     compared = compared_by(dict.fromkeys(seen, 0.0)) if seen else PER_S
     titles = [column.title for column in columns.values()]
-    yield f"| | | {' | '.join(titles)} | from, to | ours / it |"
+    yield f"| | | {' | '.join(titles)} | from, to | {ratio} |"
     yield "|" + "---|" * (len(titles) + 4)
     for result in results:
         for number, target in enumerate(result.row.targets):
@@ -193,10 +199,10 @@ def render(results: Sequence[Result], machine: Sequence[str], rounds: int, secon
     return "\n".join(lines)
 
 
-def insert(page: str, report: str) -> str:
+def insert(page: str, report: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
     """A page with the report between its marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin, f"the page has no place for the report: {BEGIN}"
-    assert end, f"the place for the report has no end: {END}"
-    return f"{before}{BEGIN}\n\n{report}\n\n{END}{after}"
+    before, begin, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    assert begin, f"the page has no place for the report: {marks[0]}"
+    assert end, f"the place for the report has no end: {marks[1]}"
+    return f"{before}{begin}\n\n{report}\n\n{end}{after}"

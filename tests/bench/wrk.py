@@ -120,14 +120,15 @@ def run(url: str, connections: int, seconds: int, script: str) -> Sample:
         file.write(script + _DONE)
         file.flush()
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", file.name, url]
-        before_s = _children_cpu_s()
+        before_s = children_cpu_s()
         ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds + END_WITHIN_S, check=False)
-        cpu_s = _children_cpu_s() - before_s
+        cpu_s = children_cpu_s() - before_s
     if ran.returncode:
         raise NotMeasured(f"wrk: {ran.stderr.strip() or ran.stdout.strip()}")
     return {**parse(ran.stdout), CLIENT: cpu_s / seconds}
 
 
-def _children_cpu_s() -> float:
+def children_cpu_s() -> float:
+    """CPU time of the processes that we have started and that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
