@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import clients, machine, report, wrk
+from engine.redis.scripts import QPUSH
+from tests.bench import clients, cluster, machine, report, waiting, wrk
+from tests.bench.__main__ import PAGE
 from tests.bench.measure import Measure, Result, Row, Setup, Target, measure
 from tests.bench.peers import NotMeasured
 from tests.bench.plot import draw
@@ -235,6 +237,42 @@ def test_the_report_replaces_the_one_before_and_nothing_else() -> None:
 def test_a_page_without_a_place_for_the_report_is_not_written(page: str) -> None:
     with pytest.raises(AssertionError, match="place for the report"):
         report.insert(page, "new")
+
+
+# Fronts of a cluster
+
+
+def test_servers_that_are_asked_at_once_add_up_and_the_slowest_tells_the_latency() -> None:
+    one, other = {PER_S: 100.0, P50_MS: 2.0, P99_MS: 3.0}, {PER_S: 50.0, P50_MS: 1.0, P99_MS: 4.0}
+    assert cluster.together([one, other]) == {PER_S: 150.0, P50_MS: 2.0, P99_MS: 4.0}
+
+
+def test_each_queue_is_popped_as_often_as_it_is_pushed_to() -> None:
+    bodies = [request.body or "" for request in cluster.pushes_and_pops()]
+    assert len(bodies) == 2 * cluster.QUEUES
+    for number in range(cluster.QUEUES):
+        assert sum(f" jobs:{number} value" in body for body in bodies) == 1
+        assert sum(f'"QPOP jobs:{number}"' in body for body in bodies) == 1
+
+
+def test_the_report_on_fronts_names_what_it_is_compared_with_and_what_it_took() -> None:
+    sample = {PER_S: 1000.0, cluster.SERVER_US: 20.0, cluster.CORE_PER_S: 50_000.0}
+    result = result_of(front=[sample | {cluster.REDIS_US: 5.0}], embedded=[sample])
+    page = cluster.render([result], ["a machine"], 3, 2)
+    assert "| per second | Holdfast's CPU | Redis's CPU | a core does | from, to | embedded / it |" in page
+    assert "| title | front | 1,000 | 20.0 µs | 5.0 µs | 50,000 | 1,000, 1,000 | 1.00 |" in page
+    assert "|  | embedded | 1,000 | 20.0 µs |  | 50,000 | 1,000, 1,000 |  |" in page
+
+
+def test_the_page_has_places_for_both_reports() -> None:
+    page = PAGE.read_text()
+    for marks in ((BEGIN, END), cluster.MARKS):
+        assert f"{marks[0]}\n\nnew\n\n{marks[1]}" in report.insert(page, "new", marks)
+
+
+def test_the_push_that_publishes_is_the_usual_one_and_a_message() -> None:
+    usual, publishing = QPUSH.source.splitlines(), waiting.publishing_script().splitlines()
+    assert publishing == [usual[0], b"redis.call('SPUBLISH', KEYS[1], '')", *usual[1:]]
 
 
 # The plot
