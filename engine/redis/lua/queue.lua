@@ -36,9 +36,19 @@ local function pop_first(key, mark, count)
   redis.call('LSET', key, 0, mark)
 end
 
--- Notes what was popped from which end, until the front says that it was handed over. In a slot that is being moved to
--- another node there may be no room for the note, for its key is not here or not there: then it is left out.
+-- Whether the slot of a key is being moved to another node or from there: then keys that do not exist cannot be used
+-- beside others.
+local function is_moving(key)
+  return type(redis.pcall('EXISTS', key, key .. ':')) == 'table'
+end
+
+-- Notes what was popped from which end, until the front says that it was handed over. In a slot that is being moved
+-- the note goes to where the receipts are already, or is left out: new ones on one node would stand in the way of
+-- those that come from the other.
 local function leave_receipt(receipts, token, mark, from, value)
+  if redis.pcall('EXISTS', receipts) ~= 1 and is_moving(receipts) then
+    return
+  end
   redis.pcall('HSET', receipts, token, from .. mark .. value)
   redis.pcall('PEXPIRE', receipts, RECEIPTS_MS)
 end
