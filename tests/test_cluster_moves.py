@@ -1,0 +1,108 @@
+"""Slots that move from master to master while a front works: MOVED, ASK and TRYAGAIN."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from engine.redis.slots import slot_of
+from engine.replies import Error, Failure, Integer, Ok, Value
+from tests.conformance.store import content_of, until
+from tests.harness.cases import GET_OF_A_QUEUE, NOT_FOUND, NULL, OK
+from tests.harness.front import QUEUES, Crowd, start_front
+from tests.harness.redis import Migration, RedisCluster
+
+
+@asynccontextmanager
+async def moving(cluster: RedisCluster, key: str) -> AsyncIterator[Migration]:
+    """A slot that is being moved, with nothing moved yet; in the end what is left is."""
+    slot = slot_of(key.encode())
+    source = cluster.master_of_slot(slot)
+    target = next(node for node in cluster.masters if node is not source)
+    migration = Migration(cluster, slot, source, target)
+    yield migration
+    await trio.to_thread.run_sync(migration.finish)
+
+
+async def test_under_load_slots_move_to_and_fro_and_nobody_notices(
+    nursery: trio.Nursery, own_redis_cluster: RedisCluster
+) -> None:
+    """I1, I3, I6"""
+    cluster = own_redis_cluster
+    fronts = [await start_front(nursery, cluster.url) for _ in range(2)]
+    crowd = Crowd(fronts, 1, tag="a")
+    await nursery.start(crowd.run)
+
+    def move(names: list[str]) -> None:
+        for name in names:
+            slot = slot_of(name.encode())
+            source = cluster.master_of_slot(slot)
+            target = next(node for node in cluster.masters if node is not source)
+            cluster.migrate_slot(slot, target)
+
+    for _ in range(3):
+        await crowd.answered(200)
+        await trio.to_thread.run_sync(move, [crowd.queue(number) for number in range(QUEUES)])
+        await crowd.answered(200)
+        await trio.to_thread.run_sync(move, [f"aclient{number}" for number in range(20)])
+    await crowd.answered(200)
+    await crowd.stop()
+    await crowd.check(cluster.masters)
+    print(crowd.answers, crowd.longest_s, crowd.unknown, [front.engine.statistics() for front in fronts])
+    for front in fronts:
+        front.close()
+
+
+async def test_in_a_slot_half_moved_every_key_is_found(nursery: trio.Nursery, own_redis_cluster: RedisCluster) -> None:
+    cluster = own_redis_cluster
+    front = await start_front(nursery, cluster.url)
+    for name in ("{h}here", "{h}there"):
+        await front.do(f"SET {name} 1 EX 1000")
+        await front.do(f"QPUSH {name}.q a b c")
+    async with moving(cluster, "h") as migration:
+        for moved in (b"{h}there", b"{h}there.q"):
+            await trio.to_thread.run_sync(migration.move_key, moved)
+        for name in ("{h}here", "{h}there"):
+            assert await front.do(f"GET {name}") == Value(b"1")
+            assert await front.do(f"TTL {name}") in (Integer(999), Integer(1000))
+            assert await front.do(f"QLEN {name}.q") == Integer(3)
+            assert await front.do(f"SET {name} 2 NX") == Failure(Error.KEY_ALREADY_EXISTS)
+            assert await front.do(f"SET {name} 2 XX") == OK
+            assert await front.do(f"QPUSH {name}.q d") == Ok(length=4)
+            assert await front.do(f"QPOP {name}.q") == Value(b"d")
+            assert await front.do(f"BQPOP {name}.q") == Value(b"a")
+            assert await front.do(f"GET {name}.q") == GET_OF_A_QUEUE
+        assert await front.do("EXISTS {h}here {h}there {h}new {h}here.q") == Integer(3)
+        assert await front.do("GET {h}new") == NOT_FOUND
+        assert await front.do("QPOP {h}new") == NULL
+        assert await front.do("BQPOP {h}new 0.01") == NULL
+        assert await front.do("SET {h}new 3") == OK
+        assert await front.do("QPUSH {h}new.q x y") == Ok(length=2)
+        assert await front.do("BQPOP {h}new.q") == Value(b"x")
+        assert await front.do("QPOP {h}new.q") == Value(b"y")
+        assert await front.do("EXISTS {h}here {h}there {h}new {h}new.q") == Integer(4)
+        assert await front.do("DELETE {h}here.q {h}there.q {h}new {h}none") == Integer(3)
+        assert await front.do("EXISTS {h}here.q {h}there.q {h}new {h}none") == Integer(0)
+    assert await front.do_many("GET {h}here", "GET {h}there", atomic=True) == [Value(b"2"), Value(b"2")]
+    front.close()
+
+
+async def test_receipts_of_pops_do_not_stand_in_the_way_of_a_move(
+    nursery: trio.Nursery, own_redis_cluster: RedisCluster
+) -> None:
+    cluster = own_redis_cluster
+    front = await start_front(nursery, cluster.url)
+    await front.do("QPUSH {r}q a b c d e f g h")
+    held = front.submit("BQPOP {r}q")  # its receipt stays until it is taken
+    assert await held.delivered() == [Value(b"a")]
+    async with moving(cluster, "r") as migration:
+        assert await front.do("BQPOP {r}q") == Value(b"b")
+        await trio.to_thread.run_sync(migration.move_key, b"{r}q")
+        later = front.submit("BQPOP {r}q")
+        assert await later.delivered() == [Value(b"c")]
+    held.leave()
+    later.leave()
+    await until(lambda: content_of(cluster.masters).get(b"{r}q") == ("queue", *b"a c d e f g h".split()))
+    front.close()
