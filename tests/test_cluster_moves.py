@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 
 from engine.redis.slots import slot_of
 from engine.replies import Error, Failure, Integer, Ok, Value
 from tests.conformance.store import content_of, until
 from tests.harness.cases import GET_OF_A_QUEUE, NOT_FOUND, NULL, OK
-from tests.harness.front import QUEUES, Crowd, start_front
+from tests.harness.front import QUEUES, Crowd, start_front, unavailable
 from tests.harness.redis import Migration, RedisCluster
+
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 @asynccontextmanager
@@ -105,4 +108,57 @@ async def test_receipts_of_pops_do_not_stand_in_the_way_of_a_move(
     held.leave()
     later.leave()
     await until(lambda: content_of(cluster.masters).get(b"{r}q") == ("queue", *b"a c d e f g h".split()))
+    front.close()
+
+
+async def test_who_waits_is_served_before_during_and_after_a_move(
+    nursery: trio.Nursery, own_redis_cluster: RedisCluster
+) -> None:
+    """I6"""
+    cluster = own_redis_cluster
+    front, other = [await start_front(nursery, cluster.url) for _ in range(2)]
+    await front.do_many("QPUSH {w}emptied x", "QPOP {w}emptied")
+    names = ("{w}emptied", "{w}new1", "{w}new2", "{w}late1", "{w}late2")
+    jobs = dict(zip(names, await front.park(*(f"BQPOP {name}" for name in names)), strict=True))
+    async with moving(cluster, "w") as migration:
+        await trio.to_thread.run_sync(migration.move_key, b"{w}emptied")
+        (more,) = await front.park("BQPOP {w}during")
+        assert await other.do("QPUSH {w}emptied a") == Ok(length=1)
+        assert await jobs["{w}emptied"].wait() == Value(b"a")
+        assert await front.do("QPUSH {w}new1 b") == Ok(length=1)
+        assert await jobs["{w}new1"].wait() == Value(b"b")
+        assert await other.do("QPUSH {w}during c") == Ok(length=1)
+        assert await more.wait() == Value(b"c")
+        assert await other.do("QPUSH {w}new2 d") == Ok(length=1)
+    assert await jobs["{w}new2"].wait() == Value(b"d")
+    assert await other.do("QPUSH {w}late1 e") == Ok(length=1)
+    assert await jobs["{w}late1"].wait() == Value(b"e")
+    await front.do("SET {w}key 1")  # now it knows that the slot has moved
+    assert await other.do("QPUSH {w}late2 f") == Ok(length=1)
+    assert await jobs["{w}late2"].wait() == Value(b"f")
+    front.close()
+    other.close()
+
+
+async def test_units_wait_for_a_move_or_answer_that_they_cannot_and_work_after_it(
+    nursery: trio.Nursery, own_redis_cluster: RedisCluster
+) -> None:
+    """I2"""
+    cluster = own_redis_cluster
+    front = await start_front(nursery, cluster.url)
+    for name in ("{u}a", "{u}b"):
+        await front.do(f"SET {name} 0")
+    async with moving(cluster, "u") as migration:
+        await trio.to_thread.run_sync(migration.move_key, b"{u}b")
+        unit = front.spawn_many("SET {u}a 1", "SET {u}b 1", "QPUSH {u}q v", atomic=True)
+        refused = await front.do_many("SET {u}a 2", "QPUSH {u}q w", atomic=True)
+        assert unavailable(refused), refused
+        assert await front.do("GET {u}a") == Value(b"0")
+        assert await front.do("EXISTS {u}q") == Integer(0)
+    replies = await unit.wait()
+    assert unavailable(replies) or replies == [OK, OK, Ok(length=1)]
+    done = await front.do_many("SET {u}a 3", "SET {u}b 3", "QPUSH {u}q y", "QPOP {u}q", atomic=True)
+    assert isinstance(done, list)
+    assert done[3] == Value(b"y")
+    assert await front.do_many("GET {u}a", "GET {u}b", atomic=True) == [Value(b"3"), Value(b"3")]
     front.close()

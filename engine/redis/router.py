@@ -55,7 +55,7 @@ class RouterOwner(Protocol):
         """A master can be reached, for the first time or again."""
 
     def slots_moved(self, slots: set[int]) -> None:
-        """Slots have another master than before."""
+        """Slots have another master than before, or will have: what does not exist there yet is made at the new one."""
 
     def key_changed(self, key: bytes | None) -> None:
         """See `LinkOwner`."""
@@ -86,6 +86,7 @@ class Router:
         self._wish = trio.Event()
         self._keys: dict[Address, int] = {}
         self._looks = 0
+        self._leaving: set[int] = set()  # slots of which a node has said ASK since the last look
         self._slots: object = None  # what the topology was read from, unless it has changed since
         self.round_trips = self.requests = 0
         self._durations_s: deque[float] = deque(maxlen=ROUND_TRIPS_KEPT)
@@ -150,6 +151,9 @@ class Router:
             self.topology.move(error.slot_id, address)
             self._slots = None
             self._wish.set()
+            self._owner.slots_moved({error.slot_id})
+        elif error.slot_id not in self._leaving:
+            self._leaving.add(error.slot_id)
             self._owner.slots_moved({error.slot_id})
         self._link_to(address).post(request)
 
@@ -222,6 +226,7 @@ class Router:
             await trio.sleep(0.5)
 
     async def _refresh(self) -> None:
+        self._leaving.clear()
         topology = await self._look()
         if topology is not None:
             moved = {slot for slot, owner in enumerate(self.topology.owners) if topology.owners[slot] != owner}
