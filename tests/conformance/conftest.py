@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from tests.conformance.store import Backend, Embedded, OnRedis, Store
+from tests.harness.process import Server
 from tests.harness.redis import RedisCluster, RedisNode
 
 
@@ -27,7 +28,10 @@ def embedded() -> Embedded:
     return Embedded()
 
 
-@pytest.fixture(params=["embedded", "on_cluster", "on_one_redis"])
+BACKENDS = ["embedded", "on_cluster", "on_one_redis"]
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     """What the engine under test keeps its data in; empty."""
     backend: Backend = request.getfixturevalue(request.param)
@@ -41,3 +45,13 @@ async def store(backend: Backend, nursery: trio.Nursery) -> AsyncIterator[Store]
     store = await backend.open(nursery)
     yield store
     store.close()
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The real process on it, one for all tests of a file."""
+    backend: Backend = request.getfixturevalue(request.param)
+    backend.clear()
+    with Server(tmp_path_factory.mktemp("server") / "data", engine=backend.url) as server:
+        yield server
+        server.stop()

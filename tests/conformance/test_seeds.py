@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -88,12 +87,6 @@ SESSIONS: dict[str, list[Row]] = {
         ({"command": "TTL", "key": "k"}, 200, {"success": True, "key": "k", "value": 60}),
     ],
 }
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("seeds") / "data") as server:
-        yield server
 
 
 @pytest.mark.parametrize("session", SESSIONS)
