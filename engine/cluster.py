@@ -37,7 +37,7 @@ from engine.redis.performer import Performer
 from engine.redis.receipts import Receipts
 from engine.redis.router import Router
 from engine.redis.statistics import ClusterStatistics
-from engine.replies import Error, Failure, Refused, Reply
+from engine.replies import NULL, Error, Failure, Refused, Reply
 
 BATCHED_COMMANDS_MAX = 262_144
 """Commands of batches that may be under way together: each batch is one in the mailbox, however long it is."""
@@ -90,15 +90,13 @@ class ClusterEngine(Face):
             self._finish(call, SHUTTING_DOWN)
         elif self._under_way >= self._limits.mailbox_max:
             self._finish(call, MAILBOX_FULL)
-        elif isinstance(command, BQPop) and len(self._lines) >= self._limits.waiters_max:
-            self._finish(call, WAITERS_FULL)
+        elif isinstance(command, BQPop) and len(self._lines) < self._limits.waiters_max:
+            self._commands += 1
+            self._lines.park(call)
         else:
             self._commands += 1
-            if isinstance(command, BQPop):
-                self._lines.park(call)
-            else:
-                self._under_way += 1
-                self._performer.perform(command, call.taken, partial(self._performed, call))
+            self._under_way += 1
+            self._performer.perform(command, call.taken, partial(self._performed, call))
         return call
 
     def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
@@ -150,6 +148,13 @@ class ClusterEngine(Face):
 
     def _performed(self, call: AnyCall, reply: Reply | list[Reply] | Refused) -> None:
         self._under_way -= 1
+        if (
+            reply == NULL
+            and isinstance(call, Call)
+            and isinstance(call.command, BQPop)
+            and call.command.timeout_ms != 0
+        ):
+            reply = WAITERS_FULL  # else it would have been parked
         self._finish(call, reply)
 
     def _finish(self, call: AnyCall, reply: Any) -> None:

@@ -27,6 +27,7 @@ from itertools import islice, takewhile
 from typing import Any
 
 import trio
+from coredis.exceptions import WrongTypeError
 from sortedcontainers import SortedList
 
 from engine.calls import PARKED, Call
@@ -265,12 +266,13 @@ class Lines:
             self._tell_late(key, line)
         line.trying = False
         line.watched = failure is None and not values and not request.asking
+        told = line.watched or (isinstance(failure, WrongTypeError) and not request.asking)
         if not line.waiting:
             del self._lines[key]
-        elif failure is not None or request.asking:
-            self._try_later(key, line)
-        elif values or line.again:
+        elif values or (line.again and told) or next(reversed(line.waiting)) > line.covered:
             self._try(key, line)
+        elif not told:
+            self._try_later(key, line)
 
     def _serve(self, key: bytes, line: _Line, receipts: list[Receipt], values: list[bytes]) -> None:
         for index, (receipt, value) in enumerate(zip(receipts, values, strict=True)):

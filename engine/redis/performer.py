@@ -209,7 +209,7 @@ def _after_get(result: Any) -> Reply:
 
 
 def _after_pttl(result: Any) -> Reply:
-    return Integer(result if result < 0 else math.ceil(result / 1000))
+    return Integer(result if result < 0 else max(1, math.ceil(result / 1000)))  # 0 is the last millisecond
 
 
 def _after_delete(reply: Reply) -> Reply:

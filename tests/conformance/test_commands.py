@@ -158,7 +158,7 @@ async def test_the_seconds_left_are_rounded_up_and_never_zero_while_the_key_is_t
             assert isinstance(reply, Integer)
             if reply != Integer(-2):
                 assert before_ms is not None
-                assert seconds(after_ms or 1) <= reply.value <= seconds(before_ms)
+                assert seconds(after_ms or 1) <= reply.value <= seconds(before_ms or 1)
             else:
                 assert after_ms is None
 

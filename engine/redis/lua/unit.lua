@@ -170,7 +170,7 @@ end
 
 function DO.TTL(words)
   local left_ms = redis.call('PTTL', words[1])
-  return {'integer', left_ms < 0 and left_ms or math.ceil(left_ms / 1000)}
+  return {'integer', left_ms < 0 and left_ms or math.max(1, math.ceil(left_ms / 1000))}
 end
 
 local CHANGES = {SET = true, DELETE = true, QPUSH = true, QPOP = true, BQPOP = true}
