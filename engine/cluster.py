@@ -148,12 +148,8 @@ class ClusterEngine(Face):
 
     def _performed(self, call: AnyCall, reply: Reply | list[Reply] | Refused) -> None:
         self._under_way -= 1
-        if (
-            reply == NULL
-            and isinstance(call, Call)
-            and isinstance(call.command, BQPop)
-            and call.command.timeout_ms != 0
-        ):
+        waits = isinstance(call, Call) and isinstance(call.command, BQPop) and call.command.timeout_ms != 0
+        if waits and reply == NULL:
             reply = WAITERS_FULL  # else it would have been parked
         self._finish(call, reply)
 
