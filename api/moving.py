@@ -6,7 +6,6 @@ same command goes on where it was.
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -34,6 +33,9 @@ from wal.files import DiskDirectory
 T = TypeVar("T")
 Place = Endpoint | Path
 """A Redis, or a data directory."""
+
+Names = tuple[str, str]
+"""Of source and destination, for messages."""
 
 
 def _place(text: str) -> Place:
@@ -117,7 +119,6 @@ class _Stages(ExitStack):
 
 def _run(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Runs it under trio; the error of a task comes out as it was raised."""
-    gc.disable()  # a state has no cycles, but the collector would look for them again and again
     try:
         return trio.run(function)
     except BaseExceptionGroup as group:
@@ -125,8 +126,6 @@ def _run(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from None
-    finally:
-        gc.enable()
 
 
 async def _export_lines(place: Place, skip_foreign: bool, stages: _Stages) -> Tally:
@@ -135,9 +134,6 @@ async def _export_lines(place: Place, skip_foreign: bool, stages: _Stages) -> Ta
         tally = await export(source, out.write, stages.stage("exporting", keys_and_queues))
         out.flush()
     return tally
-
-
-Names = tuple[str, str]
 
 
 async def _export_to(place: Place, to: Place, skip_foreign: bool, stages: _Stages) -> tuple[Moved, Names]:

@@ -42,7 +42,7 @@ def recover(
         Damage, NewerFormat, OSError: see `Log.recover`.
     """
     state = State(limits.memory_bytes_max)
-    with _no_collector():
+    with no_collector():
         log = Log.recover(
             directory, applying(state), time_ms=wall_ms, segment_bytes_max=segment_bytes_max, progress=progress
         )
@@ -51,7 +51,7 @@ def recover(
 
 
 @contextmanager
-def _no_collector() -> Iterator[None]:
+def no_collector() -> Iterator[None]:
     """A replay makes no cycles, and millions of objects that the collector would look at again and again."""
     was_enabled = gc.isenabled()
     gc.disable()

@@ -20,7 +20,7 @@ from engine.moving.items import (
 from engine.moving.move import Progress
 from engine.moving.tally import Tally
 from engine.ops import Op
-from engine.recovery import applying
+from engine.recovery import applying, no_collector
 from engine.state import State
 from wal import replay
 from wal.files import LOCK_NAME, Directory
@@ -56,7 +56,8 @@ def read_directory(directory: Directory, progress: replay.Progress) -> tuple[Sta
         states[:] = [State()]
         return applying(states[0])
 
-    report = verify(directory, begin, progress)
+    with no_collector():
+        report = verify(directory, begin, progress)
     for damage in report.damage:
         raise damage
     return states[0], report
@@ -148,13 +149,14 @@ class DirectoryDestination:
             raise MoveError(f"{self.name} is not empty")
         else:
             create_file(self._directory, IMPORT_NAME, identity.encode()).close()
-        self._log = Log.recover(
-            self._directory,
-            applying(self._state),
-            time_ms=self._wall_ms(),
-            segment_bytes_max=segment_bytes_for(self._directory.capacity_bytes()),
-            progress=self._progress,
-        )
+        with no_collector():
+            self._log = Log.recover(
+                self._directory,
+                applying(self._state),
+                time_ms=self._wall_ms(),
+                segment_bytes_max=segment_bytes_for(self._directory.capacity_bytes()),
+                progress=self._progress,
+            )
         return 0
 
     async def write(self, items: Iterable[Item], position: int) -> None:  # noqa: ARG002  # the content itself tells

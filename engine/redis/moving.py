@@ -93,7 +93,6 @@ class RedisDestination:
         self._identity = b""
         self._under_way: list[tuple[Master, RequestBatch, list[Simple]]] = []
         self._sent = self._reached = 0
-        self._failed = False  # for good: what was sent may not all be there
         self._next_note_s = 0.0
 
     async def begin(self, identity: str) -> int:
@@ -148,12 +147,8 @@ class RedisDestination:
             await self._note()
 
     async def _receive(self) -> None:
-        """Takes the answers to what is under way."""
-        under_way, self._under_way = self._under_way, []
-        if self._failed:
-            return
-        self._failed = True
-        for master, batch, commands in under_way:
+        """Takes the answers to what is under way; after an error it never gets beyond that."""
+        for master, batch, commands in self._under_way:
             for command, answer in zip(commands, await master.receive(batch), strict=True):
                 if isinstance(answer, Exception):
                     if str(answer).startswith("GAP"):
@@ -162,7 +157,7 @@ class RedisDestination:
                     key = command.serialized_arguments[2 if command.name == b"EVALSHA" else 0]
                     assert isinstance(key, bytes)
                     raise master.refusal(key, answer)
-        self._failed = False
+        self._under_way = []
         self._reached = self._sent
 
     async def _note(self) -> None:
