@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import msgpack
+from coredis.exceptions import ResponseError
 
 from engine.calls import Batch
 from engine.commands import BQPop, Command, Delete, Exists, Ping, QPop, QPush, Set
@@ -227,6 +228,9 @@ def _reply(command: Command, answer: list[Any]) -> Reply:
     return _failure(command, answer[1])
 
 
+_ERRORS = {error.value for error in Error}
+
+
 def _failure(command: Command, error: bytes) -> Failure:
     name = type(command).__name__.upper()
     match error:
@@ -236,4 +240,5 @@ def _failure(command: Command, error: bytes) -> Failure:
             return wrong_type("GET")
         case b"popped enough":
             return POPPED_ENOUGH
-    return Failure(Error(error.decode()))
+    text = error.decode()
+    return Failure(Error(text)) if text in _ERRORS else refusal(ResponseError(text), command)

@@ -5,7 +5,8 @@
 -- Returns {1, reply, ...} with a reply for each command, or {0, index, error} if the one with that index, from 0, was
 -- refused. A reply is {'ok', n}, {'integer', n}, {'value', v}, {'popped', mark, value}, {'null'} or {'failure', error}.
 --
--- Each change says how to undo it, and what is replaced is only renamed; so a refusal is undone in the time it took.
+-- Each change says how to undo it, and what is replaced is only renamed; so a refusal is undone in the time it took. So
+-- is an error of Redis, when its user may not do all of this, say.
 local RECEIPTS, ASIDE, POPPED_MAX = ARGV[1], ARGV[4], tonumber(ARGV[5])
 local commands = cmsgpack.unpack(ARGV[6])
 local first_token, current, marks, popped_bytes = tonumber(ARGV[2]), 0, 0, 0
@@ -117,19 +118,20 @@ function DO.QPUSH(words)
   if refusal then
     return refusal
   end
-  table.remove(values, 1)
-  if not mark then
-    redis.call('RPUSH', key, MARK_PREFIX .. ARGV[3] .. string.format('%08x', marks))
-    marks = marks + 1
-  end
-  push(key, values)
+  local length = redis.call('LLEN', key)
   undo[#undo + 1] = function()
     if mark then
-      redis.call('LTRIM', key, 0, -#values - 1)
+      redis.call('LTRIM', key, 0, length - 1)
     else
       redis.call('DEL', key)
     end
   end
+  if not mark then
+    redis.call('RPUSH', key, MARK_PREFIX .. ARGV[3] .. string.format('%08x', marks))
+    marks = marks + 1
+  end
+  table.remove(values, 1)
+  push(key, values)
   return {'ok', redis.call('LLEN', key) - 1}
 end
 
@@ -175,16 +177,23 @@ end
 
 local CHANGES = {SET = true, DELETE = true, QPUSH = true, QPOP = true, BQPOP = true}
 
+local function undone(answer)
+  for step = #undo, 1, -1 do
+    undo[step]()
+  end
+  return answer
+end
+
 local replies = {1}
 for index, command in ipairs(commands) do
   current = index - 1
   local name = table.remove(command, 1)
-  local reply = DO[name](command)
+  local done, reply = pcall(DO[name], command)
+  if not done then
+    return undone(type(reply) == 'table' and reply or {err = 'ERR ' .. reply})
+  end
   if reply[1] == 'failure' and CHANGES[name] then
-    for step = #undo, 1, -1 do
-      undo[step]()
-    end
-    return {0, current, reply[2]}
+    return undone({0, current, reply[2]})
   end
   replies[index + 1] = reply
 end
