@@ -43,7 +43,12 @@ def send(connection: TCPConnection, commands: Sequence[object]) -> RequestBatch:
 
     Returns:
         What to await for the answers, in order; errors stand in their place.
+
+    Raises:
+        RedisError: it is broken.
     """
+    if not connection._write_buffer_in.statistics().open_receive_streams:  # coredis has not noticed yet
+        raise RedisError("the connection is broken")
     return connection.create_request_batch(cast(Sequence[CommandRequest[Any]], commands))
 
 
@@ -110,6 +115,8 @@ async def ask(address: Address, options: Mapping[str, Any], *commands: Simple) -
             answers = list(await send(await connect(address, options, nursery), commands))
         except ClusterError as error:
             failure = error
+        except RedisError as error:  # it broke between hello and the first question
+            failure = fault(address, error)
         nursery.cancel_scope.cancel()
     lost = [answer for answer in answers if not is_answer(answer)]
     if failure is None and lost:
@@ -123,10 +130,12 @@ def fault(address: Address, error: BaseException) -> ClusterError:
     """Says in one line, without a password, what is wrong with a node."""
     if isinstance(error, AuthenticationError) or "WRONGPASS" in str(error) or "NOAUTH" in str(error):
         return WrongPassword(f"{address} refuses the name or the password")
-    while error.__cause__ is not None or isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error
-    text = str(error) or type(error).__name__
-    return ClusterError(f"{address} does not answer: {text}")
+    text = ""
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause) or text
+        cause = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause.__cause__
+    return ClusterError(f"{address} does not answer: {text or type(error).__name__}")
 
 
 class WrongPassword(ClusterError):  # what it is
