@@ -161,6 +161,8 @@ class Unit:
         self._router.post(script_call(UNIT if grows else SHRINKING_UNIT, keys, words, slot, self._done))
 
     def _done(self, result: Any) -> None:
+        if isinstance(result, NotReplicated) and result.result[0] == 0:
+            result = result.result  # it was refused, and nothing has to be anywhere
         if isinstance(result, Exception):
             self._take_back(result)
             self._finish(Refused(refusal(result, self._batch.commands[0])))
@@ -186,7 +188,7 @@ class Unit:
 
     def _take_back(self, error: Exception) -> None:
         """Has go back what was popped for a client that gets an error."""
-        if isinstance(error, NotReplicated) and isinstance(error.result, list) and error.result[0] == 1:
+        if isinstance(error, NotReplicated):
             self._receipts.take_back(self._popped(error.result))
         elif isinstance(error, Lost):
             self._receipts.take_back(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ClusterError(Exception):
     """The engine cannot start; the message is for the operator."""
@@ -22,6 +24,6 @@ class NotReplicated(Exception):
         result: its answer.
     """
 
-    def __init__(self, result: object) -> None:
+    def __init__(self, result: Any) -> None:
         super().__init__(result)
         self.result = result

@@ -290,7 +290,7 @@ class Link:
             results = _without_prefixes(group.requests, results)
             if group.waits and not (isinstance(acknowledged, int) and acknowledged >= self._settings.min_replicas):
                 results = [
-                    NotReplicated(result) if request.writes and not isinstance(result, Exception) else result
+                    NotReplicated(result) if request.writes and _changed(result) else result
                     for request, result in zip(group.requests, results, strict=True)
                 ]
         if isinstance(results[-1], Exception):  # of those that are lost it is one
@@ -306,9 +306,16 @@ class Link:
                         keys: Any = message[1]
                         for key in [None] if keys is None else keys:
                             self._owner.key_changed(key)
-        except RedisError as error:
-            return str(fault(self.address, connection._last_error or error))
+        except RedisError:  # so it ends, always
+            pass
+        if connection._terminated:  # by coredis, because an answer did not come in time
+            return f"{self.address} does not answer"
         return f"{self.address} has closed the connection"
+
+
+def _changed(result: Any) -> bool:
+    """Whether a write has done anything: null and 0 say that there was nothing to do."""
+    return not isinstance(result, Exception) and result not in (None, 0)
 
 
 def _is_ours(result: object) -> bool:

@@ -135,7 +135,7 @@ class Performer:
         """Has a value go back for which its client gets an error; when it got lost, if it was popped at all."""
         if isinstance(error, Lost):
             self._receipts.take_back([receipt])
-        elif isinstance(error, NotReplicated) and isinstance(error.result, list):
+        elif isinstance(error, NotReplicated):
             mark, value = error.result
             self._receipts.take_back([Receipt(receipt.token, receipt.key, end + mark + value)])
 
