@@ -21,7 +21,7 @@ from engine.replies import NULL, Error, Failure, Reply, Value
 from tests.harness.fake_redis import MARK, FakeRouter
 
 BROKEN = [Lost("the connection broke"), NotSent("no connection")]
-REFUSED = [ClusterDownError("the cluster is down"), ResponseError("MISCONF disk"), NotReplicated(None), NotSent("gone")]
+REFUSED = [ClusterDownError("the cluster is down"), ResponseError("MISCONF disk"), NotSent("gone")]
 
 
 class Hall:

@@ -114,7 +114,7 @@ def test_a_unit_without_a_refusal_is_done(wire: Wire) -> None:
         ("QPUSH {k}queue a b c",),
         ("QPUSH {k}queue a b c", "QPOP {k}queue", "QPOP {k}queue", "QPOP {k}queue", "QPOP {k}queue"),
         ("QPUSH {k}queue a", "BQPOP {k}queue", "BQPOP {k}queue", "BQPOP {k}queue", "BQPOP {k}queue"),
-        ("QPUSH {k}queue a", "DELETE {k}queue", "SET {k}queue v", "DELETE {k}queue", "QPUSH {k}queue b", "QPOP {k}queue"),
+        ("QPUSH {k}queue a", "DELETE {k}queue", "SET {k}queue v", "DELETE {k}queue", "QPUSH {k}queue b", "QPOP {k}q"),
         ("QPUSH {k}empty a", "BQPOP {k}empty", "QPUSH {k}empty b"),
         ("QPUSH {k}nothing a", "DELETE {k}nothing", "QPUSH {k}nothing b", "BQPOP {k}nothing"),
         ("QPUSH {k}queue " + " ".join(map(str, range(2500))),),

@@ -219,6 +219,7 @@ class FakeNode:
             `Fault`, or returns HOLD.
         sent: commands that came, by the ends of their pipelines: each is what one connection has sent at once.
         connections: that are open.
+        loaded: scripts that were.
         refuses: whether it lets nobody connect; `silent`: whether it says nothing, and does nothing, for now.
     """
 
@@ -232,6 +233,7 @@ class FakeNode:
         self.answers: dict[bytes, Callable[[Sequence[bytes]], Any]] = {}
         self.sent: list[list[tuple[bytes, ...]]] = []
         self.connections: list[FakeConnection] = []
+        self.loaded: list[bytes] = []
         self.version = b"7.0.15"
         self.replicas = 0
         self.refuses = self.silent = False
@@ -344,15 +346,18 @@ def _asking(_node: FakeNode, connection: FakeConnection, _words: Sequence[bytes]
     return b"OK"
 
 
-def _load(_node: FakeNode, _connection: FakeConnection, words: Sequence[bytes]) -> Any:
+def _load(node: FakeNode, _connection: FakeConnection, words: Sequence[bytes]) -> Any:
+    node.loaded.append(words[2])
     return next(digest for digest, script in SCRIPTS.items() if script.source == words[2])
 
+
+_CONFIG = {b"appendonly": b"yes", b"appendfsync": b"everysec", b"maxmemory-policy": b"noeviction"}
 
 _ABOUT: dict[bytes, Callable[[FakeNode, FakeConnection, Sequence[bytes]], Any]] = {
     b"HELLO": lambda node, connection, _: {b"version": node.version, b"proto": 3, b"id": connection.number},
     b"CLIENT": _client,
     b"SCRIPT": _load,
-    b"CONFIG": lambda _node, _connection, _words: {b"appendonly": b"yes", b"appendfsync": b"everysec"},
+    b"CONFIG": lambda _node, _connection, _words: dict(_CONFIG),
     b"CLUSTER": _cluster_slots,
     b"ROLE": lambda _node, _connection, _words: [b"master", 0, []],
     b"WAIT": lambda node, _connection, _words: node.replicas,
@@ -408,7 +413,8 @@ class FakeConnection(ByteStream):
         while self._unread and not self._node.silent and not self._ended:
             commands = self._unread.popleft()
             known = [tuple(words) for words in commands if words[0] not in (b"HELLO", b"SCRIPT", b"CONFIG")]
-            self._node.sent.append(known)
+            if known:
+                self._node.sent.append(known)
             for words in commands:
                 if self._ended:  # it was cut in the middle
                     return
