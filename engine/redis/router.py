@@ -124,7 +124,7 @@ class Router:
         """Hands a result on, unless the request has to be sent on."""
         if not isinstance(result, Exception):
             request.done(result)
-        elif isinstance(result, AskError) and request.sent_on < SENT_ON_MAX:
+        elif isinstance(result, AskError) and self.topology.cluster and request.sent_on < SENT_ON_MAX:
             self._send_on(request, result)
         elif isinstance(result, NoScriptError) and request.sent_on < SENT_ON_MAX:
             request.sent_on += 1
@@ -167,7 +167,11 @@ class Router:
         self.retries += 1
         request.sent_on += 1
         request.asking = False
-        await trio.sleep(TRY_AGAIN_S)
+        try:
+            await trio.sleep(TRY_AGAIN_S)
+        except trio.Cancelled:
+            request.done(NotSent("the front is shutting down"))
+            raise
         self.post(request)
 
     def link_up(self, link: Link) -> None:
@@ -195,7 +199,7 @@ class Router:
         """Connects, then keeps up with the topology until it is cancelled.
 
         Raises:
-            ClusterError: at the start, nobody could be reached or let us in.
+            ClusterError: at the start, nobody could be reached, let us in, or will do; it may be in a group.
         """
         self.topology = await self._first_look()
         async with trio.open_nursery() as nursery:
@@ -205,6 +209,8 @@ class Router:
             with trio.move_on_after(START_WITHIN_S):
                 for link in list(self.links.values()):
                     await link.tried.wait()
+            if not any(link.up for link in self.links.values()):
+                raise ClusterError(self.fault)
             task_status.started()
             while True:
                 with trio.move_on_after(REFRESH_S):
@@ -262,6 +268,7 @@ class Router:
 
     async def _look_afresh(self) -> Topology | None:
         addresses = (*self.topology.nodes, *self._endpoint.addresses)
+        self._slots = None
         try:
             found = await discover(addresses, self._settings.connection_options)
         except ClusterError:
