@@ -77,7 +77,7 @@ class Fault(Exception):
 
 
 HOLD = object()
-"""No answer yet: see `FakeNode.let_go`."""
+"""No answer, ever: what comes behind it on the same connection is not done either."""
 
 
 class Keys:
@@ -375,7 +375,7 @@ class FakeConnection(ByteStream):
         self._unread: deque[list[list[bytes]]] = deque()
         self._out = bytearray()
         self._something = trio.Event()
-        self._ended = False
+        self._ended = self._stuck = False
 
     # The client's side
 
@@ -416,14 +416,18 @@ class FakeConnection(ByteStream):
             if known:
                 self._node.sent.append(known)
             for words in commands:
-                if self._ended:  # it was cut in the middle
-                    return
-                try:
-                    answer = self._node.do(self, words)
-                except Fault as fault:
-                    answer = fault
-                if answer is not HOLD:
-                    self.say(answer)
+                if not self._ended and not self._stuck:
+                    self._do(words)
+
+    def _do(self, words: list[bytes]) -> None:
+        try:
+            answer = self._node.do(self, words)
+        except Fault as fault:
+            answer = fault
+        if answer is HOLD:
+            self._stuck = True
+        else:
+            self.say(answer)
 
     def say(self, answer: Any) -> None:
         """Answers the oldest command that is not answered yet."""
