@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 DEFAULT_PORT = 6379
@@ -14,8 +14,7 @@ class EndpointError(ValueError):
     """A URL that names no Redis; the message says what is wrong, and holds no password."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Address:
+class Address(NamedTuple):
     """A node's name or IP address, and its port."""
 
     host: str
