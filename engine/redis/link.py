@@ -290,12 +290,21 @@ class Link:
             results = _without_prefixes(group.requests, results)
             if group.waits and not (isinstance(acknowledged, int) and acknowledged >= self._settings.min_replicas):
                 results = [
-                    NotReplicated(result) if request.writes and _changed(result) else result
+                    self._unfollowed(result, acknowledged) if request.writes and _changed(result) else result
                     for request, result in zip(group.requests, results, strict=True)
                 ]
         if isinstance(results[-1], Exception):  # of those that are lost it is one
-            results = [result if is_answer(result) or _is_ours(result) else Lost(str(result)) for result in results]
+            results = [result if is_answer(result) or _is_ours(result) else self._lost(result) for result in results]
         return results
+
+    def _unfollowed(self, result: object, acknowledged: object) -> Exception:
+        """What became of a write when too few replicas have it, or we never heard how many."""
+        if isinstance(acknowledged, Exception) and not is_answer(acknowledged):
+            return self._lost(acknowledged)
+        return NotReplicated(result)
+
+    def _lost(self, error: Exception) -> Lost:
+        return Lost(str(fault(self.address, error)))
 
     async def _listen(self, connection: TCPConnection) -> str:
         """Passes on which keys have changed, until the connection is over; returns why it is."""
@@ -319,7 +328,7 @@ def _changed(result: Any) -> bool:
 
 
 def _is_ours(result: object) -> bool:
-    return isinstance(result, NotReplicated)
+    return isinstance(result, (Lost, NotReplicated))
 
 
 def _commands(requests: Sequence[Request]) -> list[object]:

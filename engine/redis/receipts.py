@@ -2,7 +2,8 @@
 
 A pop takes a value out of its queue and leaves a receipt, in one script. It is thrown away when the answer was handed
 to the transport; and taken, with the value put back, when the client has left or the answer never reached us. A value
-whose answer we have seen goes back even without a receipt, the first time; from then on only the receipt counts.
+whose answer we have seen goes back even without a receipt, the first time; from then on only the receipt counts. And so
+it does for all pops from before a master was connected to: it may be another one, which knows nothing of them.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class Receipts:
         self._front = front
         self._router = router
         self._token = 0
+        self._seen_from = 1  # pops with smaller tokens were done by a master that may be another one now
         self._handed_over: defaultdict[int, list[int]] = defaultdict(list)
         self._abandoned: list[Receipt] = []
         self._returning = 0
@@ -140,6 +142,11 @@ class Receipts:
                 words: list[bytes | int] = [self.key_for(slot), *tokens[start : start + TOKENS_MAX]]
                 self._router.post(Request(b"HDEL", tuple(words), slot, _ignore))
 
+    def connected(self) -> None:
+        """A master can be reached, perhaps in place of one that has died: what is owed goes back."""
+        self._seen_from = self._token + 1
+        self.give_back()
+
     def give_back(self) -> None:
         """Puts back what can be, the last pop first, so that the old order is restored."""
         abandoned, self._abandoned = self._abandoned, []
@@ -155,7 +162,9 @@ class Receipts:
 
     def _post(self, key: bytes, receipts: Sequence[Receipt]) -> None:
         slot = self._router.slot_of(key)
-        words: list[int | bytes] = [word for receipt in receipts for word in (receipt.token, receipt.body)]
+        words: list[int | bytes] = []
+        for receipt in receipts:
+            words += (receipt.token, receipt.body if receipt.token >= self._seen_from else b"")
         self._returning += len(receipts)
         done = partial(self._returned, receipts)
         self._router.post(script_call(GIVE_BACK, (key,), (self.key_for(slot), *words), slot, done))
