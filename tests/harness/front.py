@@ -18,19 +18,25 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
+from typing import Any
 
 import trio
 
 from engine.cluster import ClusterEngine
+from engine.commands import Command, parse
 from engine.limits import Limits
 from engine.redis.endpoint import parse_endpoint
 from engine.redis.node import ANSWER_TIMEOUT_S
 from engine.replies import Error, Failure, Ok, Refused, Reply, Value
-from tests.conformance.store import Store, content_of, until
-from tests.harness.redis import RedisNode
+from tests.conformance.store import Client, content_of
+from tests.harness.redis import WITHIN_S, RedisNode
+from tests.harness.world import BatchJob, Job
+
+POLL_S = 0.01
 
 QUEUES = 6
 BLOCK = "0.3"
@@ -40,26 +46,98 @@ PAUSE_S = 0.002
 """A client thinks so long between two requests, on average: enough happens, and the processor is not all theirs."""
 
 
-class Front(Store):
-    """A front, and its clients."""
+class Front:
+    """A front, and its clients.
 
-    engine: ClusterEngine  # type: ignore[assignment]  # a store's is the embedded one
+    Args:
+        nursery: where the clients run.
+        engine: started.
+        limits: of the engine.
+    """
+
+    def __init__(self, nursery: trio.Nursery, engine: ClusterEngine, limits: Limits) -> None:
+        self.engine = engine
+        self._nursery = nursery
+        self._limits = limits
+        self._submitted = 0
+
+    async def do(self, line: str) -> Reply:
+        """Has a command done, words split at spaces."""
+        return await self.engine.submit(self._parse(line))
+
+    async def do_many(self, *lines: str, atomic: bool = False) -> list[Reply] | Refused:
+        """Has a batch done."""
+        return await self.engine.submit_many([self._parse(line) for line in lines], atomic=atomic)
+
+    def spawn(self, line: str) -> Job:
+        """Submits a command as a client of its own."""
+        job = Job(self._parse(line))
+        self._nursery.start_soon(self._run, job, self.engine.submit)
+        return job
+
+    def spawn_many(self, *lines: str, atomic: bool = False) -> BatchJob:
+        """Submits a batch, like `spawn`."""
+        job = BatchJob([self._parse(line) for line in lines])
+        self._nursery.start_soon(self._run, job, partial(self.engine.submit_many, atomic=atomic))
+        return job
+
+    def submit(self, *lines: str) -> Client:
+        """Submits commands for a client that takes its answers, or leaves without them, when it says so."""
+        client = Client(self.engine)
+        for line in lines:
+            client.calls.append(self.engine.submit_nowait(self._parse(line), client.deliver))
+        return client
+
+    async def park(self, *lines: str) -> list[Job]:
+        """Submits commands that wait, and returns when all of them do, and Redis has said that there is nothing."""
+        jobs = [self.spawn(line) for line in lines]
+        before = self.engine.statistics().waiters
+        await until(lambda: self.engine.statistics().waiters == before + len(jobs) and not self.engine._lines.trying)
+        return jobs
+
+    async def eventually(self, line: str) -> Reply:
+        """Has a command done again and again, until it is not `unavailable`."""
+        with trio.fail_after(WITHIN_S):
+            while unavailable(reply := await self.do(line)):  # noqa: ASYNC110  # the other side has no event for us
+                await trio.sleep(POLL_S)
+        return reply
+
+    async def until_unavailable(self, line: str) -> Failure:
+        """Has a command done again and again, until it is `unavailable`."""
+        with trio.fail_after(WITHIN_S):
+            while not unavailable(reply := await self.do(line)):  # noqa: ASYNC110  # likewise
+                await trio.sleep(POLL_S)
+        assert isinstance(reply, Failure)
+        return reply
+
+    async def until_ready(self) -> None:
+        """Returns when every key can be reached."""
+        await until(lambda: isinstance(self.engine.readiness(), dict), lambda: str(self.engine.readiness()))
 
     @property
     def owed(self) -> int:
         """How many values are on their way back."""
         return self.engine.statistics().owed_values
 
-    async def eventually(self, line: str) -> Reply:
-        """Has a command done again and again, until it is not `unavailable`."""
-        with trio.fail_after(60):
-            while unavailable(reply := await self.do(line)):  # noqa: ASYNC110  # the other side has no event for us
-                await trio.sleep(0.02)
-        return reply
+    def close(self) -> None:
+        """Has the engine finish."""
+        self.engine.close()
 
-    async def until_ready(self) -> None:
-        """Returns when every key can be reached."""
-        await until(lambda: isinstance(self.engine.readiness(), dict), lambda: str(self.engine.readiness()))
+    async def _run(self, job: Job | BatchJob, submit: Callable[..., Awaitable[Any]]) -> None:
+        self._submitted += 1
+        await job.run(submit, self._submitted)
+
+    def _parse(self, line: str) -> Command:
+        return parse(line.encode().split(b" "), self._limits)
+
+
+async def until(condition: Callable[[], bool], complaint: Callable[[], str] = lambda: "it did not happen") -> None:
+    """Returns when something has come about; a process has no event to wait for."""
+    with trio.move_on_after(WITHIN_S):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(POLL_S)
+        return
+    raise AssertionError(complaint())
 
 
 async def start_front(
@@ -83,10 +161,10 @@ async def start_front(
     endpoint = parse_endpoint(url)
     engine = ClusterEngine(endpoint, limits, min_replicas=min_replicas, answer_timeout_s=answer_timeout_s)
     await nursery.start(engine.run)
-    return Front(nursery, engine, limits)  # type: ignore[arg-type]
+    return Front(nursery, engine, limits)
 
 
-def unavailable(reply: Reply | Refused) -> bool:
+def unavailable(reply: Reply | list[Reply] | Refused) -> bool:
     """Whether a reply is `unavailable`, be it of a unit."""
     failure = reply.failure if isinstance(reply, Refused) else reply
     return isinstance(failure, Failure) and failure.error is Error.UNAVAILABLE
@@ -100,7 +178,7 @@ class Outcome(Enum):
     UNKNOWN = "unknown"
 
 
-def outcome_of(reply: Reply | Refused) -> Outcome:
+def outcome_of(reply: Reply | list[Reply] | Refused) -> Outcome:
     """What the answer to a write says about it; only `unavailable` leaves it open."""
     if not unavailable(reply):
         return Outcome.DONE
