@@ -1,0 +1,261 @@
+"""What befalls connections and nodes while a front works, in a cluster in which no replica takes over."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import trio
+
+from engine.replies import Error, Failure, Integer, Ok, Refused, Value
+from tests.conformance.store import content_of
+from tests.harness.cases import NULL, OK
+from tests.harness.front import Crowd, start_front, unavailable, until
+from tests.harness.redis import RedisCluster, RedisNode
+
+pytestmark = pytest.mark.usefixtures("patience")
+
+
+@pytest.fixture(scope="module")
+def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """What is killed here comes back with all its data, before anybody has missed it."""
+    directory = tmp_path_factory.mktemp("cluster")
+    with RedisCluster(directory, "--appendonly", "yes", node_timeout_ms=60_000) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running_cluster: RedisCluster) -> Iterator[RedisCluster]:
+    """Without data before a test, and well after it."""
+    running_cluster.flush()
+    yield running_cluster
+    running_cluster.revive()
+
+
+def restart(nodes: list[RedisNode]) -> None:
+    """Starts dead nodes again, without waiting for them."""
+    for node in nodes:
+        node.launch()
+
+
+async def test_what_a_stopped_master_has_not_read_yet_is_done_or_undone_when_it_goes_on(
+    nursery: trio.Nursery, cluster: RedisCluster
+) -> None:
+    """I6"""
+    front = await start_front(nursery, cluster.url, answer_timeout_s=0.5)
+    master = cluster.master_of(b"q")
+    other = next(cluster.key_on(node).decode() for node in cluster.masters if node is not master)
+    await front.do("QPUSH q a b c d e f")
+    (waiter,) = await front.park("BQPOP {q}none")
+    master.pause()
+    jobs = [front.spawn(line) for line in ("QPOP q", "BQPOP q", "QPUSH {q}p g", "BQPOP q 0", "GET {q}k")]
+    unit = front.spawn_many("QPOP q", "QPOP q", atomic=True)
+    pipeline = front.spawn_many("QPOP q", f"SET {other} 1")
+    assert await front.do(f"SET {other} 2") == OK
+    refused = [await job.wait() for job in (*jobs[:1], *jobs[2:])]
+    assert all(map(unavailable, refused)), refused
+    assert unavailable(await unit.wait())
+    replies = await pipeline.wait()
+    assert isinstance(replies, list)
+    assert unavailable(replies[0])
+    assert replies[1] == OK
+    assert unavailable(await front.do("GET q"))
+    assert isinstance(front.engine.readiness(), Failure)
+    master.resume()
+    await front.until_ready()
+    assert await jobs[1].wait() == Value(b"a"), "who waits has waited"
+    await until(lambda: not front.owed)
+    content = content_of(cluster.masters)
+    assert content[b"q"] == ("queue", b"b", b"c", b"d", b"e", b"f")
+    assert content.get(b"{q}p", ("queue", b"g")) == ("queue", b"g"), "nobody knows whether it was done"
+    assert await front.do("QPUSH {q}none x") == Ok(length=1)
+    assert await waiter.wait() == Value(b"x")
+    front.close()
+
+
+async def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
+    nursery: trio.Nursery, cluster: RedisCluster
+) -> None:
+    """I1, I2, I3, I6"""
+    fronts = [await start_front(nursery, cluster.url) for _ in range(2)]
+    crowd = Crowd(fronts, 3)
+    rng = random.Random(3)
+    await nursery.start(crowd.run)
+    for _ in range(40):
+        await crowd.answered(rng.randrange(60))
+        await trio.sleep(rng.random() / 100)
+        for node in rng.sample(cluster.masters, rng.randint(1, 3)):
+            node.do("CLIENT", "KILL", "TYPE", "normal")
+    await crowd.answered(200)
+    await crowd.stop()
+    print(crowd.answers, crowd.longest_s, crowd.unknown, [front.engine.statistics() for front in fronts])
+    await crowd.check(cluster.masters)
+    assert crowd.answers[Error.UNAVAILABLE.value] > 0
+    for front in fronts:
+        front.close()
+
+
+async def test_a_cluster_that_is_gone_and_comes_back_has_everything_and_serves_who_waits(
+    nursery: trio.Nursery, cluster: RedisCluster
+) -> None:
+    """I1, I2, I3, I6"""
+    front = await start_front(nursery, cluster.url)
+    waiters = await front.park(*(f"BQPOP wait{number}" for number in range(20)))
+    crowd = Crowd([front], 4)
+    await nursery.start(crowd.run)
+    await crowd.answered(300)
+    for node in cluster.nodes:
+        node.kill()
+    await front.until_unavailable("GET k")
+    await front.until_unavailable("QPUSH k v")
+    began_s = trio.current_time()
+    restart(cluster.nodes)
+    await front.until_ready()
+    print("recovered after", trio.current_time() - began_s)
+    await crowd.answered(300)
+    await crowd.stop()
+    await trio.to_thread.run_sync(cluster.wait_until_healthy)
+    await crowd.check(cluster.masters)
+    for number, job in enumerate(waiters):
+        assert await front.do(f"QPUSH wait{number} v") == Ok(length=1)
+        assert await job.wait() == Value(b"v")
+    front.close()
+
+
+async def test_a_front_that_starts_without_one_of_the_masters_serves_the_others(
+    nursery: trio.Nursery, cluster: RedisCluster
+) -> None:
+    dead, *others = cluster.masters
+    keys = [cluster.key_on(node).decode() for node in (dead, *others)]
+    dead.kill()
+    front = await start_front(nursery, cluster.url)
+    refused = await front.do(f"SET {keys[0]} v")
+    assert isinstance(refused, Failure)
+    assert refused.error is Error.UNAVAILABLE
+    assert f"127.0.0.1:{dead.port} does not answer: " in refused.detail
+    assert unavailable(await front.do(f"BQPOP {keys[0]} 0"))
+    assert front.engine.readiness() == refused
+    for key in keys[1:]:
+        assert await front.do(f"SET {key} v") == OK
+    assert unavailable(await front.do(f"EXISTS {' '.join(keys)}"))
+    assert unavailable(await front.do_many(f"SET {keys[0]} v", atomic=True))
+    restart([dead])
+    assert await front.eventually(f"SET {keys[0]} v") == OK
+    assert await front.do(f"EXISTS {' '.join(keys)}") == Integer(3)
+    assert isinstance(front.engine.readiness(), dict)
+    front.close()
+
+
+async def test_scripts_that_are_forgotten_are_sent_again(nursery: trio.Nursery, cluster: RedisCluster) -> None:
+    front = await start_front(nursery, cluster.url)
+
+    def forget() -> None:
+        for node in cluster.masters:
+            node.do("SCRIPT", "FLUSH")
+
+    expected = {"QPUSH q a b c": Ok(length=3), "QLEN q": Integer(3), "QPOP q": Value(b"c"), "BQPOP q": Value(b"a")}
+    for line, reply in expected.items():
+        forget()
+        assert await front.do(line) == reply
+    forget()
+    assert await front.do_many("QPUSH q x", "QPOP q", "QPOP q", "QPUSH q y") == [
+        *(Ok(length=2), Value(b"x"), Value(b"b"), Ok(length=1)),
+    ]
+    forget()
+    assert await front.do_many("QPUSH q z", "QPOP q", atomic=True) == [Ok(length=2), Value(b"z")]
+    (job,) = await front.park("BQPOP r")
+    forget()
+    assert await front.do("QPUSH r v") == Ok(length=1)
+    assert await job.wait() == Value(b"v")
+    left = front.submit("BQPOP q")
+    assert await left.delivered() == [Value(b"y")]
+    forget()
+    left.leave()
+    await until(lambda: content_of(cluster.masters)[b"q"] == ("queue", b"y"))
+    front.close()
+
+
+async def test_a_full_memory_refuses_what_grows_and_nothing_else(nursery: trio.Nursery, cluster: RedisCluster) -> None:
+    front = await start_front(nursery, cluster.url)
+    await front.do("QPUSH q a b c d e")
+    await front.do("SET k v")
+
+    def set_maxmemory(limit: int) -> None:
+        for node in cluster.masters:
+            node.do("CONFIG", "SET", "maxmemory", limit)
+
+    full = Failure(Error.STORAGE_FULL, "redis has reached its maxmemory")
+    set_maxmemory(1)
+    try:
+        for line in ("SET k2 v", "SET k w", "QPUSH q f", "QPUSH q2 f"):
+            assert await front.do(line) == full
+        assert await front.do_many("GET k", "SET {k}2 v", atomic=True) == Refused(full)
+        assert await front.do_many("QPUSH q f", "QPOP q") == [full, Value(b"e")]
+        left = front.submit("QPOP q", "BQPOP q")
+        assert await left.delivered() == [Value(b"d"), Value(b"a")]
+        left.leave()
+        await until(lambda: content_of(cluster.masters)[b"q"] == ("queue", b"a", b"b", b"c", b"d"))
+        assert await front.do("BQPOP q 0") == Value(b"a")
+        assert await front.do_many("QPOP q", "BQPOP q", "QLEN q", atomic=True) == [
+            *(Value(b"d"), Value(b"b"), Integer(1)),
+        ]
+        (job,) = await front.park("BQPOP q3")
+        assert await front.do("QPOP q") == Value(b"c")
+        assert await front.do("GET k") == Value(b"v")
+        assert await front.do("DELETE k q") == Integer(2)
+    finally:
+        set_maxmemory(0)
+    assert await front.do("QPUSH q3 v") == Ok(length=1)
+    assert await job.wait() == Value(b"v")
+    front.close()
+
+
+async def test_who_waits_outlives_the_loss_of_all_data(nursery: trio.Nursery, cluster: RedisCluster) -> None:
+    front = await start_front(nursery, cluster.url)
+    await front.do_many("QPUSH emptied x", "QPOP emptied")
+    jobs = await front.park("BQPOP emptied", "BQPOP none")
+    held = front.submit("QPOP none")
+    assert await held.delivered() == [NULL]
+    cluster.flush()
+    assert await front.do("QPOP emptied") == NULL
+    for name, job in zip(("emptied", "none"), jobs, strict=True):
+        assert await front.do(f"QPUSH {name} a") == Ok(length=1)
+        assert await job.wait() == Value(b"a")
+    front.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "held"),
+    [
+        (("RPUSH", "a", "b"), "a list that is no queue of Holdfast's"),
+        (("HSET", "a", "b"), "a plain value"),
+        (("SADD", "a"), "a plain value"),
+        (("ZADD", "1", "a"), "a plain value"),
+        (("XADD", "*", "a", "b"), "a plain value"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, tuple) else None,
+)
+async def test_what_is_not_ours_is_the_wrong_type_and_stays_as_it_is(
+    nursery: trio.Nursery, cluster: RedisCluster, make: tuple[str, ...], held: str
+) -> None:
+    front = await start_front(nursery, cluster.url)
+    cluster.do(make[0], b"k", *make[1:])
+    before = cluster.do("DUMP", b"k")
+    for line in ("QPUSH k v", "QPOP k", "BQPOP k", "BQPOP k 0", "QLEN k"):
+        wrong = Failure(Error.WRONG_TYPE, f"the key holds {held}, {line.split()[0]} needs a queue")
+        assert await front.do(line) == wrong
+        assert await front.do_many(line) == [wrong]
+        if line != "QLEN k":
+            assert await front.do_many("SET {k}2 v", line, atomic=True) == Refused(wrong, 1)
+    reply = await front.do("GET k")
+    assert isinstance(reply, Failure)
+    assert reply.error is Error.WRONG_TYPE
+    assert await front.do("EXISTS k {k}2") == Integer(1)
+    assert await front.do("TTL k") == Integer(-1)
+    assert cluster.do("DUMP", b"k") == before
+    assert await front.do("DELETE k") == Integer(1)
+    cluster.do(make[0], b"k", *make[1:])
+    assert await front.do("SET k v") == OK
+    assert await front.do("GET k") == Value(b"v")
+    front.close()
