@@ -212,15 +212,13 @@ async def test_what_has_changed_nothing_needs_no_replica(careful: Owner, node: F
     assert [careful.result(request) for request in requests] == [None, 0]
 
 
-async def test_a_write_whose_wait_is_lost_with_the_connection_is_done_but_not_replicated(
-    careful: Owner, node: FakeNode
-) -> None:
+async def test_a_write_whose_wait_is_lost_with_the_connection_is_lost(careful: Owner, node: FakeNode) -> None:
     held(node, b"WAIT")
     write, read = careful.post(b"SET", b"k", b"v", writes=True), careful.post(b"GET", b"k")
     await wait_all_tasks_blocked()
     node.cut()
     await wait_all_tasks_blocked()
-    assert careful.kinds(write, read) == [NotReplicated, bytes]
+    assert careful.kinds(write, read) == [Lost, bytes]
 
 
 # Broken connections

@@ -304,6 +304,7 @@ class Link:
         return NotReplicated(result)
 
     def _lost(self, error: Exception) -> Lost:
+        self.up = False  # the listener is about to see it as well
         return Lost(str(fault(self.address, error)))
 
     async def _listen(self, connection: TCPConnection) -> str:
