@@ -28,7 +28,7 @@ TTL_MS_MAX = 10**15
 TIMEOUT_S_MAX = 10**9
 """Longest BQPOP timeout, 31 years; for longer ones leave it out."""
 
-_INTEGER = re.compile(rb"[0-9]{1,15}")
+_INTEGER = re.compile(rb"[0-9]{1,16}")
 _DECIMAL = re.compile(rb"(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})")
 _SHOWN_CHARACTERS_MAX = 40
 

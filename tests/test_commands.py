@@ -51,6 +51,7 @@ def refusal(line: str | list[bytes], limits: Limits = LIMITS) -> CommandError:
         ("SET k v EX 007", Set(b"k", b"v", 7_000)),
         ("SET k v PX 1", Set(b"k", b"v", 1)),
         ("SET k v EX 1000000000000", Set(b"k", b"v", 10**15)),
+        ("SET k v PX 1000000000000000", Set(b"k", b"v", 10**15)),
         ("SET k v PX 100000000000000", Set(b"k", b"v", 10**14)),
         ("SET k v NX", Set(b"k", b"v", None, Condition.IF_MISSING)),
         ("SET k v XX", Set(b"k", b"v", None, Condition.IF_PRESENT)),
