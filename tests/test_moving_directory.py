@@ -173,6 +173,17 @@ async def test_what_is_there_already_is_not_written_again(monkeypatch: pytest.Mo
     assert sizes[1] < sizes[0] * 1.1
 
 
+async def test_a_piece_of_which_a_part_is_there_is_completed() -> None:
+    """The lines of a file may be cut elsewhere than Holdfast cuts them."""
+    disk, values = FakeDisk(), tuple(b"%d" % number for number in range(1_000))
+    source = Items(state_of([]), size=1, before=stop_at(2))
+    source.items = [Piece(b"q", 0, values[:300]), Piece(b"q", 300, values[300:700]), Piece(b"q", 700, values[700:])]
+    with pytest.raises(MoveError, match="stop"):
+        await move_to(disk, source)
+    assert (await move_to(disk, Items(state_of([(ops.PUSH, b"q", values)])))).differences == []
+    assert dump(disk.beside()) == [("queue", b"q", values)]
+
+
 def log_bytes(disk: FakeDisk) -> int:
     return sum(len(disk.get(name)) for name in disk.segments())
 
