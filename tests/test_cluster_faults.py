@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 import trio
 
+from engine.redis.slots import slot_of
 from engine.replies import Error, Failure, Integer, Ok, Refused, Value
 from tests.conformance.store import content_of
-from tests.harness.cases import NULL, OK
-from tests.harness.front import Crowd, start_front, unavailable, until
+from tests.harness.cases import ALREADY_EXISTS, NOT_FOUND, NULL, OK
+from tests.harness.front import QUEUES, Crowd, start_front, unavailable, until
 from tests.harness.redis import RedisCluster, RedisNode
 
 pytestmark = pytest.mark.usefixtures("patience")
@@ -89,9 +90,48 @@ async def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
             node.do("CLIENT", "KILL", "TYPE", "normal")
     await crowd.answered(200)
     await crowd.stop()
-    print(crowd.answers, crowd.longest_s, crowd.unknown, [front.engine.statistics() for front in fronts])
     await crowd.check(cluster.masters)
     assert crowd.answers[Error.UNAVAILABLE.value] > 0
+    for front in fronts:
+        front.close()
+
+
+async def test_whatever_happens_nothing_is_lost_or_doubled(nursery: trio.Nursery, cluster: RedisCluster) -> None:
+    """I1, I2, I3, I6"""
+    fronts = [await start_front(nursery, cluster.url, answer_timeout_s=0.5) for _ in range(2)]
+    crowd = Crowd(fronts, 5)
+    rng = random.Random(5)
+    await nursery.start(crowd.run)
+
+    def move(slot: int) -> None:
+        source = cluster.master_of_slot(slot)
+        cluster.migrate_slot(slot, rng.choice([node for node in cluster.masters if node is not source]))
+
+    for _ in range(20):
+        await crowd.answered(rng.randrange(100))
+        node = rng.choice(cluster.masters)
+        match rng.choice(["cut", "cut", "stop", "forget", "move", "restart"]):
+            case "cut":
+                node.do("CLIENT", "KILL", "TYPE", "normal")
+            case "stop":
+                node.pause()
+                await trio.sleep(rng.choice([0.01, 0.1, 0.7]))
+                node.resume()
+            case "forget":
+                node.do("SCRIPT", "FLUSH")
+            case "move":
+                await trio.to_thread.run_sync(move, slot_of(crowd.queue(rng.randrange(QUEUES)).encode()))
+            case "restart":
+                node.kill()
+                node.launch()
+                await trio.to_thread.run_sync(node.wait_until_answering)
+                await trio.to_thread.run_sync(cluster.wait_until_healthy)
+    for front in fronts:
+        await front.until_ready()
+    await crowd.answered(200)
+    await crowd.stop()
+    await trio.to_thread.run_sync(cluster.wait_until_healthy)
+    await crowd.check(cluster.masters)
     for front in fronts:
         front.close()
 
@@ -109,10 +149,8 @@ async def test_a_cluster_that_is_gone_and_comes_back_has_everything_and_serves_w
         node.kill()
     await front.until_unavailable("GET k")
     await front.until_unavailable("QPUSH k v")
-    began_s = trio.current_time()
     restart(cluster.nodes)
     await front.until_ready()
-    print("recovered after", trio.current_time() - began_s)
     await crowd.answered(300)
     await crowd.stop()
     await trio.to_thread.run_sync(cluster.wait_until_healthy)
@@ -258,4 +296,80 @@ async def test_what_is_not_ours_is_the_wrong_type_and_stays_as_it_is(
     cluster.do(make[0], b"k", *make[1:])
     assert await front.do("SET k v") == OK
     assert await front.do("GET k") == Value(b"v")
+    front.close()
+
+
+async def test_without_the_replica_that_is_waited_for_writes_are_refused_and_reads_go_on(
+    nursery: trio.Nursery, cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I6"""
+    monkeypatch.setattr("engine.redis.link.WAIT_TIMEOUT_S", 0.1)
+    front = await start_front(nursery, cluster.url, min_replicas=1)
+    await front.do_many("QPUSH q a b c", "SET {q}k v", "QPUSH {q}emptied x", "QPOP {q}emptied")
+    (waiter,) = await front.park("BQPOP {q}wait")
+    replica = cluster.replica_of(cluster.master_of(b"q"))
+    replica.pause()
+    behind = Failure(Error.UNAVAILABLE, "done, but too few replicas have it yet: it may be lost if the master fails")
+    for line in ("SET {q}k w", "QPUSH q d", "QPOP q", "BQPOP q", "BQPOP q 0", "DELETE {q}k", "QPUSH {q}wait a"):
+        assert await front.do(line) == behind
+        await until(lambda: not front.owed)
+    assert await front.do_many("BQPOP q", "QPOP q", "SET {q}new v", atomic=True) == Refused(behind)
+    await until(lambda: not front.owed)
+    assert await front.do_many("QPOP q", "QLEN q") == [behind, Integer(3)]
+    await until(lambda: not front.owed)
+    # What changes nothing has nothing to wait for.
+    assert await front.do("GET {q}new") == Value(b"v")
+    assert await front.do("QLEN q") == Integer(4)
+    assert await front.do("QPOP {q}emptied") == Failure(Error.QUEUE_IS_EMPTY)
+    assert await front.do("BQPOP {q}emptied 0.01") == NULL
+    assert await front.do("SET {q}k v XX") == NOT_FOUND
+    assert await front.do_many("GET {q}k", "SET q v NX", atomic=True) == Refused(ALREADY_EXISTS, 1)
+    replica.resume()
+    assert await front.eventually("SET {q}k x") == OK
+    assert await front.do("BQPOP q") == Value(b"a")
+    assert await front.do("QPOP q") == Value(b"d")
+    assert content_of(cluster.masters)[b"q"] == ("queue", b"b", b"c")
+    assert await waiter.wait() in (Value(b"a"), behind)
+    front.close()
+
+
+async def test_a_front_ends_before_long_whatever_its_masters_do(cluster: RedisCluster) -> None:
+    """E8"""
+    dead, stopped, _ = cluster.masters
+    keys = [cluster.key_on(node).decode() for node in cluster.masters]
+    async with trio.open_nursery() as nursery:
+        front = await start_front(nursery, cluster.url)
+        waiters = await front.park(*(f"BQPOP {key}" for key in keys))
+        dead.kill()
+        stopped.pause()
+        jobs = [front.spawn(f"{line} {key}") for key in keys for line in ("GET", "QPOP", "BQPOP", "QPUSH 1")]
+        units = [front.spawn_many(f"SET {key} 1", f"QPOP {key}q") for key in keys]
+        await front.until_unavailable(f"GET {keys[0]}")
+        front.close()
+        replies = [await job.wait() for job in (*waiters, *jobs)]
+        for unit in units:
+            await unit.wait()
+    assert all(map(unavailable, replies[:3]))
+    assert Failure(Error.UNAVAILABLE, "shutting down") in replies
+
+
+async def test_five_thousand_wait_at_the_cost_of_one_connection_to_each_master(
+    nursery: trio.Nursery, cluster: RedisCluster
+) -> None:
+    """I6"""
+    front = await start_front(nursery, cluster.url)
+    apart = {f"q{number}": front.spawn(f"BQPOP q{number}") for number in range(2_500)}
+    crowd = [front.spawn("BQPOP q") for _ in range(2_500)]
+    await until(lambda: front.engine.statistics().waiters == 5_000 and not front.engine._lines.trying)
+    clients = [node.do("CLIENT", "LIST").decode().splitlines() for node in cluster.masters]
+    assert [sum("resp=3" in client for client in found) for found in clients] == [1, 1, 1]
+    pushes = [front.spawn(f"QPUSH {name} {name}") for name in apart]
+    await front.do("QPUSH q " + " ".join(map(str, range(2_500))))
+    for name, job in apart.items():
+        assert await job.wait() == Value(name.encode())
+    crowd.sort(key=lambda job: job.submitted or 0)
+    for number, job in enumerate(crowd):
+        assert await job.wait() == Value(b"%d" % number), "first come, first served"
+    assert [await job.wait() for job in pushes] == [Ok(length=1)] * len(pushes)
+    assert front.engine.statistics().waiters == 0
     front.close()

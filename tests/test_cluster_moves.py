@@ -35,7 +35,7 @@ async def test_under_load_slots_move_to_and_fro_and_nobody_notices(
     """I1, I3, I6"""
     cluster = own_redis_cluster
     fronts = [await start_front(nursery, cluster.url) for _ in range(2)]
-    crowd = Crowd(fronts, 1, tag="a")
+    crowd = Crowd(fronts, 1)
     await nursery.start(crowd.run)
 
     def move(names: list[str]) -> None:
@@ -49,11 +49,10 @@ async def test_under_load_slots_move_to_and_fro_and_nobody_notices(
         await crowd.answered(200)
         await trio.to_thread.run_sync(move, [crowd.queue(number) for number in range(QUEUES)])
         await crowd.answered(200)
-        await trio.to_thread.run_sync(move, [f"aclient{number}" for number in range(20)])
+        await trio.to_thread.run_sync(move, [f"client{number}" for number in range(20)])
     await crowd.answered(200)
     await crowd.stop()
     await crowd.check(cluster.masters)
-    print(crowd.answers, crowd.longest_s, crowd.unknown, [front.engine.statistics() for front in fronts])
     for front in fronts:
         front.close()
 

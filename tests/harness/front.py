@@ -219,20 +219,16 @@ class Crowd:
         fronts: the clients are shared among them.
         seed: what they do follows from it.
         clients: how many.
-        tag: part of all keys, so that they are told from those of others.
 
     Attributes:
         answers: counted by kind.
         faults: what must never be answered.
-        longest_s: the longest that a command took which had not to wait for a value.
     """
 
-    def __init__(self, fronts: Sequence[Front], seed: int, *, clients: int = 20, tag: str = "") -> None:
+    def __init__(self, fronts: Sequence[Front], seed: int, *, clients: int = 20) -> None:
         self.answers: Counter[str] = Counter()
         self.faults: list[str] = []
-        self.longest_s = 0.0
         self._fronts = fronts
-        self._tag = tag
         self._pushed: dict[bytes, tuple[str, Outcome]] = {}
         self._delivered: Counter[bytes] = Counter()
         self._clients = [_Client(self, number, random.Random(f"{seed}/{number}")) for number in range(clients)]
@@ -241,7 +237,7 @@ class Crowd:
 
     def queue(self, number: int) -> str:
         """The name of one of the queues."""
-        return f"{self._tag}queue{number}"
+        return f"queue{number}"
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Works until `stop`; start it with `nursery.start`."""
@@ -277,11 +273,6 @@ class Crowd:
 
         await until(balanced, lambda: complaint or f"owed: {[front.owed for front in self._fronts]}")
 
-    @property
-    def unknown(self) -> int:
-        """How many pushed values are in doubt."""
-        return sum(outcome is Outcome.UNKNOWN for _, outcome in self._pushed.values())
-
     def _complaint(self, content: dict[bytes, tuple[object, ...]]) -> str:
         """What does not fit, empty if everything does."""
         found = Counter(self._delivered)
@@ -302,10 +293,6 @@ class Crowd:
     @property
     def over(self) -> bool:
         return self._over
-
-    def took(self, name: str, duration_s: float) -> None:
-        if "BQPOP" not in name:
-            self.longest_s = max(self.longest_s, duration_s)
 
     def enter(self, line: str, reply: Reply | Refused) -> None:
         """Counts an answer."""
@@ -337,7 +324,7 @@ class _Client:
         self._random = rng
         self._last = 0
         self._key, self._pair = Written(), Written()
-        name = f"{crowd._tag}client{number}"
+        name = f"client{number}"
         self._name, self._left, self._right = name, f"{{{name}}}left", f"{{{name}}}right"
 
     async def run(self, front: Front) -> None:
@@ -355,9 +342,7 @@ class _Client:
         return wrong
 
     async def _do(self, front: Front, line: str) -> Reply:
-        began_s = trio.current_time()
         reply = await front.do(line)
-        self._crowd.took(line, trio.current_time() - began_s)
         self._crowd.enter(line, reply)
         return reply
 
