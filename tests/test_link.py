@@ -207,9 +207,11 @@ async def test_what_too_few_replicas_have_is_said_to_be_so(careful: Owner, node:
 
 async def test_what_has_changed_nothing_needs_no_replica(careful: Owner, node: FakeNode) -> None:
     node.answers[b"SET"] = lambda _words: None
+    node.answers[b"EVALSHA"] = lambda _words: [0, 1, b"key not found"]
     requests = [careful.post(b"SET", b"k", b"v", b"NX", writes=True), careful.post(b"UNLINK", b"k", writes=True)]
+    requests.append(careful.post(b"EVALSHA", b"a unit that is refused", writes=True))
     await wait_all_tasks_blocked()
-    assert [careful.result(request) for request in requests] == [None, 0]
+    assert [careful.result(request) for request in requests] == [None, 0, [0, 1, b"key not found"]]
 
 
 async def test_a_write_whose_wait_is_lost_with_the_connection_is_lost(careful: Owner, node: FakeNode) -> None:

@@ -324,8 +324,9 @@ class Link:
 
 
 def _changed(result: Any) -> bool:
-    """Whether a write has done anything: null and 0 say that there was nothing to do."""
-    return not isinstance(result, Exception) and result not in (None, 0)
+    """Whether a write has done anything: null and 0 say that there was nothing to do; 0 at the head, of a unit."""
+    answer = result[0] if isinstance(result, list) else result
+    return not isinstance(answer, Exception) and answer not in (None, 0)
 
 
 def _is_ours(result: object) -> bool:
