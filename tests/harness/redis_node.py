@@ -59,12 +59,16 @@ class Wire:
 
     def do_many(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
         """Sends commands in one go; raises the first error among the answers, once all are read."""
-        self._socket.sendall(b"".join(map(_packed, commands)))
+        self.send(*commands)
         answers = [self.receive() for _ in commands]
         for answer in answers:
             if isinstance(answer, RedisError):
                 raise answer
         return answers
+
+    def send(self, *commands: Sequence[Word]) -> None:
+        """Sends commands in one go, and leaves their answers to `receive`."""
+        self._socket.sendall(b"".join(map(_packed, commands)))
 
     def receive(self) -> Any:
         """Reads one answer; an error is returned."""
