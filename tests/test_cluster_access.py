@@ -14,7 +14,8 @@ from engine.redis.errors import ClusterError
 from engine.replies import Error, Failure, Ok, Value
 from tests.harness.cases import OK
 from tests.harness.front import Front, start_front, unavailable, until
-from tests.harness.redis import Port, RedisNode, RedisPair
+from tests.harness.redis import RedisNode, RedisPair
+from tests.harness.redis_node import Port
 
 pytestmark = pytest.mark.usefixtures("patience")
 
