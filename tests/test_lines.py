@@ -438,7 +438,7 @@ async def test_who_comes_while_the_master_is_away_is_refused_at_once(hall: Hall)
 
 async def test_a_line_that_fails_is_tried_at_its_pace_however_many_come(hall: Hall) -> None:
     """Each of them once had a timer of its own, for ever."""
-    wrong = WrongTypeError("the key holds a plain value")
+    wrong = ClusterDownError("the cluster is down")
     await hall.waiting()
     hall.lines.key_changed(b"q")
     hall.answer(wrong)
@@ -545,6 +545,17 @@ async def test_who_is_refused_may_have_others_leave_and_come_back(hall: Hall, re
     await trio.sleep(1)
     hall.answer(hall.took(b"d"))
     assert hall.replies[calls[3]] == Value(b"d")
+    assert hall.nothing_is_left()
+
+
+async def test_who_is_refused_may_come_back_again_and_again(hall: Hall) -> None:
+    """A client that has sent a thousand pops in one go, each of which is started when the one before is answered."""
+    hall.on_answer = lambda _call: hall.park() and None if len(hall.replies) < 1000 else None
+    hall.park()
+    hall.router.down = NotSent("away")
+    hall.answer(NotSent("away"))
+    await wait_all_tasks_blocked()
+    assert len(hall.replies) == 1000
     assert hall.nothing_is_left()
 
 

@@ -270,7 +270,11 @@ class Lines:
         if not line.waiting:
             del self._lines[key]
         elif values or (line.again and told) or next(reversed(line.waiting)) > line.covered:
-            self._try(key, line)
+            if failure is None:
+                self._try(key, line)
+            else:  # it may fail again from within, and who is refused come back, and so on
+                self._backlog.append(key)
+                self._nudged.set()
         elif not told:
             self._try_later(key, line)
 
