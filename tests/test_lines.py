@@ -550,7 +550,12 @@ async def test_who_is_refused_may_have_others_leave_and_come_back(hall: Hall, re
 
 async def test_who_is_refused_may_come_back_again_and_again(hall: Hall) -> None:
     """A client that has sent a thousand pops in one go, each of which is started when the one before is answered."""
-    hall.on_answer = lambda _call: hall.park() and None if len(hall.replies) < 1000 else None
+
+    def come_back(_call: Call) -> None:
+        if len(hall.replies) < 1000:
+            hall.park()
+
+    hall.on_answer = come_back
     hall.park()
     hall.router.down = NotSent("away")
     hall.answer(NotSent("away"))

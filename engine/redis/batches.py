@@ -165,7 +165,9 @@ class Unit:
             result = result.result  # it was refused, and nothing has to be anywhere
         if isinstance(result, Exception):
             self._take_back(result)
-            self._finish(Refused(refusal(result, self._batch.commands[0])))
+            commands = self._batch.commands
+            stays = (command for command in commands if not isinstance(command, (QPop, BQPop)))
+            self._finish(Refused(refusal(result, next(stays, commands[0]))))
         elif result[0] == 0:
             _, index, error = result
             self._finish(Refused(_failure(self._batch.commands[index], error), index))

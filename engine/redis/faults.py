@@ -14,13 +14,16 @@ from coredis.exceptions import (
     WrongTypeError,
 )
 
-from engine.commands import Command, Get
+from engine.commands import BQPop, Command, Get, QPop
 from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.replies import Error, Failure
 
 _logger = logging.getLogger("holdfast.redis")
 
 _UNAVAILABLE_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ", "UNKILLABLE", "LOADING", "NOMASTERLINK")
+
+_BEHIND = Failure(Error.UNAVAILABLE, "done, but too few replicas have it yet: it may be lost if the master fails")
+_UNDONE = Failure(Error.UNAVAILABLE, "too few replicas are there: what was popped goes back")
 
 POPPED_ENOUGH = Failure(Error.TOO_LARGE, "the values popped before make the answer too long")
 
@@ -53,10 +56,10 @@ def refusal(error: Exception, command: Command) -> Failure:
     if isinstance(error, Lost):
         return Failure(Error.UNAVAILABLE, f"{text}; the command may have been done, or not")
     if isinstance(error, NotReplicated):
-        return Failure(Error.UNAVAILABLE, "done, but too few replicas have it yet: it may be lost if the master fails")
+        return _UNDONE if isinstance(command, (QPop, BQPop)) else _BEHIND
     if isinstance(error, (RedisClusterError, ReadOnlyError, BusyLoadingError)) or text.startswith(_UNAVAILABLE_CODES):
         return Failure(Error.UNAVAILABLE, f"redis: {text}")
-    if isinstance(error, (AuthenticationError, AuthorizationError)):
+    if isinstance(error, (AuthenticationError, AuthorizationError)) or text.startswith("ACL failure in script"):
         return Failure(Error.UNAVAILABLE, "redis does not permit this to the server's user")
     if isinstance(error, ResponseError) and text.startswith("OOM"):
         return Failure(Error.STORAGE_FULL, "redis has reached its maxmemory")

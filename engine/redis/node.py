@@ -130,6 +130,8 @@ def fault(address: Address, error: BaseException) -> ClusterError:
     """Says in one line, without a password, what is wrong with a node."""
     if isinstance(error, AuthenticationError) or "WRONGPASS" in str(error) or "NOAUTH" in str(error):
         return WrongPassword(f"{address} refuses the name or the password")
+    if isinstance(error, ResponseError):
+        return ClusterError(f"{address}: {error}")
     text = ""
     cause: BaseException | None = error
     while cause is not None:

@@ -162,10 +162,15 @@ class _Count:
         self._finish = finish
         self._under_way = 0
         self._sum = 0
+        self._answered = False
         self._failure: Failure | None = None
 
     def go_on(self) -> None:
         """Asks for the next keys, or finishes."""
+        if self._failure is not None and self._answered and isinstance(self._command, Delete):
+            detail = f"{self._failure.detail}; keys in other slots may have been removed"
+            self._finish(Failure(self._failure.error, detail))
+            return
         if not self._left or self._failure is not None:
             self._finish(self._failure or Integer(self._sum))
             return
@@ -193,6 +198,7 @@ class _Count:
             self._failure = self._failure or refusal(result, self._command)
         else:
             self._sum += result
+            self._answered = True
         self._under_way -= 1
         if not self._under_way:
             self.go_on()

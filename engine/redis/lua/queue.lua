@@ -30,10 +30,11 @@ local function push(key, values)
   end
 end
 
--- Takes so many values from the beginning of a queue; the mark steps in the place of the last of them.
+-- Takes so many values from the beginning of a queue; the mark steps in the place of the last of them. In this order a
+-- user who may not do the one does not lose the mark by the other.
 local function pop_first(key, mark, count)
+  redis.call('LSET', key, count, mark)
   redis.call('LPOP', key, count)
-  redis.call('LSET', key, 0, mark)
 end
 
 -- Whether the slot of a key is being moved to another node or from there: then keys that do not exist cannot be used
