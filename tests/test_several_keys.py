@@ -79,8 +79,9 @@ def test_keys_of_a_slot_that_is_being_moved_are_asked_for_one_by_one() -> None:
 def test_one_slot_that_fails_fails_the_command_and_a_delete_says_if_others_are_done(
     command: Command, first: object, detail: str
 ) -> None:
-    asked = Asked(command)
-    asked.answer(first)
-    assert not asked.replies, "it waits for the others"
-    asked.answer(NotSent(AWAY))
-    assert asked.replies == [Failure(Error.UNAVAILABLE, detail)]
+    for other_way_round in (False, True):
+        asked = Asked(command)
+        asked.answer(NotSent(AWAY) if other_way_round else first)
+        assert not asked.replies, "it waits for the others"
+        asked.answer(first if other_way_round else NotSent(AWAY))
+        assert asked.replies == [Failure(Error.UNAVAILABLE, detail)]

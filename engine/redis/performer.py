@@ -195,7 +195,8 @@ class _Count:
                 self._post(slot, [key])
             return
         if isinstance(result, Exception):
-            self._failure = self._failure or refusal(result, self._command)
+            if self._failure is None or isinstance(result, Lost):  # which says most
+                self._failure = refusal(result, self._command)
         else:
             self._sum += result
             self._answered = True
