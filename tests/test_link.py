@@ -103,8 +103,22 @@ async def test_a_connection_is_set_up_before_it_is_used(up: Owner, node: FakeNod
     node.cut()
     await trio.sleep(1)
     assert node.loaded == [script.source for script in SCRIPTS.values()]
-    assert node.sent == [[(b"CLIENT", b"KILL", b"ID", b"1"), (b"CLIENT", b"TRACKING", b"ON", b"OPTIN")]]
+    [[kill, *others]] = node.sent
+    assert kill == (b"CLIENT", b"KILL", b"ID", b"1", b"ADDR", b"10.9.9.9:1")
+    assert others == [(b"CLIENT", b"TRACKING", b"ON", b"OPTIN"), (b"CLIENT", b"INFO")]
     assert up.link.config == {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+
+
+async def test_whom_a_node_that_has_started_again_has_given_an_old_number_is_left_alone(
+    up: Owner, node: FakeNode, nursery: trio.Nursery
+) -> None:
+    node.start_again()
+    other = Owner()
+    other.link = Link(ADDRESS, LinkSettings(OPTIONS), other)
+    nursery.start_soon(other.link.run)
+    await trio.sleep(1)
+    assert [connection.number for connection in node.connections] == [1, 2]
+    assert (up.heard, other.heard) == (["down", "up"], ["up"])
 
 
 async def test_requests_of_one_turn_share_a_pipeline_and_are_answered_in_order(up: Owner, node: FakeNode) -> None:

@@ -20,6 +20,7 @@ The rules that hold here:
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
@@ -142,7 +143,7 @@ class Link:
         self._outbox: deque[Request] = deque()
         self._posted = trio.Event()
         self._under_way: deque[_Group] = deque()
-        self._old_client: int | None = None
+        self._old_client: tuple[bytes | int, ...] = ()  # how CLIENT KILL finds the connection before this one
         self._scope = trio.CancelScope()
         self.posted_s = trio.current_time()
 
@@ -229,14 +230,15 @@ class Link:
             raise ClusterError(f"{self.address} runs Redis {connection.server_version}, which is too old: it takes 7.0")
         commands = [Simple(b"SCRIPT", (b"LOAD", script.source)) for script in SCRIPTS.values()]
         commands.append(Simple(b"CLIENT", (b"TRACKING", b"ON", b"OPTIN")))
+        commands.append(Simple(b"CLIENT", (b"INFO",)))
         commands.append(Simple(b"CONFIG", (b"GET", *map(str.encode, IN_FORCE))))
-        if self._old_client is not None:
-            commands.insert(0, Simple(b"CLIENT", (b"KILL", b"ID", self._old_client)))
-        *results, config = await send(connection, commands)
+        if self._old_client:
+            commands.insert(0, Simple(b"CLIENT", (b"KILL", *self._old_client)))
+        *results, info, config = await send(connection, commands)
         for command, result in zip(commands, results, strict=False):
             if isinstance(result, Exception) and command.serialized_arguments[0] != b"KILL":
                 raise result
-        self._old_client = connection.client_id
+        self._old_client = (b"ID", connection.client_id or 0, *_address_in(info))
         self.config = _config(config)
         if self.config["maxmemory-policy"] not in ("noeviction", "unknown"):
             _logger.warning(
@@ -354,6 +356,12 @@ def _without_prefixes(requests: Sequence[Request], results: Sequence[Any]) -> li
             next(left)
         own.append(next(left))
     return own
+
+
+def _address_in(info: Any) -> tuple[bytes, ...]:
+    """How CLIENT KILL is told whom not to mistake for us: when a node starts again, it counts its clients afresh."""
+    found = re.search(rb"\baddr=(\S+)", info) if isinstance(info, bytes) else None
+    return (b"ADDR", found[1]) if found else ()
 
 
 def _config(answer: Any) -> dict[str, str]:

@@ -240,14 +240,15 @@ class FakeNode:
         self.net = net
         self.keys.changed = self._key_changed
         self.tracked: defaultdict[bytes, set[FakeConnection]] = defaultdict(set)
-        self._clients = 0
+        self._clients = self._ports = 0
 
     def connect(self) -> FakeConnection:
         """A client comes."""
         if self.refuses:
             raise ConnectionRefusedError(111, "Connection refused")
         self._clients += 1
-        connection = FakeConnection(self, self._clients)
+        self._ports += 1
+        connection = FakeConnection(self, self._clients, b"10.9.9.9:%d" % self._ports)
         self.connections.append(connection)
         return connection
 
@@ -257,6 +258,11 @@ class FakeNode:
         """What came, without what is sent to set a connection up or to keep up with the topology."""
         named = [[words for words in pipeline if words[0] not in without] for pipeline in self.sent]
         return [pipeline for pipeline in named if pipeline]
+
+    def start_again(self) -> None:
+        """Its process ends, and another one begins, which counts its clients from 1 on."""
+        self.cut()
+        self._clients = 0
 
     def cut(self) -> None:
         """Closes all connections: what was answered reaches the client, what was not read is never done."""
@@ -320,11 +326,15 @@ def _client(node: FakeNode, connection: FakeConnection, words: Sequence[bytes]) 
     if words[1] == b"CACHING":
         connection.caching = True
     elif words[1] == b"KILL":
-        victims = [other for other in node.connections if b"%d" % other.number == words[3]]
+        asked = dict(zip(words[2::2], words[3::2], strict=True))
+        told = [{b"ID": b"%d" % other.number, b"ADDR": other.address} for other in node.connections]
+        victims = [other for other, own in zip(node.connections, told, strict=True) if asked.items() <= own.items()]
         for other in victims:
             other.end()
             node.connections.remove(other)
         return len(victims)
+    elif words[1] == b"INFO":
+        return b"id=%d addr=%b laddr=10.0.0.1:7000" % (connection.number, connection.address)
     return b"OK"
 
 
@@ -368,8 +378,9 @@ _ABOUT: dict[bytes, Callable[[FakeNode, FakeConnection, Sequence[bytes]], Any]] 
 class FakeConnection(ByteStream):
     """One client's connection, from both sides."""
 
-    def __init__(self, node: FakeNode, number: int) -> None:
+    def __init__(self, node: FakeNode, number: int, address: bytes) -> None:
         self.number: int = number
+        self.address = address
         self.asking = self.caching = False
         self._node = node
         self._unread: deque[list[list[bytes]]] = deque()
