@@ -241,6 +241,7 @@ class FakeNode:
         self.keys.changed = self._key_changed
         self.tracked: defaultdict[bytes, set[FakeConnection]] = defaultdict(set)
         self._clients = self._ports = 0
+        self._rows: tuple[set[int], list[Any]] | None = None
 
     def connect(self) -> FakeConnection:
         """A client comes."""
@@ -264,16 +265,31 @@ class FakeNode:
         self.cut()
         self._clients = 0
 
-    def cut(self) -> None:
-        """Closes all connections: what was answered reaches the client, what was not read is never done."""
+    def rows(self) -> list[Any]:
+        """Its part of CLUSTER SLOTS."""
+        if self._rows is None or self._rows[0] != self.slots:
+            starts = [slot for slot in sorted(self.slots) if slot - 1 not in self.slots]
+            ends = [slot for slot in sorted(self.slots) if slot + 1 not in self.slots]
+            name = [self.address.host.encode(), self.address.port, b"id"]
+            rows = [[start, end, name] for start, end in zip(starts, ends, strict=True)]
+            self._rows = set(self.slots), rows
+        return self._rows[1]
+
+    def cut(self, *, losing: bool = False) -> None:
+        """Closes all connections: what was not read is never done, what was answered reaches the client.
+
+        Args:
+            losing: it does not; so what is lost may have been done.
+        """
         for connection in self.connections:
-            connection.end()
+            connection.end(losing=losing)
         self.connections.clear()
 
     def speak(self) -> None:
-        """Ends `silent`: everything that came meanwhile is done now."""
+        """Ends `silent`: everything that came meanwhile is done now, also for clients that have left unnoticed; new
+        connections come first, which is the worst."""
         self.silent = False
-        for connection in list(self.connections):
+        for connection in reversed(list(self.connections)):
             connection.work()
 
     def _key_changed(self, key: bytes) -> None:
@@ -341,14 +357,7 @@ def _client(node: FakeNode, connection: FakeConnection, words: Sequence[bytes]) 
 def _cluster_slots(node: FakeNode, _connection: FakeConnection, _words: Sequence[bytes]) -> Any:
     if not node.cluster:
         raise Fault("ERR This instance has cluster support disabled")
-    rows = []
-    for other in node.net.nodes.values():
-        slots = sorted(other.slots)
-        starts = [slot for slot in slots if slot - 1 not in other.slots]
-        ends = [slot for slot in slots if slot + 1 not in other.slots]
-        name = [other.address.host.encode(), other.address.port, b"id"]
-        rows += [[start, end, name] for start, end in zip(starts, ends, strict=True)]
-    return rows
+    return [row for other in node.net.nodes.values() for row in other.rows()]
 
 
 def _asking(_node: FakeNode, connection: FakeConnection, _words: Sequence[bytes]) -> Any:
@@ -386,7 +395,7 @@ class FakeConnection(ByteStream):
         self._unread: deque[list[list[bytes]]] = deque()
         self._out = bytearray()
         self._something = trio.Event()
-        self._ended = self._stuck = False
+        self._ended = self._stuck = self._left = False
 
     # The client's side
 
@@ -403,7 +412,7 @@ class FakeConnection(ByteStream):
 
     async def send(self, item: bytes) -> None:
         await trio.lowlevel.checkpoint()
-        if self._ended:
+        if self._ended or self._left:
             raise BrokenResourceError
         self._unread.append(_parse(item))
         self.work()
@@ -412,15 +421,15 @@ class FakeConnection(ByteStream):
         raise AssertionError("nobody does")
 
     async def aclose(self) -> None:
-        self._ended = True
-        if self in self._node.connections:
+        self._left = True
+        if not self._unread and self in self._node.connections:
             self._node.connections.remove(self)
         await trio.lowlevel.checkpoint()
 
     # The node's
 
     def work(self) -> None:
-        """Does what has come."""
+        """Does what has come, also from a client that has left, until it was killed."""
         while self._unread and not self._node.silent and not self._ended:
             commands = self._unread.popleft()
             known = [tuple(words) for words in commands if words[0] not in (b"HELLO", b"SCRIPT", b"CONFIG")]
@@ -429,6 +438,8 @@ class FakeConnection(ByteStream):
             for words in commands:
                 if not self._ended and not self._stuck:
                     self._do(words)
+        if self._left and not self._unread and self in self._node.connections:
+            self._node.connections.remove(self)
 
     def _do(self, words: list[bytes]) -> None:
         try:
@@ -450,9 +461,11 @@ class FakeConnection(ByteStream):
         self._out += b">2\r\n" + _packed(kind) + _packed(content)
         self._something.set()
 
-    def end(self) -> None:
-        """Closes it, behind what was said."""
+    def end(self, *, losing: bool = False) -> None:
+        """Closes it, behind what was said; or what was said is lost."""
         self._ended = True
+        if losing:
+            self._out.clear()
         self._something.set()
         for tracking in self._node.tracked.values():
             tracking.discard(self)
