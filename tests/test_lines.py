@@ -18,7 +18,7 @@ from engine.redis.receipts import RETRY_S, Receipt, Receipts
 from engine.redis.request import Request
 from engine.redis.scripts import BQPOP, GIVE_BACK
 from engine.replies import NULL, Error, Failure, Reply, Value
-from tests.harness.fake_redis import MARK, FakeRouter
+from tests.harness.fake_redis import MARK, FakeRouter, Steps
 
 BROKEN = [Lost("the connection broke"), NotSent("no connection")]
 REFUSED = [ClusterDownError("the cluster is down"), ResponseError("MISCONF disk"), NotSent("gone")]
@@ -78,27 +78,6 @@ class Hall:
     def nothing_is_left(self) -> bool:
         lines = self.lines
         return not (len(lines) or lines._lines or lines._deadlines or lines._backlog)
-
-
-class Steps(trio.abc.Instrument):
-    """How much something grows in each step of a task."""
-
-    def __init__(self, size: Callable[[], int]) -> None:
-        self.growth: list[int] = []
-        self._size = size
-        self._before = 0
-
-    def __enter__(self) -> Steps:
-        self._before = self._size()
-        trio.lowlevel.add_instrument(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        trio.lowlevel.remove_instrument(self)
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        before, self._before = self._before, self._size()
-        self.growth.append(self._before - before)
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from coredis.exceptions import ClusterDownError, ResponseError
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine.redis.errors import Lost, NotReplicated, NotSent
-from engine.redis.receipts import CONFIRM_S, GIVE_BACK_BYTES_MAX, RETRY_S, TOKENS_MAX, Receipt, Receipts
+from engine.redis.receipts import AT_ONCE_MAX, CONFIRM_S, GIVE_BACK_BYTES_MAX, RETRY_S, TOKENS_MAX, Receipt, Receipts
 from engine.redis.scripts import GIVE_BACK
-from tests.harness.fake_redis import MARK, FakeRouter
+from tests.harness.fake_redis import MARK, FakeRouter, Steps
 
 
 def popped(token: int, key: bytes = b"q", value: bytes = b"v") -> Receipt:
@@ -102,6 +102,27 @@ async def test_many_go_back_in_portions_of_tokens_and_of_bytes(receipts: Receipt
     receipts.take_back(popped(number, value=large) for number in range(3))
     receipts.give_back()
     assert [len(tokens) for tokens in tokens_going_back(router)] == [1, 1, 1]
+
+
+async def test_very_many_are_dealt_with_some_at_a_time(receipts: Receipts, router: FakeRouter) -> None:
+    many = [popped(number, b"q%d" % (number % 7)) for number in range(3 * AT_ONCE_MAX + 1)]
+    for deal_with in (receipts.take_back, receipts.settle):
+        with Steps(lambda: sum(len(request.serialized_arguments) // 2 for request in router.posted)) as steps:
+            deal_with(many)
+            await trio.sleep(2 * CONFIRM_S)
+        assert max(steps.growth) <= 1.2 * AT_ONCE_MAX
+        for request in list(router.posted):
+            router.answer(request, 0)
+    assert receipts.owed == 0
+
+
+async def test_of_very_many_the_last_pops_go_back_first(receipts: Receipts, router: FakeRouter) -> None:
+    """I6"""
+    receipts.take_back([popped(number) for number in range(1, 2 * AT_ONCE_MAX)])
+    receipts.take_back([popped(2 * AT_ONCE_MAX)])
+    await trio.sleep(0.1)
+    going = [token for tokens in tokens_going_back(router) for token in tokens]
+    assert going == list(range(2 * AT_ONCE_MAX, 0, -1))
 
 
 async def test_a_lost_return_is_asked_for_again_by_its_receipt_alone(receipts: Receipts, router: FakeRouter) -> None:

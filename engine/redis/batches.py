@@ -24,8 +24,8 @@ from engine.redis.request import script_call
 from engine.redis.scripts import SHRINKING_UNIT, UNIT
 from engine.replies import NULL, OK, Error, Failure, Integer, Ok, Refused, Reply, Value
 
-SLICE_MAX = 256
-"""Commands of a pipeline that are under way at once."""
+SLICE_MAX = 128
+"""Commands of a pipeline that are under way at once; and so many are begun in one turn of the event loop."""
 
 SLICE_POPS_MAX = 16
 """Pops among them: what they bring is in memory before it can be counted."""

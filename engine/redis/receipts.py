@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any, Protocol
 
 import trio
@@ -21,6 +22,7 @@ from engine.redis.errors import Lost, NotReplicated
 from engine.redis.format import receipts_key
 from engine.redis.request import Request, script_call
 from engine.redis.scripts import GIVE_BACK
+from engine.redis.slots import slot_tags
 
 FIRST, LAST = b"<", b">"
 """The end of the queue that a value was taken from, as receipts have it."""
@@ -33,6 +35,9 @@ RETRY_S = 0.5
 
 TOKENS_MAX = 256
 """Receipts of one request."""
+
+AT_ONCE_MAX = 1024
+"""Receipts that are dealt with in one turn of the event loop."""
 
 GIVE_BACK_BYTES_MAX = 1024 * 1024
 """Values of one request, in bytes; one alone may have more."""
@@ -79,11 +84,12 @@ class Receipts:
 
     def __init__(self, front: bytes, router: Posts) -> None:
         self.returned_values = 0
+        slot_tags()  # takes 0.1 s once, which shall not be at the first pop
         self._front = front
         self._router = router
         self._token = 0
         self._seen_from = 1  # pops with smaller tokens were done by a master that may be another one now
-        self._handed_over: defaultdict[int, list[int]] = defaultdict(list)
+        self._handed_over: list[Receipt] = []
         self._abandoned: list[Receipt] = []
         self._returning = 0
         self._settled, self._taken_back = trio.Event(), trio.Event()
@@ -105,8 +111,7 @@ class Receipts:
 
     def settle(self, receipts: Iterable[Receipt]) -> None:
         """These were handed over: they are thrown away before long."""
-        for receipt in receipts:
-            self._handed_over[self._router.slot_of(receipt.key)].append(receipt.token)
+        self._handed_over += receipts
         self._settled.set()
 
     def take_back(self, receipts: Iterable[Receipt]) -> None:
@@ -132,12 +137,21 @@ class Receipts:
             await self._settled.wait()
             await trio.sleep(CONFIRM_S)
             self._settled = trio.Event()
-            self.confirm()
+            while self._handed_over:
+                self._confirm_some()
+                await trio.lowlevel.checkpoint()
 
     def confirm(self) -> None:
-        """Has the receipts of what was handed over thrown away."""
-        handed_over, self._handed_over = self._handed_over, defaultdict(list)
-        for slot, tokens in handed_over.items():
+        """Has the receipts of everything that was handed over thrown away, now."""
+        while self._handed_over:
+            self._confirm_some()
+
+    def _confirm_some(self) -> None:
+        some, self._handed_over = self._handed_over[:AT_ONCE_MAX], self._handed_over[AT_ONCE_MAX:]
+        by_slot: defaultdict[int, list[int]] = defaultdict(list)
+        for receipt in some:
+            by_slot[self._router.slot_of(receipt.key)].append(receipt.token)
+        for slot, tokens in by_slot.items():
             for start in range(0, len(tokens), TOKENS_MAX):
                 words: list[bytes | int] = [self.key_for(slot), *tokens[start : start + TOKENS_MAX]]
                 self._router.post(Request(b"HDEL", tuple(words), slot, _ignore))
@@ -148,14 +162,20 @@ class Receipts:
         self.give_back()
 
     def give_back(self) -> None:
-        """Puts back what can be, the last pop first, so that the old order is restored."""
-        abandoned, self._abandoned = self._abandoned, []
+        """Puts back what can be, the last pop first, so that the old order is restored; of very much the rest later."""
+        going, staying = 0, []
         by_key: defaultdict[bytes, list[Receipt]] = defaultdict(list)
-        for receipt in sorted(abandoned, key=lambda receipt: -receipt.token):
+        self._abandoned.sort(key=attrgetter("token"))
+        while self._abandoned and going < AT_ONCE_MAX:
+            receipt = self._abandoned.pop()
             if self._router.is_up(self._router.slot_of(receipt.key)):
                 by_key[receipt.key].append(receipt)
+                going += 1
             else:
-                self._abandoned.append(receipt)
+                staying.append(receipt)
+        if self._abandoned:
+            self._taken_back.set()
+        self._abandoned += staying
         for key, receipts in by_key.items():
             for some in _portions(receipts):
                 self._post(key, some)

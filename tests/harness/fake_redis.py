@@ -535,3 +535,24 @@ def _parse(data: bytes) -> list[list[bytes]]:
             at += length + 2
         commands.append(words)
     return commands
+
+
+class Steps(trio.abc.Instrument):
+    """How much something grows in each step of a task."""
+
+    def __init__(self, size: Callable[[], int]) -> None:
+        self.growth: list[int] = []
+        self._size = size
+        self._before = 0
+
+    def __enter__(self) -> Steps:
+        self._before = self._size()
+        trio.lowlevel.add_instrument(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        trio.lowlevel.remove_instrument(self)
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        before, self._before = self._before, self._size()
+        self.growth.append(self._before - before)
