@@ -184,7 +184,7 @@ def test_the_answers_of_a_unit_are_understood(desk: Desk) -> None:
     [
         (b"queue is empty", Failure(Error.QUEUE_IS_EMPTY)),
         (b"key already exists", Failure(Error.KEY_ALREADY_EXISTS)),
-        (b"foreign", Failure(Error.WRONG_TYPE, "the key holds a list that is no queue of Holdfast's, QPOP needs a queue")),
+        (b"plain", Failure(Error.WRONG_TYPE, "the key holds a plain value, QPOP needs a queue")),
         (b"popped enough", POPPED_ENOUGH),
         (b"ERR something of Redis", Failure(Error.INTERNAL_ERROR)),
     ],
