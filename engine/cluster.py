@@ -33,7 +33,7 @@ from engine.redis.endpoint import Address, Endpoint
 from engine.redis.lines import Lines
 from engine.redis.link import IN_FORCE, LinkSettings
 from engine.redis.node import ANSWER_TIMEOUT_S
-from engine.redis.performer import Performer
+from engine.redis.performer import Performer, own_name
 from engine.redis.receipts import Receipts
 from engine.redis.router import Router
 from engine.redis.statistics import ClusterStatistics
@@ -90,7 +90,7 @@ class ClusterEngine(Face):
             self._finish(call, SHUTTING_DOWN)
         elif self._under_way >= self._limits.mailbox_max:
             self._finish(call, MAILBOX_FULL)
-        elif isinstance(command, BQPop) and len(self._lines) < self._limits.waiters_max:
+        elif isinstance(command, BQPop) and len(self._lines) < self._limits.waiters_max and not own_name(command):
             self._commands += 1
             self._lines.park(call)
         else:

@@ -324,7 +324,7 @@ async def test_attempts_to_connect_have_growing_pauses(owner: Owner, node: FakeN
     await trio.sleep(60)
     first_s, longest_s = RECONNECT_S
     assert 60 / longest_s <= owner.heard.count("down") <= 60 / longest_s + 8
-    assert owner.link.fault == f"{NAME} does not answer: [Errno 111] Connection refused"
+    assert owner.link.fault == f"{NAME} does not answer: Connection refused"
     assert owner.link.tried.is_set()
     node.refuses = False
     await trio.sleep(2 * longest_s)
@@ -383,7 +383,7 @@ async def test_a_user_who_may_not_ask_for_the_configuration_is_no_obstacle(
     nursery.start_soon(owner.link.run)
     await wait_all_tasks_blocked()
     assert owner.link.up
-    assert set(owner.link.config.values()) == {"unknown"}
+    assert not owner.link.config
     nursery.cancel_scope.cancel()
 
 

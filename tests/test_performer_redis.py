@@ -145,17 +145,11 @@ WRONG_TYPE = "the key holds a plain value, {} needs a queue"
 @pytest.mark.parametrize(
     ("line", "error", "kind", "detail"),
     [
-        (
-            "GET k",
-            WrongTypeError("Operation against"),
-            Error.WRONG_TYPE,
-            "the key holds a queue, GET reads plain values",
-        ),
         ("QPUSH k a", WrongTypeError("the key holds a plain value"), Error.WRONG_TYPE, WRONG_TYPE.format("QPUSH")),
         ("QPOP k", WrongTypeError("the key holds a plain value"), Error.WRONG_TYPE, WRONG_TYPE.format("QPOP")),
         (
-            *("QLEN k", WrongTypeError("the key holds a list that is no queue")),
-            *(Error.WRONG_TYPE, "the key holds a list that is no queue of Holdfast's, QLEN needs a queue"),
+            *("QLEN k", WrongTypeError("the key holds something foreign")),
+            *(Error.WRONG_TYPE, "the key holds something that is nothing of Holdfast's, QLEN needs a queue"),
         ),
         ("SET k v", NotSent("a:1 does not answer"), Error.UNAVAILABLE, "a:1 does not answer"),
         ("SET k v", Lost("a:1 is gone"), Error.UNAVAILABLE, "a:1 is gone; the command may have been done, or not"),
@@ -174,6 +168,36 @@ WRONG_TYPE = "the key holds a plain value, {} needs a queue"
 )
 def test_an_error_is_said_in_our_words(desk: Desk, line: str, error: Exception, kind: Error, detail: str) -> None:
     assert desk.reply(line, error) == Failure(kind, detail)
+
+
+@pytest.mark.parametrize(
+    ("kind", "held"),
+    [
+        (b"list", "a queue"),
+        (b"hash", "something that is nothing of Holdfast's"),
+        (NotSent("away"), "a queue"),
+    ],
+)
+def test_what_a_get_cannot_read_is_asked_for(desk: Desk, kind: object, held: str) -> None:
+    desk.perform("GET k")
+    desk.router.answer(desk.router.posted[0], WrongTypeError("Operation against"))
+    (request,) = desk.router.posted
+    assert (request.name, request.serialized_arguments) == (b"TYPE", (b"k",))
+    desk.router.answer(request, kind)
+    assert desk.replies == [Failure(Error.WRONG_TYPE, f"the key holds {held}, GET reads plain values")]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["SET holdfast:import 1", "GET {12}holdfast:popped:1", "DELETE a {12}holdfast:popped:1", "QPUSH holdfast:import v"],
+)
+def test_names_of_our_own_are_refused(desk: Desk, line: str) -> None:
+    assert desk.perform(line) == []
+    (refused,) = desk.replies
+    assert isinstance(refused, Failure)
+    assert refused.error is Error.INVALID_COMMAND
+    assert "is Holdfast's own in Redis" in refused.detail
+    assert desk.perform("GET holdfast:queue:1") != []
 
 
 @pytest.mark.parametrize("line", ["QPOP k", "BQPOP k"])

@@ -14,11 +14,11 @@ import msgpack
 from coredis.exceptions import ResponseError
 
 from engine.calls import Batch
-from engine.commands import BQPop, Command, Delete, Exists, Ping, QPop, QPush, Set
+from engine.commands import BQPop, Command, Delete, Exists, QPop, QPush, Set
 from engine.redis.errors import Lost, NotReplicated
 from engine.redis.faults import POPPED_ENOUGH, refusal, wrong_type
 from engine.redis.format import MARK_PREFIX, new_mark
-from engine.redis.performer import Performer
+from engine.redis.performer import Performer, keys_of, own_name
 from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts
 from engine.redis.request import script_call
 from engine.redis.scripts import SHRINKING_UNIT, UNIT
@@ -32,13 +32,6 @@ SLICE_POPS_MAX = 16
 
 
 _END: dict[type[Command], bytes] = {BQPop: FIRST, QPop: LAST}
-
-
-def keys_of(command: Command) -> tuple[bytes, ...]:
-    """The keys that a command names."""
-    if isinstance(command, (Delete, Exists)):
-        return command.keys
-    return () if isinstance(command, Ping) else (command.key,)
 
 
 class Pipeline:
@@ -136,6 +129,10 @@ class Unit:
         slot: int | None = None
         keys: dict[bytes, None] = {}
         for index, command in enumerate(commands):
+            refused = own_name(command)
+            if refused is not None:
+                self._finish(Refused(refused, index))
+                return
             for key in keys_of(command):
                 if slot is None:
                     slot = self._router.slot_of(key)

@@ -33,12 +33,12 @@ def wrong_type(name: str, *, foreign: bool = False) -> Failure:
 
     Args:
         name: of the command.
-        foreign: whether it is a list, but no queue of ours.
+        foreign: whether that is nothing of Holdfast's: a hash, say, or a list without a mark.
     """
-    if name == "GET":
-        return Failure(Error.WRONG_TYPE, "the key holds a queue, GET reads plain values")
-    held = "a list that is no queue of Holdfast's" if foreign else "a plain value"
-    return Failure(Error.WRONG_TYPE, f"the key holds {held}, {name} needs a queue")
+    held, needs = ("a queue", "reads plain values") if name == "GET" else ("a plain value", "needs a queue")
+    if foreign:
+        held = "something that is nothing of Holdfast's"
+    return Failure(Error.WRONG_TYPE, f"the key holds {held}, {name} {needs}")
 
 
 def refusal(error: Exception, command: Command) -> Failure:
@@ -50,7 +50,7 @@ def refusal(error: Exception, command: Command) -> Failure:
     """
     text = str(error)
     if isinstance(error, WrongTypeError):
-        return wrong_type(_name(command), foreign="no queue" in text)
+        return wrong_type(_name(command), foreign="foreign" in text)
     if isinstance(error, NotSent):
         return Failure(Error.UNAVAILABLE, text)
     if isinstance(error, Lost):

@@ -64,6 +64,16 @@ VERSION_MIN = (7, 0)
 IN_FORCE = ("appendonly", "appendfsync", "maxmemory-policy")
 """Settings of a node that decide what it keeps."""
 
+REPLICAS_NEEDED = "min-replicas-to-write"
+"""Setting of a node: with fewer replicas it takes no writes."""
+
+QUESTIONS = (
+    (b"DBSIZE",),
+    (b"ROLE",),
+    (b"CONFIG", b"GET", *map(str.encode, (*IN_FORCE, REPLICAS_NEEDED))),
+)
+"""What a master is asked about itself, for `Link.learn`."""
+
 _ASKING = Simple(b"ASKING", ())
 _TRACK = Simple(b"CLIENT", (b"CACHING", b"YES"))
 
@@ -129,7 +139,9 @@ class Link:
         fault: why not, in words; empty before the first attempt has failed.
         tried: set when the first attempt has come to its end.
         posted_s: trio time of the last `post`.
-        config: what the node says about itself, by the names `IN_FORCE`; "unknown" where it does not say.
+        keys: how many the node has.
+        replicas: how many are connected to it; None if it does not say.
+        config: what it says about its settings, by the names `IN_FORCE` and `REPLICAS_NEEDED`.
     """
 
     def __init__(self, address: Address, settings: LinkSettings, owner: LinkOwner) -> None:
@@ -137,6 +149,8 @@ class Link:
         self.up = False
         self.fault = ""
         self.tried = trio.Event()
+        self.keys = 0
+        self.replicas: int | None = None
         self.config: dict[str, str] = {}
         self._settings = settings
         self._owner = owner
@@ -160,6 +174,37 @@ class Link:
     def busy(self) -> bool:
         """Whether something is under way or waits to be sent."""
         return bool(self._under_way or self._outbox)
+
+    def learn(self, size: Any, role: Any, config: Any) -> None:
+        """Takes note of what the node says about itself.
+
+        Args:
+            size: its answer to DBSIZE; this and the others may be errors, for not everybody may ask everything.
+            role: to ROLE.
+            config: to CONFIG GET.
+        """
+        if isinstance(size, int):
+            self.keys = size
+        if isinstance(role, list) and role[0] == b"master":
+            self.replicas = len(role[2])
+        if isinstance(config, dict):
+            policy = self.config.get("maxmemory-policy")
+            self.config = {name.decode(): value.decode() for name, value in config.items()}
+            if self.config.get("maxmemory-policy", "noeviction") not in ("noeviction", policy):
+                _logger.warning(
+                    "redis: %s may throw keys away when its memory is full: maxmemory-policy %s",
+                    self.address,
+                    self.config["maxmemory-policy"],
+                )
+
+    @property
+    def lack(self) -> str:
+        """Why it cannot take writes although it is up: it has too few replicas. Empty if that is not so."""
+        asked = self.config.get(REPLICAS_NEEDED, "0")
+        needed = max(self._settings.min_replicas, int(asked) if asked.isdigit() else 0)
+        if self.replicas is None or self.replicas >= needed:
+            return ""
+        return f"{self.address} has {self.replicas} replicas, and writes need {needed}"
 
     def retire(self) -> None:
         """Ends `run`: the node is no master any more. What is under way is lost."""
@@ -231,21 +276,15 @@ class Link:
         commands = [Simple(b"SCRIPT", (b"LOAD", script.source)) for script in SCRIPTS.values()]
         commands.append(Simple(b"CLIENT", (b"TRACKING", b"ON", b"OPTIN")))
         commands.append(Simple(b"CLIENT", (b"INFO",)))
-        commands.append(Simple(b"CONFIG", (b"GET", *map(str.encode, IN_FORCE))))
+        commands += [Simple(name, tuple(words)) for name, *words in QUESTIONS]
         if self._old_client:
             commands.insert(0, Simple(b"CLIENT", (b"KILL", *self._old_client)))
-        *results, info, config = await send(connection, commands)
+        *results, info, size, role, config = await send(connection, commands)
         for command, result in zip(commands, results, strict=False):
             if isinstance(result, Exception) and command.serialized_arguments[0] != b"KILL":
                 raise result
         self._old_client = (b"ID", connection.client_id or 0, *_address_in(info))
-        self.config = _config(config)
-        if self.config["maxmemory-policy"] not in ("noeviction", "unknown"):
-            _logger.warning(
-                "redis: %s may throw keys away when its memory is full: maxmemory-policy %s",
-                self.address,
-                self.config["maxmemory-policy"],
-            )
+        self.learn(size, role, config)
 
     async def _send(self, connection: TCPConnection, to_receiver: trio.MemorySendChannel[_Group]) -> None:
         while True:
@@ -362,9 +401,3 @@ def _address_in(info: Any) -> tuple[bytes, ...]:
     """How CLIENT KILL is told whom not to mistake for us: when a node starts again, it counts its clients afresh."""
     found = re.search(rb"\baddr=(\S+)", info) if isinstance(info, bytes) else None
     return (b"ADDR", found[1]) if found else ()
-
-
-def _config(answer: Any) -> dict[str, str]:
-    """What CONFIG GET says about durability; not everybody may ask."""
-    said = {} if isinstance(answer, Exception) else dict(answer)
-    return {name: said.get(name.encode(), b"unknown").decode() for name in IN_FORCE}

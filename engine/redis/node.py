@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -129,16 +130,23 @@ async def ask(address: Address, options: Mapping[str, Any], *commands: Simple) -
 def fault(address: Address, error: BaseException) -> ClusterError:
     """Says in one line, without a password, what is wrong with a node."""
     if isinstance(error, AuthenticationError) or "WRONGPASS" in str(error) or "NOAUTH" in str(error):
-        return WrongPassword(f"{address} refuses the name or the password")
+        return TurnedAway(f"{address} refuses the name or the password")
     if isinstance(error, ResponseError):
-        return ClusterError(f"{address}: {error}")
+        return TurnedAway(f"{address}: {error}")
     text = ""
     cause: BaseException | None = error
     while cause is not None:
-        text = str(cause) or text
+        text = _words_of(cause) or text
         cause = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause.__cause__
     return ClusterError(f"{address} does not answer: {text or type(error).__name__}")
 
 
-class WrongPassword(ClusterError):  # what it is
-    """The node does not let us in."""
+def _words_of(error: BaseException) -> str:
+    """What an error says; of the system's without numbers and addresses."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+    return str(error)
+
+
+class TurnedAway(ClusterError):  # what it is
+    """The node does not let us in, nor will it when it is asked again."""

@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import msgpack
-from coredis.exceptions import TryAgainError
+from coredis.exceptions import TryAgainError, WrongTypeError
 
-from engine.commands import BQPop, Command, Condition, Delete, Exists, Get, Ping, QLen, QPop, QPush, Set, Ttl
+from engine.commands import BQPop, Command, Condition, Delete, Exists, Get, Ping, QLen, QPop, QPush, Set, Ttl, show
 from engine.redis.errors import Lost, NotReplicated
-from engine.redis.faults import refusal
-from engine.redis.format import new_mark
+from engine.redis.faults import refusal, wrong_type
+from engine.redis.format import is_own_key, new_mark
 from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts
 from engine.redis.request import Request, script_call
 from engine.redis.scripts import BQPOP, QLEN, QPOP, QPUSH
@@ -31,6 +31,21 @@ KEYS_MAX = 256
 
 EMPTY = Failure(Error.QUEUE_IS_EMPTY)
 KEY_NOT_FOUND = Failure(Error.KEY_NOT_FOUND)
+
+
+def keys_of(command: Command) -> tuple[bytes, ...]:
+    """The keys that a command names."""
+    if isinstance(command, (Delete, Exists)):
+        return command.keys
+    return () if isinstance(command, Ping) else (command.key,)
+
+
+def own_name(command: Command) -> Failure | None:
+    """Why a command is refused that names a key of Holdfast's own; None for all others."""
+    for key in keys_of(command):
+        if b"holdfast:" in key and is_own_key(key):
+            return Failure(Error.INVALID_COMMAND, f"the name {show(key)} is Holdfast's own in Redis")
+    return None
 
 
 class Performer:
@@ -53,7 +68,11 @@ class Performer:
             taken: receipts of what is popped are added here.
             finish: called once with the reply, also from within.
         """
-        _PERFORM[type(command)](self, command, taken, finish)
+        refused = own_name(command)
+        if refused is not None:
+            finish(refused)
+        else:
+            _PERFORM[type(command)](self, command, taken, finish)
 
     def _post(
         self,
@@ -80,7 +99,21 @@ class Performer:
         self._post(command, tuple(words), command.key, finish, partial(_after_set, command.condition))
 
     def _get(self, command: Get, _taken: list[Any], finish: Finish) -> None:
-        self._post(command, (b"GET", command.key), command.key, finish, _after_get)
+        def done(result: Any) -> None:
+            if isinstance(result, WrongTypeError):
+                self._tell_type(command, finish)
+            else:
+                finish(refusal(result, command) if isinstance(result, Exception) else _after_get(result))
+
+        self._router.post(Request(b"GET", (command.key,), self._router.slot_of(command.key), done))
+
+    def _tell_type(self, command: Get, finish: Finish) -> None:
+        """Says what a key holds, of which Redis has only said that it is no plain value."""
+
+        def done(kind: Any) -> None:
+            finish(wrong_type("GET", foreign=isinstance(kind, bytes) and kind != b"list"))
+
+        self._router.post(Request(b"TYPE", (command.key,), self._router.slot_of(command.key), done))
 
     def _ttl(self, command: Ttl, _taken: list[Any], finish: Finish) -> None:
         self._post(command, (b"PTTL", command.key), command.key, finish, _after_pttl)

@@ -17,8 +17,9 @@ from coredis.exceptions import AskError, ClusterDownError, MovedError, NoScriptE
 
 from engine.redis.endpoint import Address, Endpoint
 from engine.redis.errors import ClusterError, NotSent
-from engine.redis.link import Link, LinkSettings
-from engine.redis.node import WrongPassword
+from engine.redis.format import IMPORT_KEY
+from engine.redis.link import QUESTIONS, Link, LinkSettings
+from engine.redis.node import TurnedAway
 from engine.redis.request import Request
 from engine.redis.scripts import SCRIPTS
 from engine.redis.topology import Topology, discover, read_slots
@@ -41,6 +42,11 @@ TRY_AGAIN_MAX = 20
 
 ROUND_TRIPS_KEPT = 1024
 """Durations, for percentiles."""
+
+UNFINISHED = "it holds an import that was not finished: finish it with the same command, or empty it"
+
+ROLE_ANSWER = 1
+"""Which of `QUESTIONS` asks for the role."""
 
 UNUSED_S = 10.0
 """A link to a node that is no master of any slot is given up when nobody was sent there for so long."""
@@ -84,7 +90,7 @@ class Router:
         self._owner = owner
         self._nursery: trio.Nursery
         self._wish = trio.Event()
-        self._keys: dict[Address, int] = {}
+        self._importing = False
         self._looks = 0
         self._leaving: set[int] = set()  # slots of which a node has said ASK since the last look
         self._slots: object = None  # what the topology was read from, unless it has changed since
@@ -211,6 +217,9 @@ class Router:
                     await link.tried.wait()
             if not any(link.up for link in self.links.values()):
                 raise ClusterError(self.fault)
+            await self._refresh()
+            if self._importing:
+                raise ClusterError(UNFINISHED)
             task_status.started()
             while True:
                 with trio.move_on_after(REFRESH_S):
@@ -220,15 +229,18 @@ class Router:
                 await trio.sleep(REFRESH_SOON_S)
 
     async def _first_look(self) -> Topology:
-        deadline = trio.current_time() + START_WITHIN_S
+        deadline, told = trio.current_time() + START_WITHIN_S, False
         while True:
             try:
                 return await discover(self._endpoint.addresses, self._settings.connection_options)
-            except WrongPassword:
+            except TurnedAway:
                 raise
-            except ClusterError:
+            except ClusterError as error:
                 if trio.current_time() > deadline:
                     raise
+                if not told:
+                    _logger.warning("redis: %s; trying again for %d s", error, START_WITHIN_S)
+                told = True
             await trio.sleep(0.5)
 
     async def _refresh(self) -> None:
@@ -250,21 +262,30 @@ class Router:
     async def _look(self) -> Topology | None:
         """Asks all masters whether they are there, and how many keys they have; and who they think is who."""
         up = [link for link in self.links.values() if link.up and link.address in self.topology.masters]
-        for link, size in zip(up, await self._ask(up, b"DBSIZE"), strict=True):
-            if isinstance(size, int):
-                self._keys[link.address] = size
+        answers = [await self._ask(up, name, *words) for name, *words in QUESTIONS]
+        for link, size, role, config in zip(up, *answers, strict=True):
+            link.learn(size, role, config)
         if not up:
             return await self._look_afresh()
         self._looks += 1
         link = up[self._looks % len(up)]  # not always the same, for that may be the one that has it wrong
+        await self._look_for_import()
         if not self.topology.cluster:
-            [role] = await self._ask([link], b"ROLE")
+            role = answers[ROLE_ANSWER][0]
             return None if isinstance(role, Exception) or role[0] == b"master" else await self._look_afresh()
         [slots] = await self._ask([link], b"CLUSTER", b"SLOTS")
         if isinstance(slots, Exception) or slots == self._slots:
             return None
         self._slots = slots
         return read_slots(slots, link.address)
+
+    async def _look_for_import(self) -> None:
+        """Asks whether somebody is moving in."""
+        owner = self.topology.owner(self.slot_of(IMPORT_KEY))
+        if owner in self.links and self.links[owner].up:
+            [kind] = await self._ask([self.links[owner]], b"TYPE", IMPORT_KEY)
+            if isinstance(kind, bytes):
+                self._importing = kind != b"none"
 
     async def _look_afresh(self) -> Topology | None:
         addresses = (*self.topology.nodes, *self._endpoint.addresses)
@@ -306,14 +327,16 @@ class Router:
             link = self.links.get(address)
             if link is None or not link.up:
                 return (link and link.fault) or f"{address} is being connected to"
+            if link.lack:
+                return link.lack
         if None in self.topology.owners:
             return f"{self.topology.owners.count(None)} slots are served by no node"
-        return ""
+        return UNFINISHED if self._importing else ""
 
     @property
     def keys(self) -> int:
         """How many keys there were at the last look."""
-        return sum(self._keys.get(address, 0) for address in self.topology.masters)
+        return sum(self.links[address].keys for address in self.topology.masters if address in self.links)
 
     @property
     def idle(self) -> bool:

@@ -11,7 +11,7 @@ from coredis.exceptions import ResponseError
 
 from engine.redis.endpoint import Address
 from engine.redis.errors import ClusterError
-from engine.redis.node import Simple, WrongPassword, ask
+from engine.redis.node import Simple, TurnedAway, ask
 from engine.redis.slots import SLOTS, slot_of
 
 CLUSTER_SLOTS = Simple(b"CLUSTER", (b"SLOTS",))
@@ -80,7 +80,7 @@ async def discover(addresses: Iterable[Address], options: Mapping[str, Any]) -> 
         The topology: of a cluster, or of one Redis that is the first of them to say that it is a master.
 
     Raises:
-        WrongPassword: the nodes that answer do not let us in.
+        TurnedAway: the nodes that answer do not let us in.
         ClusterError: none of them knows; the message has what each said.
     """
     found: list[Topology] = []
@@ -104,7 +104,7 @@ async def discover(addresses: Iterable[Address], options: Mapping[str, Any]) -> 
         if not topology.cluster:
             topology.nodes = nodes
         return topology
-    refused = [error for error in faults.values() if isinstance(error, WrongPassword)]
+    refused = [error for error in faults.values() if isinstance(error, TurnedAway)]
     raise refused[0] if refused else ClusterError("; ".join(str(error) for error in faults.values()))
 
 

@@ -28,7 +28,7 @@ ODD = [
     ),
     *(b"{", b"}", b"{}", b"}{", b"{a}b", b"a{b}c", b"{}{a}", b"{{a}}", b"a{", b"{a", b"{\xff}", b"{\x00}x"),
     *(b"0", b"1.0", b"007", b"-1", b"9223372036854775807", b"9223372036854775808", b"1e400", b"nan", b"true"),
-    *(b"SET", b"NX", b"OK", MARK, MARK[:-1], b"holdfast:queue:", b"{0}holdfast:popped:", b"{0}holdfast:popped:0"),
+    *(b"SET", b"NX", b"OK", MARK, MARK[:-1], b"holdfast:queue:", b"{0}holdfast:popped", b"{a}holdfast:popped:0"),
 ]
 """Keys and values that some layer below might take for something else."""
 

@@ -254,7 +254,7 @@ class FakeNode:
         return connection
 
     def pipelines(
-        self, *, without: Iterable[bytes] = (b"DBSIZE", b"CLUSTER", b"ROLE")
+        self, *, without: Iterable[bytes] = (b"DBSIZE", b"CLUSTER", b"ROLE", b"CONFIG", b"TYPE")
     ) -> list[list[tuple[bytes, ...]]]:
         """What came, without what is sent to set a connection up or to keep up with the topology."""
         named = [[words for words in pipeline if words[0] not in without] for pipeline in self.sent]
@@ -370,6 +370,7 @@ def _load(node: FakeNode, _connection: FakeConnection, words: Sequence[bytes]) -
     return next(digest for digest, script in SCRIPTS.items() if script.source == words[2])
 
 
+_HANDSHAKE = (b"HELLO", b"SCRIPT", b"CONFIG", b"DBSIZE", b"ROLE")
 _CONFIG = {b"appendonly": b"yes", b"appendfsync": b"everysec", b"maxmemory-policy": b"noeviction"}
 
 _ABOUT: dict[bytes, Callable[[FakeNode, FakeConnection, Sequence[bytes]], Any]] = {
@@ -378,6 +379,7 @@ _ABOUT: dict[bytes, Callable[[FakeNode, FakeConnection, Sequence[bytes]], Any]] 
     b"SCRIPT": _load,
     b"CONFIG": lambda _node, _connection, _words: dict(_CONFIG),
     b"CLUSTER": _cluster_slots,
+    b"TYPE": lambda _node, _connection, _words: b"none",
     b"ROLE": lambda _node, _connection, _words: [b"master", 0, []],
     b"WAIT": lambda node, _connection, _words: node.replicas,
     b"ASKING": _asking,
@@ -432,7 +434,7 @@ class FakeConnection(ByteStream):
         """Does what has come, also from a client that has left, until it was killed."""
         while self._unread and not self._node.silent and not self._ended:
             commands = self._unread.popleft()
-            known = [tuple(words) for words in commands if words[0] not in (b"HELLO", b"SCRIPT", b"CONFIG")]
+            known = [tuple(words) for words in commands if words[0] not in _HANDSHAKE]
             if known:
                 self._node.sent.append(known)
             for words in commands:

@@ -24,7 +24,7 @@ end
 if #taken == 1 then
   return false
 end
-pop_first(KEYS[1], mark, #taken - 1)
+pop_first(KEYS[1], mark, #taken - 1, taken[#taken])
 for index = 2, #taken do
   leave_receipt(ARGV[1], string.format('%.0f', tonumber(ARGV[2]) + index - 2), mark, FIRST, taken[index])
 end

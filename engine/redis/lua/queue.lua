@@ -9,13 +9,16 @@ local PUSH_MAX = 1000 -- arguments of one RPUSH: Lua's stack bounds them
 local RECEIPTS_MS = 3600000
 
 local PLAIN = {err = 'WRONGTYPE the key holds a plain value'}
-local FOREIGN = {err = 'WRONGTYPE the key holds a list that is no queue'}
+local FOREIGN = {err = 'WRONGTYPE the key holds something foreign'}
 
 -- The mark of the queue at a key, false if the key holds nothing; or nil and an error.
 local function mark_of(key)
   local mark = redis.pcall('LINDEX', key, 0)
   if type(mark) == 'table' then
-    return nil, string.find(mark.err, 'WRONGTYPE', 1, true) and PLAIN or mark
+    if not string.find(mark.err, 'WRONGTYPE', 1, true) then
+      return nil, mark
+    end
+    return nil, redis.pcall('TYPE', key).ok == 'string' and PLAIN or FOREIGN
   end
   if mark and string.sub(mark, 1, #MARK_PREFIX) ~= MARK_PREFIX then
     return nil, FOREIGN
@@ -30,11 +33,15 @@ local function push(key, values)
   end
 end
 
--- Takes so many values from the beginning of a queue; the mark steps in the place of the last of them. In this order a
--- user who may not do the one does not lose the mark by the other.
-local function pop_first(key, mark, count)
+-- Takes so many values from the beginning of a queue, of which the last is given; the mark steps in its place. A user who
+-- may do the one and not the other loses nothing.
+local function pop_first(key, mark, count, last)
   redis.call('LSET', key, count, mark)
-  redis.call('LPOP', key, count)
+  local popped = redis.pcall('LPOP', key, count)
+  if popped.err then
+    redis.call('LSET', key, count, last)
+    error(popped)
+  end
 end
 
 -- Whether the slot of a key is being moved to another node or from there: then keys that do not exist cannot be used

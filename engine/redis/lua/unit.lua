@@ -89,7 +89,7 @@ end
 function DO.GET(words)
   local value = redis.pcall('GET', words[1])
   if type(value) == 'table' then
-    return failure('queue')
+    return failure(redis.pcall('TYPE', words[1]).ok == 'list' and 'queue' or 'foreign')
   end
   return value and {'value', value} or failure('key not found')
 end
@@ -160,7 +160,7 @@ function DO.BQPOP(words)
   if not value then
     return {'null'}
   end
-  pop_first(key, mark, 1)
+  pop_first(key, mark, 1, value)
   return popped(key, mark, FIRST, value)
 end
 
