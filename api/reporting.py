@@ -20,7 +20,7 @@ from api.server import ExitCode
 from engine.moving.items import MoveError
 from wal.files import DirectoryError, DiskDirectory, LockedError
 from wal.segment import Damage, NewerFormat
-from wal.tools.backup import NotEmpty
+from wal.tools.backup import NotEmpty, NotFinished
 from wal.tools.repair import CannotRepair
 from wal.tools.view import NoLog, Restless
 
@@ -46,7 +46,7 @@ def reporting(as_json: bool) -> Iterator[None]:
         # Whoever read our output, such as `head`, has seen enough; nor is Python to complain when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.OK)
-    except (MoveError, NoLog, NotEmpty, Restless, DirectoryError, ToolError, OSError) as error:
+    except (MoveError, NoLog, NotEmpty, NotFinished, Restless, DirectoryError, ToolError, OSError) as error:
         fail(ExitCode.FAILURE, str(error), as_json)
 
 

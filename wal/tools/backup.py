@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from wal.files import LOCK_NAME, Directory
 from wal.frame import Scan, Tail
 from wal.manifest import MANIFEST_NAME, UNFINISHED, CleanClose, Manifest, write_manifest
-from wal.replay import Apply, Progress
+from wal.replay import IMPORT_NAME, Apply, Progress
 from wal.segment import HEADER_BYTES, Damage, create_file
 from wal.tools.check import Check, Report
 from wal.tools.copying import link_or_copy
@@ -30,6 +30,10 @@ from wal.tools.walk import settle
 
 class NotEmpty(Exception):
     """There is something in the directory that the backup is to go to."""
+
+
+class NotFinished(Exception):
+    """There is something in the log that is not all there: it would be served from the backup as if it were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ def backup(
 
     Raises:
         NoLog: there is nothing to copy.
+        NotFinished: an import into the log is not finished.
         NotEmpty: the target holds something.
         Damage: the log is damaged.
         NewerFormat: a later version wrote it.
@@ -75,6 +80,8 @@ def backup(
     """
     if set(target.names()) - {LOCK_NAME}:
         raise NotEmpty(f"{target.path} is not empty")
+    if IMPORT_NAME in directory.names():
+        raise NotFinished(f"{directory.path} holds an import that was not finished; the same command finishes it")
     with look(directory) as view:
         if view.manifest is None:
             raise NoLog(directory.path)
