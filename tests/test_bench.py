@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -17,6 +19,7 @@ from tests.bench.plot import draw
 from tests.bench.report import BEGIN, END, Goal
 from tests.bench.rows import CONNECTIONS, GO_1, HOLDFAST, WEBDIS, all_rows
 from tests.bench.wrk import CLIENT, P50_MS, P99_MS, P999_MS, PER_S, Request, Sample
+from tests.harness.redis import RedisCluster
 
 # wrk
 
@@ -253,6 +256,12 @@ def test_each_queue_is_popped_as_often_as_it_is_pushed_to() -> None:
     for number in range(cluster.QUEUES):
         assert sum(f" jobs:{number} value" in body for body in bodies) == 1
         assert sum(f'"QPOP jobs:{number}"' in body for body in bodies) == 1
+
+
+def test_the_rows_that_the_help_names_are_those_that_there_are(redis_cluster: RedisCluster) -> None:
+    ways = ("embedded", "relaxed", "one", "two", "one_always", "two_always", "one_careful")
+    house = SimpleNamespace(cluster=redis_cluster, **{name: cluster.Way(name, ()) for name in ways})
+    assert tuple(row.name for row in cluster.all_rows(cast(cluster.House, house))) == cluster.NAMES
 
 
 def test_the_report_on_fronts_names_what_it_is_compared_with_and_what_it_took() -> None:

@@ -52,6 +52,9 @@ WARM_UP_S = 1
 NODE_TIMEOUT_MS = 60_000
 """On a busy machine nodes sleep long, and nobody is to be promoted."""
 
+NAMES = ("get", "set", "pipeline", "queue", "hand-over", "waiting-many", "waiting-one", "waiting-told")
+"""Of the rows: these are made when the processes run, and the command line is read before."""
+
 NEEDED = ("redis-server", "wrk", "setpriv")
 MARKS = (
     "<!-- measured on a cluster: `python -m tests.bench.cluster` replaces what stands from here to the end mark -->",
@@ -296,11 +299,16 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (3)")
     parser.add_argument("--seconds", type=int, default=2, help="how long each measurement takes (2)")
-    parser.add_argument("--only", nargs="+", metavar="ROW", default=["*"], help="only these, * for any")
+    parser.add_argument(
+        "--only", nargs="+", metavar="ROW", default=["*"], help=f"only these, * for any: {' '.join(NAMES)}"
+    )
     parser.add_argument("--data", type=Path, help="where the servers keep their data; it is removed afterwards")
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.seconds < 1:
         parser.error("at least one round of one second")
+    for pattern in arguments.only:
+        if not any(fnmatchcase(name, pattern) for name in NAMES):
+            parser.error(f"there is no row {pattern}")
     return arguments
 
 
