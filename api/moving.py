@@ -28,7 +28,7 @@ from engine.moving.items import MoveError, Source
 from engine.moving.move import Destination, Moved, move
 from engine.moving.tally import Tally
 from engine.redis.endpoint import Endpoint
-from wal.files import DiskDirectory
+from wal.files import DiskDirectory, LockedError
 
 T = TypeVar("T")
 Place = Endpoint | Path
@@ -160,7 +160,10 @@ async def _open_source(place: Place, skip_foreign: bool, stages: _Stages, *, loc
         async with redis.open_masters(place) as masters:
             yield await redis.RedisSource.open(masters, skip_foreign=skip_foreign)
         return
-    directory = DiskDirectory(place, beside=not locked)
+    try:
+        directory = DiskDirectory(place, beside=not locked)
+    except LockedError as error:
+        raise LockedError(str(place), f"{error.holder}; stop it, or export without --to") from None
     try:
         yield DirectorySource(directory, stages.stage("reading", megabytes))
     finally:
@@ -190,7 +193,10 @@ def _redis() -> ModuleType:
     try:
         from engine.redis import moving
     except ImportError:
-        raise MoveError("for Redis coredis is needed: pip install 'holdfast[cluster]'") from None
+        raise MoveError(
+            "Redis needs the library coredis: pip install 'holdfast[cluster]', or in the source directory"
+            " pip install '.[cluster]'"
+        ) from None
     return moving
 
 
@@ -202,7 +208,10 @@ def _report(moved: Moved, source: str, destination: str, as_json: bool) -> None:
         click.echo(f"{destination} does NOT hold what {source} does:", err=True)
         for difference in moved.differences:
             click.echo(f"  {difference}", err=True)
-        click.echo("The same command writes everything once more", err=True)
+        if any(difference.found > difference.expected for difference in moved.differences):
+            click.echo("There is more than was sent: remove that, or all of it, before the same command", err=True)
+        else:
+            click.echo("The same command writes everything once more", err=True)
     else:
         print_lines(_result_text(moved, source, destination))
     sys.exit(ExitCode.FAILURE if moved.differences else ExitCode.OK)

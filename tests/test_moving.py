@@ -162,7 +162,7 @@ def test_what_differs_is_said(data: Path, redis_cluster: RedisCluster) -> None:
     result = run("import", redis_cluster.url, given=lines)
     assert result.exit_code == 1
     assert "does NOT hold what the input does:" in result.stderr
-    assert "  keys without expiry: 707 instead of 706" in result.stderr
+    assert "  keys without expiry: 707 instead of 706\nThere is more than was sent" in result.stderr
     redis_cluster.do("DEL", b"theirs")
     assert run("import", redis_cluster.url, given=lines).exit_code == 0
 
@@ -191,6 +191,17 @@ def test_a_place_that_is_held_exits_4(data: Path, tmp_path: Path) -> None:
         held.close()
 
 
+def test_a_server_at_work_is_to_be_stopped_before_its_directory_is_moved(data: Path, tmp_path: Path) -> None:
+    server = DiskDirectory(data)
+    try:
+        result = run("export", data, "--to", tmp_path / "copy")
+    finally:
+        server.close()
+    assert result.exit_code == 4
+    assert result.stderr.endswith("; stop it, or export without --to\n")
+    assert not (tmp_path / "copy").exists()
+
+
 def test_a_place_that_is_not_empty_exits_1(data: Path, tmp_path: Path, redis_cluster: RedisCluster) -> None:
     for place in (filled(tmp_path / "other", EVERYTHING[:3]), redis_cluster.url):
         redis_cluster.do("SET", b"a", "1")
@@ -210,7 +221,10 @@ def test_an_import_that_is_not_finished_is_neither_served_nor_exported_nor_anoth
     server.launch()
     assert server.wait() == 1
     assert "holds an import that was not finished" in server.log
-    assert run("export", tmp_path / "copy").exit_code == 1
+    for tool in (["export", tmp_path / "copy"], ["backup", tmp_path / "copy", tmp_path / "backup"]):
+        result = run(*tool)
+        assert (result.exit_code, "holds an import that was not finished" in result.stderr) == (1, True)
+    assert not any((tmp_path / "backup").glob("*.log"))
     other = filled(tmp_path / "other", EVERYTHING[:3])
     result = run("export", other, "--to", tmp_path / "copy")
     assert (result.exit_code, "from another source that was not finished" in result.stderr) == (1, True)
@@ -247,7 +261,7 @@ def test_without_the_library_for_redis_it_says_how_to_get_it(data: Path) -> None
     command = [sys.executable, "-c", program, "export", str(data), "--to", "redis://127.0.0.1:1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "pip install 'holdfast[cluster]'" in done.stderr
+    assert "pip install 'holdfast[cluster]', or in the source directory pip install '.[cluster]'" in done.stderr
 
 
 # SIGKILL

@@ -232,8 +232,8 @@ async def test_whatever_differs_in_the_end_is_found() -> None:
 @pytest.mark.parametrize(
     ("items", "complaint"),
     [
-        ([Plain(b"a", b"", None), Piece(b"a", 0, ())], "b'a' comes as a plain value and as a queue"),
-        ([Plain(b"a", bytes(64 * 1024 * 1024), None)], "what is stored under b'a' is too large for one record"),
+        ([Plain(b"a", b"", None), Piece(b"a", 0, ())], "'a' comes as a plain value and as a queue"),
+        ([Plain(b"a", bytes(64 * 1024 * 1024), None)], "what is stored under 'a' is too large for one record"),
     ],
 )
 async def test_what_cannot_be_written_is_refused(items: list[Item], complaint: str) -> None:

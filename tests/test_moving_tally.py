@@ -60,7 +60,7 @@ def test_a_piece_that_is_missing_is_refused() -> None:
         [Piece(b"q", 0, (b"x",)), Plain(b"a", b"", None), Piece(b"q", 1, (b"y",))],
     ]
     for items in broken:
-        with pytest.raises(MoveError, match="a piece of the queue b'q' is missing before value"):
+        with pytest.raises(MoveError, match="a piece of the queue 'q' is missing before value"):
             tally_of(items)
 
 

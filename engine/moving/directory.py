@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 
 from engine import ops
+from engine.commands import show
 from engine.moving.items import (
     PIECE_VALUES_MAX,
     Item,
@@ -96,7 +97,10 @@ class DirectorySource:
 
     def __init__(self, directory: Directory, progress: replay.Progress) -> None:
         if IMPORT_NAME in directory.names():
-            raise MoveError(f"{directory.path} holds an import that was not finished")
+            raise MoveError(
+                f"{directory.path} holds an import that was not finished: run the command that began it again, or"
+                " remove the directory to give it up"
+            )
         self.name = directory.path
         self._state, report = read_directory(directory, progress)
         self.entries = len(self._state)
@@ -168,7 +172,7 @@ class DirectoryDestination:
                 continue
             record = ops.pack(op)
             if len(record) > RECORD_BYTES_MAX:
-                raise MoveError(f"what is stored under {item.key!r} is too large for one record of the log")
+                raise MoveError(f"what is stored under {show(item.key)} is too large for one record of the log")
             self._state.apply(op)
             self._records.append(record)
             self._records_bytes += len(record)
@@ -184,10 +188,10 @@ class DirectoryDestination:
     def _push(self, key: bytes, offset: int, values: tuple[bytes, ...]) -> Op | None:
         queue = self._state.queue(key)
         if queue is None and self._state.held(key)[0] is not None:
-            raise MoveError(f"{key!r} comes as a plain value and as a queue")
+            raise MoveError(f"{show(key)} comes as a plain value and as a queue")
         length = 0 if queue is None else len(queue)
         if length < offset:
-            raise MoveError(f"a piece of the queue {key!r} is missing before value {offset}")
+            raise MoveError(f"a piece of the queue {show(key)} is missing before value {offset}")
         if queue is not None and length >= offset + len(values):
             return None
         return (ops.PUSH, key, values[length - offset :])

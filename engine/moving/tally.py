@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from engine.commands import show
 from engine.moving.items import Item, MoveError, Plain
 
 DIGEST_BYTES = 16
@@ -104,7 +105,7 @@ class Tally:
             self._queue, self._length = key, 0
             self._hash = blake2b(b"".join((b"queue", len(key).to_bytes(8), key)), digest_size=DIGEST_BYTES)
         elif (key, offset) != (self._queue, self._length):
-            raise MoveError(f"a piece of the queue {key!r} is missing before value {offset}")
+            raise MoveError(f"a piece of the queue {show(key)} is missing before value {offset}")
         for value in values:
             self._hash.update(len(value).to_bytes(8) + value)
         self._length += len(values)

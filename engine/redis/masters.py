@@ -14,6 +14,7 @@ from coredis.connection import TCPConnection
 from coredis.connection._request import RequestBatch
 from coredis.exceptions import AskError
 
+from engine.commands import show
 from engine.moving.items import MoveError
 from engine.redis.endpoint import Address, Endpoint
 from engine.redis.errors import ClusterError
@@ -68,10 +69,11 @@ class Master:
             key: that the command was about, if about one.
             error: as it came.
         """
+        if key is None:
+            return MoveError(f"{self.address} refuses: {error}")
         if isinstance(error, AskError):  # or MOVED, which is one of these
-            return MoveError(f"the cluster is being resharded: {self.address} does not have {key!r} any more")
-        about = "" if key is None else f" for {key!r}"
-        return MoveError(f"{self.address} refuses{about}: {error}")
+            return MoveError(f"the cluster is being resharded: {self.address} does not have {show(key)} any more")
+        return MoveError(f"{self.address} refuses for {show(key)}: {error}")
 
 
 class Masters:

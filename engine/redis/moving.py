@@ -13,6 +13,7 @@ from contextlib import aclosing
 import trio
 from coredis.connection._request import RequestBatch
 
+from engine.commands import show
 from engine.moving.items import Item, MoveError, Plain
 from engine.moving.move import Progress
 from engine.moving.tally import Tally
@@ -54,7 +55,10 @@ class RedisSource:
         """
         (note,) = await masters.of(IMPORT_KEY).ask(Simple(b"EXISTS", (IMPORT_KEY,)))
         if note:
-            raise MoveError(f"{masters.endpoint} holds an import that was not finished")
+            raise MoveError(
+                f"{masters.endpoint} holds an import that was not finished (the key {show(IMPORT_KEY)}):"
+                " run the command that began it again, or FLUSHALL every master to give it up"
+            )
         return cls(masters, await Reader(masters).entries(), skip_foreign=skip_foreign)
 
     async def batches(self) -> AsyncGenerator[list[Item], None]:
@@ -123,7 +127,7 @@ class RedisDestination:
                 keys = await anext(found, None)
             if keys is not None:
                 count = sum(await self._masters.ask_all(Simple(b"DBSIZE", ())))
-                raise MoveError(f"{self.name} is not empty: it has {count:,} keys, {keys[0]!r} is one of them")
+                raise MoveError(f"{self.name} is not empty: it has {count:,} keys, {show(keys[0])} is one of them")
 
     async def write(self, items: list[Item], position: int) -> None:
         """Takes items; those it has already change nothing.
@@ -135,7 +139,7 @@ class RedisDestination:
         commands: dict[Master, list[Simple]] = {}
         for item in items:
             if is_own_key(item.key):
-                raise MoveError(f"the name {item.key!r} is Holdfast's own in Redis: rename it before it is moved")
+                raise MoveError(f"the name {show(item.key)} is Holdfast's own in Redis: rename it before it is moved")
             command = _command(item, now_ms)
             if command is not None:
                 commands.setdefault(self._masters.of(item.key), []).append(command)

@@ -12,6 +12,7 @@ from contextlib import aclosing
 
 from coredis.exceptions import WrongTypeError
 
+from engine.commands import show
 from engine.moving.items import PIECE_BYTES_MAX, Item, MoveError, Piece, Plain
 from engine.redis.format import is_mark, is_own_key
 from engine.redis.masters import Master, Masters
@@ -149,7 +150,7 @@ class Reader:
 
     def _note_foreign(self, key: bytes, what: str) -> None:
         self.foreign += 1
-        self.first_foreign = self.first_foreign or f"{key!r} holds {what}"
+        self.first_foreign = self.first_foreign or f"{show(key)} holds {what}"
 
 
 async def scan(master: Master) -> AsyncGenerator[list[bytes], None]:
@@ -203,4 +204,4 @@ async def _slices(
 
 
 def _changed(key: bytes) -> MoveError:
-    return MoveError(f"{key!r} was changed while it was read: nobody may write meanwhile")
+    return MoveError(f"{show(key)} was changed while it was read: nobody may write meanwhile")
