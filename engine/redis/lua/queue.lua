@@ -33,8 +33,8 @@ local function push(key, values)
   end
 end
 
--- Takes so many values from the beginning of a queue, of which the last is given; the mark steps in its place. A user who
--- may do the one and not the other loses nothing.
+-- Takes so many values from the beginning of a queue; the mark steps in the place of the last of them. A user who may not
+-- do all of this leaves everything as it was.
 local function pop_first(key, mark, count, last)
   redis.call('LSET', key, count, mark)
   local popped = redis.pcall('LPOP', key, count)

@@ -190,7 +190,7 @@ for index, command in ipairs(commands) do
   local name = table.remove(command, 1)
   local done, reply = pcall(DO[name], command)
   if not done then
-    return undone(type(reply) == 'table' and reply or {err = 'ERR ' .. reply})
+    return undone(type(reply) == 'table' and reply or {err = reply})
   end
   if reply[1] == 'failure' and CHANGES[name] then
     return undone({0, current, reply[2]})
