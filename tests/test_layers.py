@@ -94,9 +94,18 @@ def test_the_engine_on_redis_knows_neither_the_log_nor_the_embedded_engine() -> 
         assert not foreign, path.name
 
 
+def test_the_embedded_engine_and_the_log_know_nothing_of_redis() -> None:
+    for path in [*(ROOT / "wal").rglob("*.py"), *(ROOT / "engine").glob("*.py")]:
+        if path.name != "cluster.py":
+            assert not [name for name in imported(path) if name.startswith(("engine.redis", "engine.cluster"))], (
+                path.name
+            )
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_the_pure_modules_do_no_io(name: str) -> None:
-    assert not imported(ROOT / name) & {"coredis", "trio", "quart", "hypercorn", "socket", "os"}
+    tops = {module.split(".")[0] for module in imported(ROOT / name)}
+    assert not tops & {"coredis", "trio", "quart", "hypercorn", "socket", "os"}
 
 
 def test_only_the_composition_root_and_the_command_line_know_an_engine_and_the_log() -> None:

@@ -11,12 +11,11 @@ from functools import partial
 from typing import Any
 
 import msgpack
-from coredis.exceptions import ResponseError
 
 from engine.calls import Batch
 from engine.commands import BQPop, Command, Delete, Exists, QPop, QPush, Set
 from engine.redis.errors import Lost, NotReplicated
-from engine.redis.faults import POPPED_ENOUGH, refusal, wrong_type
+from engine.redis.faults import POPPED_ENOUGH, refusal, refusal_of_script, wrong_type
 from engine.redis.format import MARK_PREFIX, new_mark
 from engine.redis.performer import Performer, keys_of, own_name
 from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts
@@ -242,4 +241,4 @@ def _failure(command: Command, error: bytes) -> Failure:
         case b"popped enough":
             return POPPED_ENOUGH
     text = error.decode()
-    return Failure(Error(text)) if text in _ERRORS else refusal(ResponseError(text), command)
+    return Failure(Error(text)) if text in _ERRORS else refusal_of_script(text, command)

@@ -67,5 +67,15 @@ def refusal(error: Exception, command: Command) -> Failure:
     return Failure(Error.INTERNAL_ERROR)
 
 
+def refusal_of_script(text: str, command: Command) -> Failure:
+    """The same for an error of Redis that a script has met and answers itself.
+
+    Args:
+        text: of the error.
+        command: that was to be done.
+    """
+    return refusal(ResponseError(text), command)
+
+
 def _name(command: Command) -> str:
     return "GET" if isinstance(command, Get) else type(command).__name__.upper()
