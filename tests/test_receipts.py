@@ -179,6 +179,18 @@ async def test_what_is_owed_waits_for_its_master(receipts: Receipts, router: Fak
     assert tokens_going_back(router) == [[1]]
 
 
+async def test_what_was_popped_before_a_master_was_connected_to_goes_back_by_its_receipt_alone(
+    receipts: Receipts, router: FakeRouter
+) -> None:
+    """I6: it may be another master, which knows nothing of that pop and has the value still."""
+    old = popped(receipts.new_tokens(1))
+    receipts.connected()
+    new = popped(receipts.new_tokens(1))
+    receipts.take_back([old, new])
+    await wait_all_tasks_blocked()
+    assert router.posted[0].serialized_arguments[4:] == (new.token, new.body, old.token, b"")
+
+
 async def test_a_return_in_two_portions_of_which_one_is_lost_keeps_them_apart(
     receipts: Receipts, router: FakeRouter
 ) -> None:
