@@ -139,7 +139,9 @@ def test_a_pop_beyond_what_an_answer_may_hold_is_taken_back_too(wire: Wire) -> N
     assert refused.failure.error is Error.TOO_LARGE
 
 
-@pytest.mark.parametrize("forbidden", ["rename", "rpush", "set", "lpop", "lset", "rpop", "exists", "llen", "lindex", "get"])
+@pytest.mark.parametrize(
+    "forbidden", ["rename", "rpush", "set", "lpop", "lset", "rpop", "exists", "llen", "lindex", "get"]
+)
 def test_an_error_of_redis_in_the_middle_takes_everything_back(node: RedisNode, wire: Wire, forbidden: str) -> None:
     """I7: here Redis does not permit its user everything."""
     unit(wire, "SET {k}plain v", "QPUSH {k}queue 1 2 3")

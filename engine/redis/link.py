@@ -67,11 +67,9 @@ IN_FORCE = ("appendonly", "appendfsync", "maxmemory-policy")
 REPLICAS_NEEDED = "min-replicas-to-write"
 """Setting of a node: with fewer replicas it takes no writes."""
 
-QUESTIONS = (
-    (b"DBSIZE",),
-    (b"ROLE",),
-    (b"CONFIG", b"GET", *map(str.encode, (*IN_FORCE, REPLICAS_NEEDED))),
-)
+SIZE = (b"DBSIZE",)
+ROLE = (b"ROLE",)
+CONFIG = (b"CONFIG", b"GET", *map(str.encode, (*IN_FORCE, REPLICAS_NEEDED)))
 """What a master is asked about itself, for `Link.learn`."""
 
 _ASKING = Simple(b"ASKING", ())
@@ -179,9 +177,9 @@ class Link:
         """Takes note of what the node says about itself.
 
         Args:
-            size: its answer to DBSIZE; this and the others may be errors, for not everybody may ask everything.
-            role: to ROLE.
-            config: to CONFIG GET.
+            size: its answer to `SIZE`; this and the others may be errors, for not everybody may ask everything.
+            role: to `ROLE`.
+            config: to `CONFIG`.
         """
         if isinstance(size, int):
             self.keys = size
@@ -276,7 +274,7 @@ class Link:
         commands = [Simple(b"SCRIPT", (b"LOAD", script.source)) for script in SCRIPTS.values()]
         commands.append(Simple(b"CLIENT", (b"TRACKING", b"ON", b"OPTIN")))
         commands.append(Simple(b"CLIENT", (b"INFO",)))
-        commands += [Simple(name, tuple(words)) for name, *words in QUESTIONS]
+        commands += [Simple(name, tuple(words)) for name, *words in (SIZE, ROLE, CONFIG)]
         if self._old_client:
             commands.insert(0, Simple(b"CLIENT", (b"KILL", *self._old_client)))
         *results, info, size, role, config = await send(connection, commands)

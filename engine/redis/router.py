@@ -18,7 +18,7 @@ from coredis.exceptions import AskError, ClusterDownError, MovedError, NoScriptE
 from engine.redis.endpoint import Address, Endpoint
 from engine.redis.errors import ClusterError, NotSent
 from engine.redis.format import IMPORT_KEY
-from engine.redis.link import QUESTIONS, Link, LinkSettings
+from engine.redis.link import CONFIG, ROLE, SIZE, Link, LinkSettings
 from engine.redis.node import TurnedAway
 from engine.redis.request import Request
 from engine.redis.scripts import SCRIPTS
@@ -33,6 +33,9 @@ REFRESH_S = 2.0
 REFRESH_SOON_S = 0.2
 """And when something does."""
 
+ASK_WITHIN_S = 1.0
+"""For a master to say what we ask to keep up: one that is stuck must not keep us from hearing who has taken over."""
+
 SENT_ON_MAX = 8
 """How often a request is sent on before its slot counts as nobody's."""
 
@@ -44,9 +47,6 @@ ROUND_TRIPS_KEPT = 1024
 """Durations, for percentiles."""
 
 UNFINISHED = "it holds an import that was not finished: finish it with the same command, or empty it"
-
-ROLE_ANSWER = 1
-"""Which of `QUESTIONS` asks for the role."""
 
 UNUSED_S = 10.0
 """A link to a node that is no master of any slot is given up when nobody was sent there for so long."""
@@ -262,19 +262,21 @@ class Router:
     async def _look(self) -> Topology | None:
         """Asks all masters whether they are there, and how many keys they have; and who they think is who."""
         up = [link for link in self.links.values() if link.up and link.address in self.topology.masters]
-        answers = [await self._ask(up, name, *words) for name, *words in QUESTIONS]
-        for link, size, role, config in zip(up, *answers, strict=True):
-            link.learn(size, role, config)
-        if not up:
+        sizes = dict(zip(up, await self._ask(up, *SIZE), strict=True))
+        there = [link for link, size in sizes.items() if size is not None and link.up]
+        if not there:
             return await self._look_afresh()
-        self._looks += 1
-        link = up[self._looks % len(up)]  # not always the same, for that may be the one that has it wrong
+        roles, configs = await self._ask(there, *ROLE), await self._ask(there, *CONFIG)
+        for link, role, config in zip(there, roles, configs, strict=True):
+            link.learn(sizes[link], role, config)
         await self._look_for_import()
         if not self.topology.cluster:
-            role = answers[ROLE_ANSWER][0]
-            return None if isinstance(role, Exception) or role[0] == b"master" else await self._look_afresh()
+            [role] = roles
+            return await self._look_afresh() if isinstance(role, list) and role[0] != b"master" else None
+        self._looks += 1
+        link = there[self._looks % len(there)]  # not always the same, for that may be the one that has it wrong
         [slots] = await self._ask([link], b"CLUSTER", b"SLOTS")
-        if isinstance(slots, Exception) or slots == self._slots:
+        if not isinstance(slots, list) or slots == self._slots:
             return None
         self._slots = slots
         return read_slots(slots, link.address)
@@ -297,7 +299,7 @@ class Router:
         return found if found.cluster == self.topology.cluster else None
 
     async def _ask(self, links: list[Link], name: bytes, *words: bytes) -> list[Any]:
-        """Has the same asked of several masters at once."""
+        """Has the same asked of several masters at once; who does not answer soon is None."""
         answers: list[Any] = [None] * len(links)
         left = len(links)
         all_there = trio.Event()
@@ -315,7 +317,8 @@ class Router:
         for index, link in enumerate(links):
             link.post(Request(name, words, -1, keep(index)))
         if links:
-            await all_there.wait()
+            with trio.move_on_after(ASK_WITHIN_S):
+                await all_there.wait()
         return answers
 
     # Telling
