@@ -58,7 +58,24 @@ async def test_what_was_handed_over_is_thrown_away_a_little_later(receipts: Rece
         (b"HDEL", (receipts.key_for(router.slot_of(b"other")), 3), False),
     ]
     for request in list(router.posted):
-        router.answer(request, Lost("and nobody minds, for they expire"))
+        router.answer(request, 1)
+    await trio.sleep(60)
+    assert not router.posted
+
+
+async def test_what_was_not_thrown_away_because_a_connection_broke_is_thrown_away_later(
+    receipts: Receipts, router: FakeRouter
+) -> None:
+    """Receipts of a slot expire together, and not as long as this front pops there."""
+    receipts.settle([popped(1), popped(2)])
+    await trio.sleep(CONFIRM_S * 2)
+    for error in (Lost("it broke"), NotSent("it is not there yet")):
+        request = router.answer_next(error)
+        assert not router.posted, "not at once"
+        await trio.sleep(CONFIRM_S * 2)
+        [again] = router.posted
+        assert again.serialized_arguments == request.serialized_arguments
+    router.answer_next(ResponseError("NOPERM it will not do so the next time either"))
     await trio.sleep(60)
     assert not router.posted
 

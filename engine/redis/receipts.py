@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import trio
 
-from engine.redis.errors import Lost, NotReplicated
+from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.redis.format import receipts_key
 from engine.redis.request import Request, script_call
 from engine.redis.scripts import GIVE_BACK
@@ -153,8 +153,15 @@ class Receipts:
             by_slot[self._router.slot_of(receipt.key)].append(receipt.token)
         for slot, tokens in by_slot.items():
             for start in range(0, len(tokens), TOKENS_MAX):
-                words: list[bytes | int] = [self.key_for(slot), *tokens[start : start + TOKENS_MAX]]
-                self._router.post(Request(b"HDEL", tuple(words), slot, _ignore))
+                some = tokens[start : start + TOKENS_MAX]
+                done = partial(self._confirmed, slot, some)
+                self._router.post(Request(b"HDEL", (self.key_for(slot), *some), slot, done))
+
+    def _confirmed(self, slot: int, tokens: Sequence[int], result: Any) -> None:
+        """Says it again when it got lost: receipts do not expire as long as this front pops in their slot."""
+        if isinstance(result, (Lost, NotSent)):
+            self._handed_over[slot] += tokens
+            self._settled.set()
 
     def connected(self) -> None:
         """A master can be reached, perhaps in place of one that has died: what is owed goes back."""
@@ -212,7 +219,3 @@ def _portions(receipts: list[Receipt]) -> Iterable[list[Receipt]]:
         some.append(receipt)
         some_bytes += len(receipt.body)
     yield some
-
-
-def _ignore(_result: Any) -> None:
-    """A receipt that is not thrown away expires."""
