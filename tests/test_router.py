@@ -255,6 +255,19 @@ async def test_nothing_is_told_while_nothing_changes(owner: Owner) -> None:
     assert owner.router.fault == ""
 
 
+@pytest.mark.parametrize("answer", [[], 7, [[0]]])
+async def test_a_node_that_knows_nobody_any_more_or_talks_nonsense_changes_nothing(
+    owner: Owner, net: FakeNet, answer: Any
+) -> None:
+    net[B].answers[b"CLUSTER"] = lambda _words: answer
+    await trio.sleep(10 * REFRESH_S)
+    assert not owner.moved
+    assert owner.router.fault == ""
+    move(slot_of(LOW), net[A], net[C])
+    await trio.sleep(3 * REFRESH_S)
+    assert owner.moved == [{slot_of(LOW)}], "the others are listened to"
+
+
 async def test_a_master_that_dies_is_replaced_as_soon_as_the_others_say_by_whom(owner: Owner, net: FakeNet) -> None:
     net[A].refuses = True
     net[A].cut()
@@ -431,6 +444,10 @@ async def test_at_the_start_somebody_hangs_up_after_hello(
         (b"CLUSTER", Fault("NOPERM no permission"), "CLUSTER SLOTS: no permission"),
         (b"CLUSTER", Fault("LOADING Redis is loading the dataset in memory"), "loading"),
         (b"CLUSTER", [], "a node of a cluster without any slots"),
+        (b"CLUSTER", 7, "the answer to CLUSTER SLOTS is none"),
+        (b"CLUSTER", [[0]], "the answer to CLUSTER SLOTS is none"),
+        (b"CLUSTER", [[0, 1, []]], "the answer to CLUSTER SLOTS is none"),
+        (b"CLUSTER", [[0, SLOTS, [b"10.0.0.1", 7000]]], "the answer to CLUSTER SLOTS is none"),
     ],
 )
 async def test_at_the_start_nobody_knows_the_cluster(

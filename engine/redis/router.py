@@ -279,7 +279,10 @@ class Router:
         if not isinstance(slots, list) or slots == self._slots:
             return None
         self._slots = slots
-        return read_slots(slots, link.address)
+        try:
+            return read_slots(slots, link.address)
+        except ClusterError:
+            return None  # another one is asked the next time
 
     async def _look_for_import(self) -> None:
         """Asks whether somebody is moving in."""

@@ -57,11 +57,27 @@ def read_slots(answer: Any, asked: Address) -> Topology:
     Args:
         answer: as it came.
         asked: the node that gave it; it may leave its own name out.
+
+    Raises:
+        ClusterError: it is no such answer, for not every service that calls itself Redis is one; or the node knows
+            nobody, because it was reset, say.
     """
+    try:
+        topology = _read_slots(answer, asked)
+    except (TypeError, ValueError, LookupError, AttributeError):
+        raise ClusterError(f"{asked}: the answer to CLUSTER SLOTS is none") from None
+    if not topology.masters:
+        raise ClusterError(f"{asked} is a node of a cluster without any slots")
+    return topology
+
+
+def _read_slots(answer: Any, asked: Address) -> Topology:
     owners: list[Address | None] = [None] * SLOTS
     masters: dict[Address, None] = {}
     replicas: dict[Address, None] = {}
     for start, end, *nodes in answer:
+        if not 0 <= start <= end < SLOTS:
+            raise ValueError
         addresses = [Address((node[0] or b"").decode() or asked.host, node[1]) for node in nodes]
         owners[start : end + 1] = [addresses[0]] * (end + 1 - start)
         masters[addresses[0]] = None
@@ -111,14 +127,13 @@ async def discover(addresses: Iterable[Address], options: Mapping[str, Any]) -> 
 def _understand(address: Address, answers: list[Any]) -> Topology:
     slots, role = answers
     if not isinstance(slots, Exception):
-        topology = read_slots(slots, address)
-        if not topology.masters:
-            raise ClusterError(f"{address} is a node of a cluster without any slots")
-        return topology
+        return read_slots(slots, address)
     if not (isinstance(slots, ResponseError) and "cluster support disabled" in str(slots)):
         raise ClusterError(f"{address}: CLUSTER SLOTS: {slots}")
     if isinstance(role, Exception):
         raise ClusterError(f"{address}: ROLE: {role}")
+    if not (isinstance(role, list) and role and isinstance(role[0], bytes)):
+        raise ClusterError(f"{address}: the answer to ROLE is none")
     if role[0] != b"master":
-        raise ClusterError(f"{address} is no master but a {role[0].decode()}")
+        raise ClusterError(f"{address} is no master but a {role[0].decode(errors='replace')}")
     return Topology(False, [address])
