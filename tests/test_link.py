@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine.redis.endpoint import Address
 from engine.redis.errors import Lost, NotReplicated, NotSent
-from engine.redis.link import GROUP_BYTES_MAX, GROUP_MAX, RECONNECT_S, Link, LinkSettings
+from engine.redis.link import ANSWERS_BYTES_MAX, GROUP_BYTES_MAX, GROUP_MAX, RECONNECT_S, Link, LinkSettings
 from engine.redis.request import Request
 from engine.redis.scripts import SCRIPTS
 from tests.harness.fake_redis import HOLD, FakeNet, FakeNode, Fault
@@ -143,6 +143,23 @@ async def test_a_pipeline_has_its_limits(up: Owner, node: FakeNode) -> None:
     await wait_all_tasks_blocked()
     assert up.heard == [GROUP_MAX, 3, 1]
     assert len(up.results) == GROUP_MAX + 4
+
+
+async def test_a_pipeline_is_short_while_answers_are_long(up: Owner, node: FakeNode) -> None:
+    """F5: all answers to a pipeline are in memory at once."""
+    node.keys.held |= {b"long": b"x" * (ANSWERS_BYTES_MAX // 4), b"short": b"x"}
+
+    async def lengths(key: bytes, count: int) -> list[int]:
+        requests = [up.post(b"GET", key) for _ in range(count)]
+        await wait_all_tasks_blocked()
+        assert [up.result(request) for request in requests] == [node.keys.held[key]] * count
+        heard, up.heard = up.heard, []
+        return heard
+
+    assert await lengths(b"long", 5) == [5], "nobody can know"
+    assert await lengths(b"long", 12) == [4, 4, 4]
+    assert (await lengths(b"short", 20))[0] == 4, "of pipelines that were sent with that in mind"
+    assert await lengths(b"short", GROUP_MAX) == [GROUP_MAX]
 
 
 async def test_few_pipelines_are_under_way_and_the_rest_gathers(up: Owner, node: FakeNode) -> None:

@@ -44,6 +44,11 @@ GROUP_MAX = 256
 GROUP_BYTES_MAX = 1024 * 1024
 """Words of one pipeline, in bytes; the last request may go beyond."""
 
+ANSWERS_BYTES_MAX = 8 * 1024 * 1024
+"""What the answers to one pipeline may be expected to have, by the last one: all of them are in memory at once, with
+the node and with us.
+"""
+
 GROUPS_UNDER_WAY_MAX = 2
 """Pipelines sent and not answered yet; the next commands gather meanwhile. With four, pipelines are half as long, and a
 SET takes 50 microseconds of our time instead of 35.
@@ -155,6 +160,7 @@ class Link:
         self._outbox: deque[Request] = deque()
         self._posted = trio.Event()
         self._under_way: deque[_Group] = deque()
+        self._requests_max = GROUP_MAX
         self._old_client: tuple[bytes | int, ...] = ()  # how CLIENT KILL finds the connection before this one
         self._scope = trio.CancelScope()
         self.posted_s = trio.current_time()
@@ -305,7 +311,7 @@ class Link:
     def _next_requests(self) -> list[Request]:
         requests: list[Request] = []
         outbox, left_bytes = self._outbox, GROUP_BYTES_MAX
-        while outbox and len(requests) < GROUP_MAX and left_bytes > 0:
+        while outbox and len(requests) < self._requests_max and left_bytes > 0:
             request = outbox.popleft()
             requests.append(request)
             left_bytes -= sum([len(word) for word in request.serialized_arguments if type(word) is bytes])
@@ -317,6 +323,7 @@ class Link:
             if not self._under_way:  # the connection is over, and everything was answered
                 return
             self._under_way.popleft()
+            self._requests_max = _requests_max(results)
             self._owner.round_trip(trio.current_time() - group.sent_s, len(group.requests))
             for request, result in zip(group.requests, self._judge(group, results), strict=True):
                 self._owner.answered(request, result)
@@ -360,6 +367,12 @@ class Link:
         if connection._terminated:  # by coredis, because an answer did not come in time
             return f"{self.address} does not answer"
         return f"{self.address} has closed the connection"
+
+
+def _requests_max(results: Sequence[Any]) -> int:
+    """How many requests the next pipeline may have, if its answers are like these."""
+    answers_bytes = sum([len(result) for result in results if type(result) is bytes])
+    return max(1, min(GROUP_MAX, len(results) * ANSWERS_BYTES_MAX // max(1, answers_bytes)))
 
 
 def _changed(result: Any) -> bool:
