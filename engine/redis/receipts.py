@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -137,30 +137,35 @@ class Receipts:
             await self._settled.wait()
             await trio.sleep(CONFIRM_S)
             self._settled = trio.Event()
-            while self._handed_over:
-                self._confirm_some()
+            for some in self._take_handed_over():
+                self._confirm(some)
                 await trio.lowlevel.checkpoint()
 
     def confirm(self) -> None:
         """Has the receipts of everything that was handed over thrown away, now."""
-        while self._handed_over:
-            self._confirm_some()
+        for some in self._take_handed_over():
+            self._confirm(some)
 
-    def _confirm_some(self) -> None:
-        some, self._handed_over = self._handed_over[:AT_ONCE_MAX], self._handed_over[AT_ONCE_MAX:]
-        by_slot: defaultdict[int, list[int]] = defaultdict(list)
-        for receipt in some:
-            by_slot[self._router.slot_of(receipt.key)].append(receipt.token)
-        for slot, tokens in by_slot.items():
-            for start in range(0, len(tokens), TOKENS_MAX):
-                some = tokens[start : start + TOKENS_MAX]
-                done = partial(self._confirmed, slot, some)
-                self._router.post(Request(b"HDEL", (self.key_for(slot), *some), slot, done))
+    def _take_handed_over(self) -> Iterator[list[Receipt]]:
+        """What was handed over, some at a time; what comes meanwhile is for the next time."""
+        handed_over, self._handed_over = self._handed_over, []
+        for start in range(0, len(handed_over), AT_ONCE_MAX):
+            yield handed_over[start : start + AT_ONCE_MAX]
 
-    def _confirmed(self, slot: int, tokens: Sequence[int], result: Any) -> None:
+    def _confirm(self, handed_over: Sequence[Receipt]) -> None:
+        by_slot: defaultdict[int, list[Receipt]] = defaultdict(list)
+        for receipt in handed_over:
+            by_slot[self._router.slot_of(receipt.key)].append(receipt)
+        for slot, receipts in by_slot.items():
+            for start in range(0, len(receipts), TOKENS_MAX):
+                some = receipts[start : start + TOKENS_MAX]
+                words = (self.key_for(slot), *(receipt.token for receipt in some))
+                self._router.post(Request(b"HDEL", words, slot, partial(self._confirmed, some)))
+
+    def _confirmed(self, receipts: Sequence[Receipt], result: Any) -> None:
         """Says it again when it got lost: receipts do not expire as long as this front pops in their slot."""
         if isinstance(result, (Lost, NotSent)):
-            self._handed_over[slot] += tokens
+            self._handed_over += receipts
             self._settled.set()
 
     def connected(self) -> None:
