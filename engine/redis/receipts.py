@@ -159,8 +159,8 @@ class Receipts:
         for slot, receipts in by_slot.items():
             for start in range(0, len(receipts), TOKENS_MAX):
                 some = receipts[start : start + TOKENS_MAX]
-                words = (self.key_for(slot), *(receipt.token for receipt in some))
-                self._router.post(Request(b"HDEL", words, slot, partial(self._confirmed, some)))
+                words: list[bytes | int] = [self.key_for(slot), *(receipt.token for receipt in some)]
+                self._router.post(Request(b"HDEL", tuple(words), slot, partial(self._confirmed, some)))
 
     def _confirmed(self, receipts: Sequence[Receipt], result: Any) -> None:
         """Says it again when it got lost: receipts do not expire as long as this front pops in their slot."""
