@@ -115,6 +115,7 @@ class Connection:
         "_outbox",
         "_pending",
         "_phase",
+        "_postponed_bytes",
         "_reading",
         "_running",
         "_socket",
@@ -139,6 +140,7 @@ class Connection:
         self._exchanges: list[Exchange] = []
         self._running = 0  # exchanges that wait for their answer and hold nothing up
         self._outbox = Outbox(client)
+        self._postponed_bytes = 0
         door.epoll.register(self.fd, self._events)
         self._enter(_Phase.IDLE)
 
@@ -146,6 +148,11 @@ class Connection:
     def unsent_bytes(self) -> int:
         """Bytes of answers that the kernel has not taken yet."""
         return self._outbox.unsent_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """These, and the values of answers that are not made yet, as far as they take memory for this client alone."""
+        return self._outbox.unsent_bytes + self._postponed_bytes
 
     @property
     def requests_open(self) -> int:
@@ -426,10 +433,12 @@ class Connection:
         Args:
             exchange: of this connection, with `later`.
         """
+        self._postponed_bytes += exchange.later_bytes
         if not exchange.holds_up:
             exchange.holds_up = True
             self._running -= 1
-        if not self._running and not self._reading:
+        self.door.note_unsent(self, exchange.later_bytes)
+        if not self._running and not self._reading and self._open:
             self._send_answers()
 
     def _make_next(self) -> None:
@@ -438,6 +447,8 @@ class Connection:
             exchange = self._exchanges[0]
             later, exchange.later = exchange.later, None
             if later is not None:
+                self._postponed_bytes -= exchange.later_bytes
+                self.door.note_unsent(self, -exchange.later_bytes)
                 self.door.start_errand(exchange, later)
 
     def _is_last(self, exchange: Exchange) -> bool:

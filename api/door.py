@@ -290,7 +290,7 @@ class Door:
         self.epoll.unregister(connection.fd)
         del self._connections[connection.fd]
         self._unread.discard(connection)
-        self._unsent_bytes -= connection.unsent_bytes
+        self._unsent_bytes -= connection.held_bytes
         if self._closing and not self._connections:
             self._empty.set()
 
@@ -298,16 +298,16 @@ class Door:
         """Counts unsent bytes, and makes room when they are too many.
 
         Args:
-            connection: whose they are; its `unsent_bytes` is up to date.
+            connection: whose they are; its `held_bytes` is up to date.
             change_bytes: since the last time.
         """
         self._unsent_bytes += change_bytes
-        if connection.unsent_bytes:
+        if connection.held_bytes:
             self._unread.add(connection)
         else:
             self._unread.discard(connection)
         while self._unsent_bytes > UNSENT_BYTES_MAX:
-            max(self._unread, key=lambda unread: unread.unsent_bytes).close()
+            max(self._unread, key=lambda unread: unread.held_bytes).close()
 
     def send_on_errand(self, exchange: Exchange, body: HeldBody) -> None:
         """Has a task work on a request and answer it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from api import batches, dialects
 from api.dialects import Answer
 from api.request import RequestHead
 from engine.limits import KIB
-from engine.replies import Error, Value
+from engine.replies import Error, Refused, Reply, Value
 
 if TYPE_CHECKING:
     import trio
@@ -41,9 +41,21 @@ class Exchange:
         call: what may have to be withdrawn: what the engine does for it, then only a call that has popped something.
         errand: around the task that works on it, if there is one.
         later: makes the answer, for one that is long: it is made when it is the next to be sent.
+        later_bytes: what its values take until then, unless the engine has them in memory anyway.
     """
 
-    __slots__ = ("batch", "call", "connection", "errand", "head", "holds_up", "later", "request", "response")
+    __slots__ = (
+        "batch",
+        "call",
+        "connection",
+        "errand",
+        "head",
+        "holds_up",
+        "later",
+        "later_bytes",
+        "request",
+        "response",
+    )
 
     def __init__(self, connection: Connection, head: RequestHead, holds_up: bool) -> None:
         self.connection = connection
@@ -55,6 +67,7 @@ class Exchange:
         self.call: AnyCall | None = None
         self.errand: trio.CancelScope | None = None
         self.later: Callable[[], Awaitable[Answer]] | None = None
+        self.later_bytes = 0
 
     def deliver(self, call: Call) -> None:
         """Called by the engine with the reply of a command."""
@@ -64,7 +77,7 @@ class Exchange:
             reply = call.reply
             assert reply is not None
             if type(reply) is Value and reply.value is not None and len(reply.value) >= LONG_VALUE_BYTES:
-                self._answer_later(partial(self.connection.door.word, self.request, reply))
+                self._answer_later(partial(self.connection.door.word, self.request, reply), (reply,))
                 return
             answer = dialects.answer(self.request, reply)
         except Exception:
@@ -80,7 +93,8 @@ class Exchange:
             assert self.batch is not None
             assert batch.reply is not None
             if not batches.is_quick_to_answer(batch.reply):
-                self._answer_later(partial(self.connection.door.service.word, self.batch, batch.reply))
+                assert not isinstance(batch.reply, Refused)
+                self._answer_later(partial(self.connection.door.service.word, self.batch, batch.reply), batch.reply)
                 return
             answer = batches.answer(self.batch, batch.reply)
         except Exception:
@@ -89,8 +103,10 @@ class Exchange:
             answer = DEFECT
         self.finish(answer)
 
-    def _answer_later(self, later: Callable[[], Awaitable[Answer]]) -> None:
+    def _answer_later(self, later: Callable[[], Awaitable[Answer]], replies: Sequence[Reply]) -> None:
         self.later = later
+        if self.connection.door.engine.copies_values:
+            self.later_bytes = sum([len(reply.value) for reply in replies if isinstance(reply, Value) and reply.value])
         try:
             self.connection.postpone(self)
         except Exception:

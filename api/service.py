@@ -55,6 +55,10 @@ class EngineFace(Protocol):
     def accepting(self) -> bool:
         """False while shutting down."""
 
+    @property
+    def copies_values(self) -> bool:
+        """Whether the values of replies take memory of their own; else they are those of the store."""
+
     async def submit(self, command: Command) -> Reply:
         """Runs a command; cancelling it withdraws the command."""
 

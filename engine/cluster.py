@@ -62,6 +62,8 @@ class ClusterEngine(Face):
         answer_timeout_s: after which a master that does not answer counts as gone.
     """
 
+    copies_values = True
+
     def __init__(
         self, endpoint: Endpoint, limits: Limits, *, min_replicas: int = 0, answer_timeout_s: float = ANSWER_TIMEOUT_S
     ) -> None:
@@ -201,6 +203,8 @@ class ClusterEngine(Face):
         router = self._router
         if router.fault:
             return Failure(Error.UNAVAILABLE, router.fault)
+        if router.full:
+            return Failure(Error.STORAGE_FULL, router.full)
         return {
             "engine": "redis cluster" if router.topology.cluster else "redis",
             "masters": len(router.topology.masters),

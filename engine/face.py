@@ -18,9 +18,11 @@ class Face(ABC):
 
     Attributes:
         accepting: False while shutting down.
+        copies_values: whether the values of replies take memory of their own; else they are those of the store.
     """
 
     accepting: bool
+    copies_values = False
 
     async def submit(self, command: Command) -> Reply:
         """Has a command done and waits for its answer.

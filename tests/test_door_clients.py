@@ -6,7 +6,7 @@ A commit takes as long as the test lets it: the clock moves only when the test m
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import ModuleType
 from typing import NoReturn
 
@@ -283,6 +283,34 @@ async def test_f5_the_one_whose_answer_is_too_much_may_be_the_worst_itself(
     await until(lambda: stand.connections_open == 0)
     await stand.values_are(b"a")
     assert stand.world.engine.statistics().waiters == 0
+
+
+async def test_f5_values_that_only_wait_to_be_answered_count_if_they_are_copies(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F5: an engine that has them from elsewhere has each in memory once more; and the count is right afterwards."""
+    monkeypatch.setattr("api.door.UNSENT_BYTES_MAX", 5 * MIB // 2)
+    await stand.run("SET big " + "x" * MIB)
+
+    def are_there(count: int) -> Callable[[], bool]:
+        return lambda: stand.connections_open == count
+
+    for copies, there in ((False, 1), (True, 0), (True, 0), (False, 1)):
+        stand.world.engine.copies_values = copies
+        client = await stand.connect()
+        await client.send(line("GET big") * 4)
+        await stand.pass_time(COMMIT_S)
+        await until(are_there(there))
+        if there:
+            assert [len((await client.answer()).body) > MIB for _ in range(4)] == [True] * 4
+        client.stream.socket.close()
+        await until(are_there(0))
+    stand.world.engine.copies_values = True
+    client = await stand.connect()
+    for _ in range(3):
+        await client.send(line("GET big") * 2)
+        await stand.pass_time(COMMIT_S)
+        assert [len((await client.answer()).body) > MIB for _ in range(2)] == [True] * 2
 
 
 async def test_f5_long_answers_are_made_when_the_client_reads(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ A, B, C = "10.0.0.1:7000", "10.0.0.2:7000", "10.0.0.3:7000"
 ENDPOINT = parse_endpoint(f"redis://{A},{B}")
 SETTINGS = LinkSettings(ENDPOINT.connection_options())
 KEY = b"k"
-IN_LINKS = (b"CLIENT", b"DBSIZE", b"CLUSTER", b"ROLE", b"TYPE")
+IN_LINKS = (b"CLIENT", b"DBSIZE", b"CLUSTER", b"ROLE", b"TYPE", b"INFO")
 
 
 class Owner:
@@ -476,6 +476,16 @@ async def test_an_import_that_begins_later_is_told(owner: Owner, net: FakeNet) -
         net[name].answers[b"TYPE"] = lambda _words: b"string"
     await trio.sleep(2 * REFRESH_S)
     assert "an import that was not finished" in owner.router.fault
+
+
+async def test_a_master_whose_memory_is_full_is_told(owner: Owner, net: FakeNet) -> None:
+    assert owner.router.full == ""
+    net[A].answers[b"INFO"] = lambda _words: b"used_memory:1001\r\nused_memory_rss:1\r\nmaxmemory:1000\r\n"
+    await trio.sleep(2 * REFRESH_S)
+    assert owner.router.full == f"{A} has reached its maxmemory; what does not grow goes on"
+    net[A].answers[b"CONFIG"] = lambda _words: {b"maxmemory-policy": b"allkeys-lru"}
+    await trio.sleep(2 * REFRESH_S)
+    assert owner.router.full == ""
 
 
 async def test_a_master_with_too_few_replicas_for_writes_is_told(owner: Owner, net: FakeNet) -> None:

@@ -66,7 +66,10 @@ _LAST_ANSWERS_S = 1.0
 VERSION_MIN = (7, 0)
 """Of Redis: flags of scripts came with it."""
 
-IN_FORCE = ("appendonly", "appendfsync", "maxmemory-policy")
+_POLICY = "maxmemory-policy"
+_MEMORY = re.compile(rb"^(used_memory|maxmemory):([0-9]+)", re.MULTILINE)
+
+IN_FORCE = ("appendonly", "appendfsync", _POLICY)
 """Settings of a node that decide what it keeps."""
 
 REPLICAS_NEEDED = "min-replicas-to-write"
@@ -75,6 +78,7 @@ REPLICAS_NEEDED = "min-replicas-to-write"
 SIZE = (b"DBSIZE",)
 ROLE = (b"ROLE",)
 CONFIG = (b"CONFIG", b"GET", *map(str.encode, (*IN_FORCE, REPLICAS_NEEDED)))
+MEMORY = (b"INFO", b"memory")
 """What a master is asked about itself, for `Link.learn`."""
 
 _ASKING = Simple(b"ASKING", ())
@@ -144,6 +148,7 @@ class Link:
         posted_s: trio time of the last `post`.
         keys: how many the node has.
         replicas: how many are connected to it; None if it does not say.
+        full: whether it has reached its `maxmemory`, and throws nothing away.
         config: what it says about its settings, by the names `IN_FORCE` and `REPLICAS_NEEDED`.
     """
 
@@ -154,6 +159,7 @@ class Link:
         self.tried = trio.Event()
         self.keys = 0
         self.replicas: int | None = None
+        self.full = False
         self.config: dict[str, str] = {}
         self._settings = settings
         self._owner = owner
@@ -179,27 +185,35 @@ class Link:
         """Whether something is under way or waits to be sent."""
         return bool(self._under_way or self._outbox)
 
-    def learn(self, size: Any, role: Any, config: Any) -> None:
+    def learn(self, size: Any, role: Any, config: Any, memory: Any) -> None:
         """Takes note of what the node says about itself.
 
         Args:
             size: its answer to `SIZE`; this and the others may be errors, for not everybody may ask everything.
             role: to `ROLE`.
             config: to `CONFIG`.
+            memory: to `MEMORY`.
         """
         if isinstance(size, int):
             self.keys = size
         if isinstance(role, list) and role[0] == b"master":
             self.replicas = len(role[2])
         if isinstance(config, dict):
-            policy = self.config.get("maxmemory-policy")
+            policy = self.config.get(_POLICY)
             self.config = {name.decode(): value.decode() for name, value in config.items()}
-            if self.config.get("maxmemory-policy", "noeviction") not in ("noeviction", policy):
+            if self.config.get(_POLICY, "noeviction") not in ("noeviction", policy):
                 _logger.warning(
                     "redis: %s may throw keys away when its memory is full: maxmemory-policy %s",
                     self.address,
-                    self.config["maxmemory-policy"],
+                    self.config[_POLICY],
                 )
+
+        if isinstance(memory, bytes):
+            said = {name: int(number) for name, number in _MEMORY.findall(memory)}
+            cap = said.get(b"maxmemory", 0)
+            self.full = (
+                0 < cap <= said.get(b"used_memory", 0) and self.config.get(_POLICY, "noeviction") == "noeviction"
+            )
 
     @property
     def lack(self) -> str:
@@ -280,15 +294,15 @@ class Link:
         commands = [Simple(b"SCRIPT", (b"LOAD", script.source)) for script in SCRIPTS.values()]
         commands.append(Simple(b"CLIENT", (b"TRACKING", b"ON", b"OPTIN")))
         commands.append(Simple(b"CLIENT", (b"INFO",)))
-        commands += [Simple(name, tuple(words)) for name, *words in (SIZE, ROLE, CONFIG)]
+        commands += [Simple(name, tuple(words)) for name, *words in (SIZE, ROLE, CONFIG, MEMORY)]
         if self._old_client:
             commands.insert(0, Simple(b"CLIENT", (b"KILL", *self._old_client)))
-        *results, info, size, role, config = await send(connection, commands)
+        *results, info, size, role, config, memory = await send(connection, commands)
         for command, result in zip(commands, results, strict=False):
             if isinstance(result, Exception) and command.serialized_arguments[0] != b"KILL":
                 raise result
         self._old_client = (b"ID", connection.client_id or 0, *_address_in(info))
-        self.learn(size, role, config)
+        self.learn(size, role, config, memory)
 
     async def _send(self, connection: TCPConnection, to_receiver: trio.MemorySendChannel[_Group]) -> None:
         while True:

@@ -18,7 +18,7 @@ from coredis.exceptions import AskError, ClusterDownError, MovedError, NoScriptE
 from engine.redis.endpoint import Address, Endpoint
 from engine.redis.errors import ClusterError, NotSent
 from engine.redis.format import IMPORT_KEY
-from engine.redis.link import CONFIG, ROLE, SIZE, Link, LinkSettings
+from engine.redis.link import CONFIG, MEMORY, ROLE, SIZE, Link, LinkSettings
 from engine.redis.node import TurnedAway
 from engine.redis.request import Request
 from engine.redis.scripts import SCRIPTS
@@ -266,9 +266,9 @@ class Router:
         there = [link for link, size in sizes.items() if size is not None and link.up]
         if not there:
             return await self._look_afresh()
-        roles, configs = await self._ask(there, *ROLE), await self._ask(there, *CONFIG)
-        for link, role, config in zip(there, roles, configs, strict=True):
-            link.learn(sizes[link], role, config)
+        roles, configs, memories = [await self._ask(there, *question) for question in (ROLE, CONFIG, MEMORY)]
+        for link, role, config, memory in zip(there, roles, configs, memories, strict=True):
+            link.learn(sizes[link], role, config, memory)
         await self._look_for_import()
         if not self.topology.cluster:
             [role] = roles
@@ -338,6 +338,12 @@ class Router:
         if None in self.topology.owners:
             return f"{self.topology.owners.count(None)} slots are served by no node"
         return UNFINISHED if self._importing else ""
+
+    @property
+    def full(self) -> str:
+        """Which master has no room for writes that grow, in words; empty when all have."""
+        full = [address for address in self.topology.masters if address in self.links and self.links[address].full]
+        return f"{full[0]} has reached its maxmemory; what does not grow goes on" if full else ""
 
     @property
     def keys(self) -> int:

@@ -37,6 +37,7 @@ class FakeFront:
 
     def __init__(self) -> None:
         self.accepting = True
+        self.copies_values = False
         self.ready: Failure | dict[str, str | int] = {"engine": "a fake"}
         self.commands: list[Command] = []
         self.withdrawn: list[bytes] = []

@@ -254,7 +254,7 @@ class FakeNode:
         return connection
 
     def pipelines(
-        self, *, without: Iterable[bytes] = (b"DBSIZE", b"CLUSTER", b"ROLE", b"CONFIG", b"TYPE")
+        self, *, without: Iterable[bytes] = (b"DBSIZE", b"CLUSTER", b"ROLE", b"CONFIG", b"TYPE", b"INFO")
     ) -> list[list[tuple[bytes, ...]]]:
         """What came, without what is sent to set a connection up or to keep up with the topology."""
         named = [[words for words in pipeline if words[0] not in without] for pipeline in self.sent]
@@ -370,7 +370,7 @@ def _load(node: FakeNode, _connection: FakeConnection, words: Sequence[bytes]) -
     return next(digest for digest, script in SCRIPTS.items() if script.source == words[2])
 
 
-_HANDSHAKE = (b"HELLO", b"SCRIPT", b"CONFIG", b"DBSIZE", b"ROLE")
+_HANDSHAKE = (b"HELLO", b"SCRIPT", b"CONFIG", b"DBSIZE", b"ROLE", b"INFO")
 _CONFIG = {b"appendonly": b"yes", b"appendfsync": b"everysec", b"maxmemory-policy": b"noeviction"}
 
 _ABOUT: dict[bytes, Callable[[FakeNode, FakeConnection, Sequence[bytes]], Any]] = {
@@ -379,6 +379,7 @@ _ABOUT: dict[bytes, Callable[[FakeNode, FakeConnection, Sequence[bytes]], Any]] 
     b"SCRIPT": _load,
     b"CONFIG": lambda _node, _connection, _words: dict(_CONFIG),
     b"CLUSTER": _cluster_slots,
+    b"INFO": lambda _node, _connection, _words: b"# Memory\r\nused_memory:1000\r\nmaxmemory:0\r\n",
     b"TYPE": lambda _node, _connection, _words: b"none",
     b"ROLE": lambda _node, _connection, _words: [b"master", 0, []],
     b"WAIT": lambda node, _connection, _words: node.replicas,
