@@ -264,6 +264,8 @@ class Router:
         up = [link for link in self.links.values() if link.up and link.address in self.topology.masters]
         sizes = dict(zip(up, await self._ask(up, *SIZE), strict=True))
         there = [link for link, size in sizes.items() if size is not None and link.up]
+        if len(there) < len(up):
+            self._wish.set()  # somebody is stuck, and a replica may take over any moment
         if not there:
             return await self._look_afresh()
         roles, configs, memories = [await self._ask(there, *question) for question in (ROLE, CONFIG, MEMORY)]
