@@ -258,7 +258,7 @@ class ClusterEngine(Face):
 
     def link_up(self, address: Address) -> None:
         """Part of `RouterOwner`: what is owed goes back first, so that who waits gets it in the old order."""
-        self._receipts.connected()
+        self._receipts.give_back()
         self._lines.try_all(slot for slot, owner in enumerate(self._router.topology.owners) if owner == address)
 
     def slots_moved(self, slots: Iterable[int]) -> None:

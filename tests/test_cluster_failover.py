@@ -10,7 +10,7 @@ import trio
 from engine.replies import Error, Failure, Ok, Value
 from tests.conformance.store import content_of
 from tests.harness.cases import OK
-from tests.harness.front import Crowd, start_front, unavailable, until
+from tests.harness.front import Crowd, Front, start_front, unavailable, until
 from tests.harness.redis import RedisCluster
 
 pytestmark = pytest.mark.usefixtures("patience")
@@ -108,3 +108,36 @@ async def test_a_pop_that_no_replica_has_seen_leaves_no_second_value_behind_when
     await heal(cluster)
     assert content_of(cluster.masters) == {b"q": ("queue", b"a", b"b", b"c", b"d")}
     front.close()
+
+
+async def test_a_stuck_master_that_goes_on_when_another_has_taken_over_doubles_and_loses_nothing(
+    nursery: trio.Nursery, cluster: RedisCluster
+) -> None:
+    """I6: it does what it has not read yet, before it hears that it is no master any more."""
+    front = await start_front(nursery, cluster.url, min_replicas=1)
+    values = [b"%d" % number for number in range(60)]
+    await front.do("QPUSH q " + " ".join(str(number) for number in range(60)))
+    delivered: list[bytes | None] = []
+    for _ in range(2):  # to a master that was one before there is a connection still
+        stuck = cluster.master_of(b"q")
+        stuck.pause()
+        jobs = [front.spawn(line) for line in ("QPOP q", "BQPOP q 0", "BQPOP q") for _ in range(4)]
+        await until(lambda stuck=stuck: owner_of(front, b"q") != stuck.port)  # type: ignore[misc]
+        stuck.resume()
+        await heal(cluster)
+        for job in jobs:
+            reply = await job.wait()
+            assert isinstance(reply, Value) or unavailable(reply), reply
+            delivered += [reply.value] if isinstance(reply, Value) else []
+        await front.until_ready()
+        await until(lambda: not front.owed)
+        left = content_of(cluster.masters)[b"q"][1:]
+        assert sorted([*delivered, *left], key=values.index) == values  # type: ignore[arg-type]
+    front.close()
+
+
+def owner_of(front: Front, key: bytes) -> int | None:
+    """The port of the master to which a front sends what concerns a key."""
+    router = front.engine._router
+    owner = router.topology.owner(router.slot_of(key))
+    return owner and owner.port

@@ -99,11 +99,13 @@ async def test_receipts_of_pops_do_not_stand_in_the_way_of_a_move(
     await front.do("QPUSH {r}q a b c d e f g h")
     held = front.submit("BQPOP {r}q")  # its receipt stays until it is taken
     assert await held.delivered() == [Value(b"a")]
+    assert [receipt.body for receipt in held.calls[0].taken] == [b""]
     async with moving(cluster, "r") as migration:
         assert await front.do("BQPOP {r}q") == Value(b"b")
         await trio.to_thread.run_sync(migration.move_key, b"{r}q")
         later = front.submit("BQPOP {r}q")
         assert await later.delivered() == [Value(b"c")]
+        assert later.calls[0].taken[0].body.endswith(b"c"), "for there was no room for a receipt"
     held.leave()
     later.leave()
     await until(lambda: content_of(cluster.masters).get(b"{r}q") == ("queue", *b"a c d e f g h".split()))

@@ -178,10 +178,17 @@ async def test_a_return_that_was_not_done_is_tried_again_as_it_was(
     assert receipts.owed == 0
 
 
-async def test_a_return_that_too_few_replicas_have_is_done(receipts: Receipts, router: FakeRouter) -> None:
+async def test_a_return_that_too_few_replicas_have_is_done_again_as_far_as_it_was_not(
+    receipts: Receipts, router: FakeRouter, autojump_clock: MockClock
+) -> None:
+    """I6: if the master dies before they have it, the next one has the receipt still."""
     receipts.take_back([popped(1)])
     await wait_all_tasks_blocked()
+    assert router.posted[0].serialized_arguments[-1] != b""
     router.answer_next(NotReplicated(1))
+    assert receipts.owed == 1
+    await trio.sleep(2 * RETRY_S)
+    assert router.answer_next(0).serialized_arguments[-2:] == (1, b"")
     assert receipts.owed == 0
     assert receipts.returned_values == 1
 

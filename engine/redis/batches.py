@@ -18,7 +18,7 @@ from engine.redis.errors import Lost, NotReplicated
 from engine.redis.faults import POPPED_ENOUGH, refusal, refusal_of_script, wrong_type
 from engine.redis.format import MARK_PREFIX, new_mark
 from engine.redis.performer import Performer, keys_of, own_name
-from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts
+from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts, receipt_of
 from engine.redis.request import script_call
 from engine.redis.scripts import SHRINKING_UNIT, UNIT
 from engine.replies import NULL, OK, Error, Failure, Integer, Ok, Refused, Reply, Value
@@ -175,11 +175,7 @@ class Unit:
     def _popped(self, result: list[Any]) -> list[Receipt]:
         """Receipts of what a unit has popped."""
         return [
-            Receipt(
-                self._token + index,
-                command.key,
-                _END[type(command)] + answer[1] + answer[2],
-            )
+            receipt_of(self._token + index, command.key, _END[type(command)], answer[1], answer[2])
             for index, (command, answer) in enumerate(zip(self._batch.commands, result[1:], strict=True))
             if isinstance(command, (QPop, BQPop)) and answer[0] == b"popped"
         ]
@@ -190,7 +186,7 @@ class Unit:
             self._receipts.take_back(self._popped(error.result))
         elif isinstance(error, Lost):
             self._receipts.take_back(
-                Receipt(self._token + index, command.key, b"")
+                Receipt(self._token + index, command.key)
                 for index, command in enumerate(self._batch.commands)
                 if isinstance(command, (QPop, BQPop))
             )

@@ -34,7 +34,7 @@ from engine.calls import PARKED, Call
 from engine.commands import BQPop
 from engine.redis.errors import Lost, NotReplicated
 from engine.redis.faults import refusal
-from engine.redis.receipts import FIRST, Posts, Receipt, Receipts
+from engine.redis.receipts import FIRST, Posts, Receipt, Receipts, receipt_of
 from engine.redis.request import Request, script_call
 from engine.redis.scripts import BQPOP
 from engine.redis.slots import SLOTS
@@ -253,12 +253,14 @@ class Lines:
         failure = result if isinstance(result, Exception) else None
         taken: Any = result.result if isinstance(result, NotReplicated) else result
         values = [] if taken is None or isinstance(taken, Exception) else taken[1:]
-        receipts = [Receipt(token, key, FIRST + taken[0] + value) for token, value in zip(tokens, values, strict=False)]
+        receipts = [
+            receipt_of(token, key, FIRST, taken[0], value) for token, value in zip(tokens, values, strict=False)
+        ]
         if failure is None:
             self._serve(key, line, receipts, values)
         else:
             if isinstance(failure, Lost):
-                receipts = [Receipt(token, key, b"") for token in tokens]
+                receipts = [Receipt(token, key) for token in tokens]
             self._receipts.take_back(receipts)
             self._refuse(key, line, failure, len(values))
         if not values:

@@ -19,7 +19,7 @@ from engine.commands import BQPop, Command, Condition, Delete, Exists, Get, Ping
 from engine.redis.errors import Lost, NotReplicated
 from engine.redis.faults import refusal, wrong_type
 from engine.redis.format import is_own_key, new_mark
-from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts
+from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts, receipt_of
 from engine.redis.request import Request, script_call
 from engine.redis.scripts import BQPOP, QLEN, QPOP, QPUSH
 from engine.replies import NULL, OK, PONG, Error, Failure, Integer, Ok, Reply, Value
@@ -155,11 +155,11 @@ class Performer:
         self, command: QPop | BQPop, token: int, end: bytes, taken: list[Any], finish: Finish, result: Any
     ) -> None:
         if isinstance(result, Exception):
-            self._take_back(Receipt(token, command.key, b""), end, result)
+            self._take_back(Receipt(token, command.key), end, result)
             finish(refusal(result, command))
         elif isinstance(result, list):
             mark, value = result
-            taken.append(Receipt(token, command.key, end + mark + value))
+            taken.append(receipt_of(token, command.key, end, mark, value))
             finish(Value(value))
         else:
             finish(NULL if result is None else EMPTY)
@@ -170,7 +170,7 @@ class Performer:
             self._receipts.take_back([receipt])
         elif isinstance(error, NotReplicated):
             mark, value = error.result
-            self._receipts.take_back([Receipt(receipt.token, receipt.key, end + mark + value)])
+            self._receipts.take_back([receipt_of(receipt.token, receipt.key, end, mark, value)])
 
     # Several keys
 

@@ -1,9 +1,11 @@
 """Receipts: what was popped in Redis and is not handed over yet, so that it goes back exactly once if it never will be.
 
 A pop takes a value out of its queue and leaves a receipt, in one script. It is thrown away when the answer was handed
-to the transport; and taken, with the value put back, when the client has left or the answer never reached us. A value
-whose answer we have seen goes back even without a receipt, the first time; from then on only the receipt counts. And so
-it does for all pops from before a master was connected to: it may be another one, which knows nothing of them.
+to the transport; and taken, with the value put back, when the client has left or the answer never reached us. Only the
+receipt counts: a master that has taken over may know nothing of the pop, and then it has the value still. It may know
+nothing either of values that were put back, so that is done again until as many replicas have it as we wait for.
+
+Where a slot is being moved there may be no room for a receipt. Then the value itself is kept here, and goes back once.
 """
 
 from __future__ import annotations
@@ -50,12 +52,25 @@ class Receipt:
     Attributes:
         token: its number among all pops of this front, by which Redis knows it.
         key: of its queue.
-        body: the end, the queue's mark and the value; empty if that is not known, nor whether it was popped at all.
+        body: the end, the queue's mark and the value, if Redis has no receipt of it; else empty.
     """
 
     token: int
     key: bytes
-    body: bytes
+    body: bytes = b""
+
+
+def receipt_of(token: int, key: bytes, end: bytes, mark: bytes, value: bytes) -> Receipt:
+    """What is to be kept of a pop whose answer has come.
+
+    Args:
+        token: its number.
+        key: of the queue.
+        end: from which the value was taken.
+        mark: of the queue if Redis has no receipt of it; else empty.
+        value: that was popped.
+    """
+    return Receipt(token, key, end + mark + value if mark else b"")
 
 
 class Posts(Protocol):
@@ -88,7 +103,6 @@ class Receipts:
         self._front = front
         self._router = router
         self._token = 0
-        self._seen_from = 1  # pops with smaller tokens were done by a master that may be another one now
         self._handed_over: list[Receipt] = []
         self._abandoned: list[Receipt] = []
         self._returning = 0
@@ -168,11 +182,6 @@ class Receipts:
             self._handed_over += receipts
             self._settled.set()
 
-    def connected(self) -> None:
-        """A master can be reached, perhaps in place of one that has died: what is owed goes back."""
-        self._seen_from = self._token + 1
-        self.give_back()
-
     def give_back(self) -> None:
         """Puts back what can be, the last pop first, so that the old order is restored; of very much the rest later."""
         going, staying = 0, []
@@ -194,9 +203,7 @@ class Receipts:
 
     def _post(self, key: bytes, receipts: Sequence[Receipt]) -> None:
         slot = self._router.slot_of(key)
-        words: list[int | bytes] = []
-        for receipt in receipts:
-            words += (receipt.token, receipt.body if receipt.token >= self._seen_from else b"")
+        words: list[int | bytes] = [word for receipt in receipts for word in (receipt.token, receipt.body)]
         self._returning += len(receipts)
         done = partial(self._returned, receipts)
         self._router.post(script_call(GIVE_BACK, (key,), (self.key_for(slot), *words), slot, done))
@@ -204,13 +211,12 @@ class Receipts:
     def _returned(self, receipts: Sequence[Receipt], result: Any) -> None:
         self._returning -= len(receipts)
         if isinstance(result, NotReplicated):
-            result = result.result
-        if not isinstance(result, Exception):
+            self.returned_values += result.result
+        elif not isinstance(result, Exception):
             self.returned_values += result
-        elif isinstance(result, Lost):
-            self._abandoned += [Receipt(receipt.token, receipt.key, b"") for receipt in receipts]
-        else:
-            self._abandoned += receipts
+            return
+        once = isinstance(result, (Lost, NotReplicated))  # perhaps at least
+        self._abandoned += [Receipt(receipt.token, receipt.key) for receipt in receipts] if once else receipts
 
 
 def _portions(receipts: list[Receipt]) -> Iterable[list[Receipt]]:

@@ -175,7 +175,7 @@ class Keys:
         value = queue.pop()
         self.held.setdefault(words[0], {})[words[1]] = b">" + queue[0] + value
         self.changed(key)
-        return [queue[0], value]
+        return [b"", value]
 
     def _bqpop(self, key: bytes, words: Sequence[bytes]) -> Any:
         receipts, token, count, _bytes_max = words
@@ -187,7 +187,7 @@ class Keys:
         for index, value in enumerate(taken):
             self.held.setdefault(receipts, {})[b"%d" % (int(token) + index)] = b"<" + queue[0] + value
         self.changed(key)
-        return [queue[0], *taken]
+        return [b"", *taken]
 
     def _give_back(self, key: bytes, words: Sequence[bytes]) -> int:
         noted = self.held.get(words[0], {})

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- BQPOP, for all who wait for the same queue. KEYS: the queue. ARGV: the front's receipts; the token of the first value,
 -- the others have the numbers behind it; how many values at most; how many bytes, though one value may have more.
--- Returns nil if there is nothing to take, else the mark and the values.
+-- Returns nil if there is nothing to take, else what `leave_receipt` returns, and the values.
 local mark, wrong = mark_of(KEYS[1])
 if wrong then
   return wrong
@@ -9,7 +9,7 @@ end
 if not mark then
   return false
 end
-local taken, bytes = {mark}, 0
+local taken, bytes = {''}, 0
 for index = 1, tonumber(ARGV[3]) do
   local value = redis.call('LINDEX', KEYS[1], index)
   if not value then
@@ -26,6 +26,10 @@ if #taken == 1 then
 end
 pop_first(KEYS[1], mark, #taken - 1, taken[#taken])
 for index = 2, #taken do
-  leave_receipt(ARGV[1], string.format('%.0f', tonumber(ARGV[2]) + index - 2), mark, FIRST, taken[index])
+  local token = string.format('%.0f', tonumber(ARGV[2]) + index - 2)
+  local left_out = leave_receipt(ARGV[1], token, mark, FIRST, taken[index])
+  if left_out ~= '' then
+    taken[1] = left_out
+  end
 end
 return taken

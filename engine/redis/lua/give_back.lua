@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Puts popped values back where they were taken from, if the queue is still the same. KEYS: the queue. ARGV: the front's
--- receipts; then for each value, the last pop first, its token and its receipt, or '' if only the receipt in Redis counts:
+-- receipts; then for each value, the last pop first, its token and its receipt, or '' if there is one in Redis, or may be:
 -- for then it is not known whether it was popped at all, or has come back already.
 -- Returns how many came back; while the slot is being moved receipts may be on the other node, then nothing is done.
 local mark = mark_of(KEYS[1])

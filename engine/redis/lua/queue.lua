@@ -52,11 +52,12 @@ end
 
 -- Notes what was popped from which end, until the front says that it was handed over. In a slot that is being moved
 -- the note goes to where the receipts are already, or is left out: new ones on one node would stand in the way of
--- those that come from the other.
+-- those that come from the other. Returns '', or the mark if it was left out: then only the front can tell.
 local function leave_receipt(receipts, token, mark, from, value)
   if redis.pcall('EXISTS', receipts) ~= 1 and is_moving(receipts) then
-    return
+    return mark
   end
-  redis.pcall('HSET', receipts, token, from .. mark .. value)
+  local noted = redis.pcall('HSET', receipts, token, from .. mark .. value)
   redis.pcall('PEXPIRE', receipts, RECEIPTS_MS)
+  return type(noted) == 'number' and '' or mark
 end

@@ -3,7 +3,8 @@
 -- its first command, the others have the numbers behind it; the first 24 digits of the marks it may need; a name for keys that only live while this runs; how
 -- many bytes it may pop; the commands, as a msgpack array of arrays of a name and its words.
 -- Returns {1, reply, ...} with a reply for each command, or {0, index, error} if the one with that index, from 0, was
--- refused. A reply is {'ok', n}, {'integer', n}, {'value', v}, {'popped', mark, value}, {'null'} or {'failure', error}.
+-- refused. A reply is {'ok', n}, {'integer', n}, {'value', v}, {'null'}, {'failure', error} or, of a pop, {'popped', what
+-- `leave_receipt` returns, value}.
 --
 -- Each change says how to undo it, and what is replaced is only renamed; so a refusal is undone in the time it took. So
 -- is an error of Redis, when its user may not do all of this, say.
@@ -48,7 +49,8 @@ end
 local function popped(key, mark, from, value)
   local token = string.format('%.0f', first_token + current)
   popped_bytes = popped_bytes + #value
-  receipts[#receipts + 1] = {token, mark, from, value}
+  local reply = {'popped', mark, value}
+  receipts[#receipts + 1] = {token, mark, from, value, reply}
   undo[#undo + 1] = function()
     if from == FIRST then
       redis.call('LSET', key, 0, value)
@@ -57,7 +59,7 @@ local function popped(key, mark, from, value)
       redis.call('RPUSH', key, value)
     end
   end
-  return popped_bytes > POPPED_MAX and failure('popped enough') or {'popped', mark, value}
+  return popped_bytes > POPPED_MAX and failure('popped enough') or reply
 end
 
 -- What each command does; its words are handed on as a table, for Lua's stack would not hold the longest.
@@ -201,6 +203,7 @@ for _, name in ipairs(aside) do
   redis.call('UNLINK', name)
 end
 for _, receipt in ipairs(receipts) do
-  leave_receipt(RECEIPTS, unpack(receipt))
+  local token, mark, from, value, reply = unpack(receipt)
+  reply[2] = leave_receipt(RECEIPTS, token, mark, from, value)
 end
 return replies
