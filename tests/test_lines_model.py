@@ -119,7 +119,7 @@ class Model:
     def connect(self) -> None:
         if self.router.down is not None:
             self.router.down = None
-            self.receipts.connected()
+            self.receipts.give_back()
             self.lines.try_all()
 
     # The end
