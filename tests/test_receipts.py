@@ -10,7 +10,17 @@ from coredis.exceptions import ClusterDownError, ResponseError
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine.redis.errors import Lost, NotReplicated, NotSent
-from engine.redis.receipts import AT_ONCE_MAX, CONFIRM_S, GIVE_BACK_BYTES_MAX, RETRY_S, TOKENS_MAX, Receipt, Receipts
+from engine.redis.receipts import (
+    AT_ONCE_MAX,
+    CONFIRM_S,
+    FIRST,
+    GIVE_BACK_BYTES_MAX,
+    RETRY_S,
+    TOKENS_MAX,
+    Receipt,
+    Receipts,
+    receipt_of,
+)
 from engine.redis.scripts import GIVE_BACK
 from tests.harness.fake_redis import MARK, FakeRouter, Steps
 
