@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ssl import SSLError
 from typing import Any, cast
 
 import trio
@@ -142,8 +143,8 @@ def fault(address: Address, error: BaseException) -> ClusterError:
 
 
 def _words_of(error: BaseException) -> str:
-    """What an error says; of the system's without numbers and addresses."""
-    if isinstance(error, OSError) and error.errno:
+    """What an error says; of the system's without numbers and addresses, of which those of TLS are none."""
+    if isinstance(error, OSError) and error.errno and not isinstance(error, SSLError):
         return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
     return str(error)
 

@@ -111,8 +111,13 @@ class Front:
         return reply
 
     async def until_ready(self) -> None:
-        """Returns when every key can be reached."""
-        await until(lambda: isinstance(self.engine.readiness(), dict), lambda: str(self.engine.readiness()))
+        """Returns when every key can be reached; its master may lack replicas."""
+
+        def is_ready() -> bool:
+            readiness = self.engine.readiness()
+            return isinstance(readiness, dict) or "replicas, and writes need" in readiness.detail
+
+        await until(is_ready, lambda: str(self.engine.readiness()))
 
     @property
     def owed(self) -> int:
