@@ -73,9 +73,10 @@ async def test_with_a_replica_waited_for_nothing_is_lost_when_masters_die_under_
         await crowd.answered(300)
         victim = await trio.to_thread.run_sync(cluster.master_of, crowd.queue(0).encode())
         cluster.fail_over(victim)
-        await until(lambda: all(isinstance(front.engine.readiness(), Failure) for front in fronts))
         for front in fronts:
-            await front.until_ready()
+            await front.until_a_master_is_down()
+        for front in fronts:
+            await front.until_masters_are_up()
         await heal(cluster)  # not sooner: it comes back with nothing
     await crowd.answered(300)
     await crowd.stop()
@@ -103,7 +104,7 @@ async def test_a_pop_that_no_replica_has_seen_leaves_no_second_value_behind_when
     for job in jobs:
         assert unavailable(await job.wait())
     assert unavailable(await unit.wait())
-    await front.until_ready()
+    await front.until_masters_are_up()
     await until(lambda: not front.owed)
     await heal(cluster)
     assert content_of(cluster.masters) == {b"q": ("queue", b"a", b"b", b"c", b"d")}

@@ -111,13 +111,17 @@ class Front:
         return reply
 
     async def until_ready(self) -> None:
-        """Returns when every key can be reached; its master may lack replicas."""
+        """Returns when every key can be reached."""
+        await until(lambda: isinstance(self.engine.readiness(), dict), lambda: str(self.engine.readiness()))
 
-        def is_ready() -> bool:
-            readiness = self.engine.readiness()
-            return isinstance(readiness, dict) or "replicas, and writes need" in readiness.detail
+    async def until_a_master_is_down(self) -> None:
+        """Returns when the connection to a master is lost."""
+        await until(lambda: self.engine.statistics().masters_up < self.engine.statistics().masters)
 
-        await until(is_ready, lambda: str(self.engine.readiness()))
+    async def until_masters_are_up(self) -> None:
+        """Returns when there is a connection to every master, with or without the replicas that writes need."""
+        statistics = self.engine.statistics
+        await until(lambda: statistics().masters_up == statistics().masters, lambda: str(statistics()))
 
     @property
     def owed(self) -> int:
