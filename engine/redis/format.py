@@ -5,7 +5,7 @@ whose first element is its mark, `holdfast:queue:` and 32 hex digits; its values
 an emptied queue still exists, and it tells a queue from one of the same name that was made later.
 
 Beside them lie a front's receipts, `{tag}holdfast:popped:<front>`: what it has popped and not handed over yet, should
-the answer get lost on the way (engine/redis/scripts/). And while something is moved in from elsewhere, the key
+the answer get lost on the way (engine/redis/lua/). And while something is moved in from elsewhere, the key
 `holdfast:import` says how far that is (engine/redis/moving.py). They are nobody's data.
 """
 
