@@ -33,6 +33,12 @@ def test_slots_have_the_masters_that_are_named_first() -> None:
     assert topology.slot_of(b"k") == slot_of(b"k")
 
 
+def test_a_node_that_has_no_name_though_it_should_goes_by_its_address() -> None:
+    named, nameless, unknown = node("a"), [b"?", 7001, b"id", {b"ip": b"10.0.0.1"}], [b"?", 7002, b"id"]
+    topology = read_slots([[0, 99, named], [100, 199, nameless], [200, 16383, unknown]], ASKED)
+    assert topology.masters == (Address("a", 7000), Address("10.0.0.1", 7001), Address("asked", 7002))
+
+
 @pytest.mark.parametrize("host", [None, ""])
 def test_a_node_may_leave_its_own_name_out(host: str | None) -> None:
     assert read_slots([[0, 16383, node(host, 7001)]], ASKED).masters == (Address("asked", 7001),)

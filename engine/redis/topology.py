@@ -78,11 +78,19 @@ def _read_slots(answer: Any, asked: Address) -> Topology:
     for start, end, *nodes in answer:
         if not 0 <= start <= end < SLOTS:
             raise ValueError
-        addresses = [Address((node[0] or b"").decode() or asked.host, node[1]) for node in nodes]
+        addresses = [Address(_host_of(node) or asked.host, node[1]) for node in nodes]
         owners[start : end + 1] = [addresses[0]] * (end + 1 - start)
         masters[addresses[0]] = None
         replicas |= dict.fromkeys(addresses[1:])
     return Topology(True, owners, (*masters, *(node for node in replicas if node not in masters)))
+
+
+def _host_of(node: Any) -> str:
+    """The name of a node, or its address if it has none though it should; empty for the one that was asked."""
+    host, _port, _id, *more = node
+    if host == b"?":
+        host = more[0].get(b"ip") if more and isinstance(more[0], dict) else None
+    return (host or b"").decode()
 
 
 async def discover(addresses: Iterable[Address], options: Mapping[str, Any]) -> Topology:
