@@ -49,12 +49,12 @@ from engine.commands import Command, Ping
 from engine.commit_thread import CommitThread
 from engine.committer import Committer, FsyncPolicy, Group, RunCommit, in_thread
 from engine.effects import Effects
-from engine.face import Face
+from engine.face import BATCHED_COMMANDS_MAX, Face
 from engine.limits import Limits
 from engine.mailbox import Mailbox
 from engine.performer import AT_ONCE, BATCH_MAX, LIGHT, Delay, Pausing, Performer, weigh
 from engine.pops import Pops
-from engine.replies import Error, Failure, Refused, Reply
+from engine.replies import MAILBOX_FULL, SHUTTING_DOWN, WAITERS_FULL, Error, Failure, Refused, Reply
 from engine.state import State
 from engine.statistics import Statistics
 from engine.sweeper import Sweeper
@@ -67,13 +67,6 @@ FREE_VALUES_MAX = 20_000
 FREE_INTERVAL_S = 0.001
 """Pause between two such goes: an actor that never sleeps would keep the interpreter from the commit thread."""
 
-BATCHED_COMMANDS_MAX = 262_144
-"""Commands of batches that may wait together, some 60 MB: each batch is one in the mailbox, however long it is."""
-
-
-SHUTTING_DOWN = Failure(Error.UNAVAILABLE, "shutting down")
-MAILBOX_FULL = Failure(Error.UNAVAILABLE, "too many commands are waiting")
-WAITERS_FULL = Failure(Error.UNAVAILABLE, "too many clients are waiting")
 DISK_FULL = Failure(Error.STORAGE_FULL, "the disk is full; what does not grow goes on")
 
 T = TypeVar("T")

@@ -26,7 +26,7 @@ import trio
 
 from engine.calls import ANSWERED, PARKED, SETTLED, WITHDRAWN, AnyCall, Batch, Call
 from engine.commands import BQPop, Command
-from engine.face import Face
+from engine.face import BATCHED_COMMANDS_MAX, Face
 from engine.limits import Limits
 from engine.redis.batches import Pipeline, Unit
 from engine.redis.endpoint import Address, Endpoint
@@ -37,19 +37,12 @@ from engine.redis.performer import Performer, own_name
 from engine.redis.receipts import Receipts
 from engine.redis.router import Router
 from engine.redis.statistics import ClusterStatistics
-from engine.replies import NULL, Error, Failure, Refused, Reply
-
-BATCHED_COMMANDS_MAX = 262_144
-"""Commands of batches that may be under way together: each batch is one in the mailbox, however long it is."""
+from engine.replies import MAILBOX_FULL, NULL, SHUTTING_DOWN, WAITERS_FULL, Error, Failure, Refused, Reply
 
 CLOSE_WITHIN_S = 2.0
 """How long `run` waits at the end for masters that do not answer."""
 
 _logger = logging.getLogger("holdfast.redis")
-
-SHUTTING_DOWN = Failure(Error.UNAVAILABLE, "shutting down")
-MAILBOX_FULL = Failure(Error.UNAVAILABLE, "too many commands are waiting")
-WAITERS_FULL = Failure(Error.UNAVAILABLE, "too many clients are waiting")
 
 
 class ClusterEngine(Face):

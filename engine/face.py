@@ -12,6 +12,9 @@ from engine.commands import Command
 from engine.replies import Refused, Reply
 from engine.sleeper import Sleeper
 
+BATCHED_COMMANDS_MAX = 262_144
+"""Commands of batches that may wait together, some 60 MB: each batch is one in the mailbox, however long it is."""
+
 
 class Face(ABC):
     """An engine as its callers see it.

@@ -24,7 +24,7 @@ from engine.committer import GROUP_BYTES_MAX, Committer
 from engine.effects import Effects
 from engine.ops import Op
 from engine.pops import GROWING, UNDO, Pops
-from engine.replies import NULL, Error, Failure, Integer, Refused, Reply, Value
+from engine.replies import NULL, POPPED_ENOUGH, Error, Failure, Integer, Refused, Reply, Value
 from engine.state import State
 from engine.sweeper import Sweeper, expiry_bytes
 from engine.undo import Journal
@@ -67,8 +67,6 @@ LIGHT = {Set, Get, QPop, BQPop}
 
 
 _POPPING = {QPop, BQPop}
-
-POPPED_ENOUGH = Failure(Error.TOO_LARGE, "the values popped before make the answer too long")
 
 
 class Delay(enum.Enum):

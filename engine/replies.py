@@ -75,3 +75,9 @@ OK = Ok()
 PONG = Value(b"PONG")
 NULL = Value(None)
 """The replies that are always the same; the last one is that of a pop that found nothing."""
+
+SHUTTING_DOWN = Failure(Error.UNAVAILABLE, "shutting down")
+MAILBOX_FULL = Failure(Error.UNAVAILABLE, "too many commands are waiting")
+WAITERS_FULL = Failure(Error.UNAVAILABLE, "too many clients are waiting")
+POPPED_ENOUGH = Failure(Error.TOO_LARGE, "the values popped before make the answer too long")
+"""Refusals that say the same whichever engine gives them."""

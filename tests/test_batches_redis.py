@@ -13,13 +13,12 @@ from engine.commands import Command, Delete, Get, parse
 from engine.limits import Limits
 from engine.redis.batches import SLICE_MAX, SLICE_POPS_MAX, Pipeline, Unit
 from engine.redis.errors import Lost, NotReplicated, NotSent
-from engine.redis.faults import POPPED_ENOUGH
 from engine.redis.performer import KEYS_MAX, Performer
 from engine.redis.receipts import Receipt, Receipts
 from engine.redis.request import Request
 from engine.redis.scripts import SHRINKING_UNIT, UNIT
 from engine.redis.slots import slot_of
-from engine.replies import NULL, OK, Error, Failure, Integer, Ok, Refused, Value
+from engine.replies import NULL, OK, POPPED_ENOUGH, Error, Failure, Integer, Ok, Refused, Value
 from tests.harness.fake_redis import MARK, FakeRouter
 
 

@@ -13,13 +13,25 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine.calls import ANSWERED, SETTLED, AnyCall, Batch, Call
-from engine.cluster import CLOSE_WITHIN_S, MAILBOX_FULL, SHUTTING_DOWN, WAITERS_FULL, ClusterEngine
+from engine.cluster import CLOSE_WITHIN_S, ClusterEngine
 from engine.commands import BQPop, Command, parse
 from engine.limits import Limits
 from engine.redis.endpoint import parse_endpoint
 from engine.redis.errors import ClusterError
 from engine.redis.slots import SLOTS, slot_of
-from engine.replies import NULL, OK, Error, Failure, Integer, Ok, Refused, Value
+from engine.replies import (
+    MAILBOX_FULL,
+    NULL,
+    OK,
+    SHUTTING_DOWN,
+    WAITERS_FULL,
+    Error,
+    Failure,
+    Integer,
+    Ok,
+    Refused,
+    Value,
+)
 from tests.harness.fake_redis import HOLD, FakeNet, FakeNode, Fault
 
 A, B, C = "10.0.0.1:7000", "10.0.0.2:7000", "10.0.0.3:7000"

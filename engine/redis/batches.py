@@ -15,13 +15,13 @@ import msgpack
 from engine.calls import Batch
 from engine.commands import BQPop, Command, Delete, Exists, QPop, QPush, Set
 from engine.redis.errors import Lost, NotReplicated
-from engine.redis.faults import POPPED_ENOUGH, refusal, refusal_of_script, wrong_type
+from engine.redis.faults import name_of, refusal, refusal_of_script, wrong_type
 from engine.redis.format import MARK_PREFIX, new_mark
 from engine.redis.performer import Performer, keys_of, own_name
 from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts, receipt_of
 from engine.redis.request import script_call
 from engine.redis.scripts import SHRINKING_UNIT, UNIT
-from engine.replies import NULL, OK, Error, Failure, Integer, Ok, Refused, Reply, Value
+from engine.replies import NULL, OK, POPPED_ENOUGH, Error, Failure, Integer, Ok, Refused, Reply, Value
 
 SLICE_MAX = 128
 """Commands of a pipeline that are under way at once; and so many are begun in one turn of the event loop."""
@@ -200,7 +200,7 @@ _OTHER_SLOT = Failure(
 
 def _words(command: Command) -> list[bytes]:
     """A command of a unit as the script takes it."""
-    name = type(command).__name__.upper().encode()
+    name = name_of(command).encode()
     if isinstance(command, Set):
         ttl = b"" if command.ttl_ms is None else b"%d" % command.ttl_ms
         condition = b"" if command.condition is None else command.condition.value.encode()
@@ -228,7 +228,7 @@ _ERRORS = {error.value for error in Error}
 
 
 def _failure(command: Command, error: bytes) -> Failure:
-    name = type(command).__name__.upper()
+    name = name_of(command)
     match error:
         case b"plain" | b"foreign":
             return wrong_type(name, foreign=error == b"foreign")

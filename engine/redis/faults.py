@@ -14,7 +14,7 @@ from coredis.exceptions import (
     WrongTypeError,
 )
 
-from engine.commands import BQPop, Command, Get, QPop
+from engine.commands import BQPop, Command, QPop
 from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.replies import Error, Failure
 
@@ -24,8 +24,6 @@ _UNAVAILABLE_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ", "UNKILLABL
 
 _BEHIND = Failure(Error.UNAVAILABLE, "done, but too few replicas have it yet: it may be lost if the master fails")
 _UNDONE = Failure(Error.UNAVAILABLE, "too few replicas are there: what was popped goes back")
-
-POPPED_ENOUGH = Failure(Error.TOO_LARGE, "the values popped before make the answer too long")
 
 
 def wrong_type(name: str, *, foreign: bool = False) -> Failure:
@@ -50,7 +48,7 @@ def refusal(error: Exception, command: Command) -> Failure:
     """
     text = str(error)
     if isinstance(error, WrongTypeError):
-        return wrong_type(_name(command), foreign="foreign" in text)
+        return wrong_type(name_of(command), foreign="foreign" in text)
     if isinstance(error, NotSent):
         return Failure(Error.UNAVAILABLE, text)
     if isinstance(error, Lost):
@@ -63,7 +61,7 @@ def refusal(error: Exception, command: Command) -> Failure:
         return Failure(Error.UNAVAILABLE, "redis does not permit this to the server's user")
     if isinstance(error, ResponseError) and text.startswith("OOM"):
         return Failure(Error.STORAGE_FULL, "redis has reached its maxmemory")
-    _logger.error("redis refused %s: %s", _name(command), text)
+    _logger.error("redis refused %s: %s", name_of(command), text)
     return Failure(Error.INTERNAL_ERROR)
 
 
@@ -77,5 +75,6 @@ def refusal_of_script(text: str, command: Command) -> Failure:
     return refusal(ResponseError(text), command)
 
 
-def _name(command: Command) -> str:
-    return "GET" if isinstance(command, Get) else type(command).__name__.upper()
+def name_of(command: Command) -> str:
+    """The name of a command."""
+    return type(command).__name__.upper()

@@ -34,7 +34,7 @@ from coredis.exceptions import RedisError
 
 from engine.redis.endpoint import Address
 from engine.redis.errors import ClusterError, Lost, NotReplicated, NotSent
-from engine.redis.node import ANSWER_TIMEOUT_S, Simple, connect, fault, is_answer, send
+from engine.redis.node import ANSWER_TIMEOUT_S, Simple, check_version, connect, fault, is_answer, send
 from engine.redis.request import Request
 from engine.redis.scripts import SCRIPTS
 
@@ -62,9 +62,6 @@ RECONNECT_S = (0.05, 1.0)
 
 _LAST_ANSWERS_S = 1.0
 """For answers that came before the connection broke; it takes some turns of the event loop."""
-
-VERSION_MIN = (7, 0)
-"""Of Redis: flags of scripts came with it."""
 
 _POLICY = "maxmemory-policy"
 _MEMORY = re.compile(rb"^(used_memory|maxmemory):([0-9]+)", re.MULTILINE)
@@ -288,9 +285,7 @@ class Link:
         return reason
 
     async def _set_up(self, connection: TCPConnection) -> None:
-        version = (connection.server_version or "0").split(".")
-        if tuple(int(part) for part in version[:2] if part.isdigit()) < VERSION_MIN:
-            raise ClusterError(f"{self.address} runs Redis {connection.server_version}, which is too old: it takes 7.0")
+        check_version(self.address, connection)
         commands = [Simple(b"SCRIPT", (b"LOAD", script.source)) for script in SCRIPTS.values()]
         commands.append(Simple(b"CLIENT", (b"TRACKING", b"ON", b"OPTIN")))
         commands.append(Simple(b"CLIENT", (b"INFO",)))

@@ -18,14 +18,11 @@ from engine.commands import show
 from engine.moving.items import MoveError
 from engine.redis.endpoint import Address, Endpoint
 from engine.redis.errors import ClusterError
-from engine.redis.node import Simple, connect, fault, is_answer, send
+from engine.redis.node import Simple, check_version, connect, fault, is_answer, send
 from engine.redis.topology import Topology, discover
 
 ANSWER_TIMEOUT_S = 60.0
 """Nobody waits for a tool; a node that writes its data to the disk may take its time."""
-
-VERSION_MIN = 7
-"""Of Redis: PEXPIRETIME came with it."""
 
 
 class Master:
@@ -135,11 +132,9 @@ async def open_masters(endpoint: Endpoint) -> AsyncIterator[Masters]:
         for address in topology.masters:
             try:
                 connection = await connect(address, endpoint.connection_options(), nursery, ANSWER_TIMEOUT_S)
+                check_version(address, connection)
             except ClusterError as error:
                 raise MoveError(str(error)) from error
-            version = connection.server_version or "0"
-            if int(version.partition(".")[0]) < VERSION_MIN:
-                raise MoveError(f"{address} is Redis {version}; it takes 7.0")
             masters[address] = Master(address, connection)
         yield Masters(endpoint, topology, masters)
         nursery.cancel_scope.cancel()

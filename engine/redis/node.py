@@ -22,6 +22,9 @@ CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 5.0
 """Without an answer for so long a node counts as gone."""
 
+VERSION_MIN = (7, 0)
+"""Of Redis: flags of scripts and PEXPIRETIME came with it."""
+
 # coredis logs each failed attempt with a traceback; what an operator has to know is logged by us.
 logging.getLogger("coredis").setLevel(logging.CRITICAL)
 logging.getLogger("coredis").propagate = False
@@ -87,6 +90,17 @@ async def connect(
         if not connection.usable:
             _close_streams(connection)
     return connection
+
+
+def check_version(address: Address, connection: TCPConnection) -> None:
+    """Refuses a Redis that is too old.
+
+    Raises:
+        ClusterError: it is.
+    """
+    version = (connection.server_version or "0").split(".")
+    if tuple(int(part) for part in version[:2] if part.isdigit()) < VERSION_MIN:
+        raise ClusterError(f"{address} runs Redis {connection.server_version}, which is too old: it takes 7.0")
 
 
 def _close_streams(connection: TCPConnection) -> None:

@@ -83,10 +83,7 @@ class Performer:
         understand: Callable[[Any], Reply],
     ) -> None:
         """Sends a Redis command, and has its answer understood."""
-
-        def done(result: Any) -> None:
-            finish(refusal(result, command) if isinstance(result, Exception) else understand(result))
-
+        done = _understood(command, finish, understand)
         writes = isinstance(command, Set)
         self._router.post(Request(words[0], words[1:], self._router.slot_of(key), done, writes))
 
@@ -99,11 +96,13 @@ class Performer:
         self._post(command, tuple(words), command.key, finish, partial(_after_set, command.condition))
 
     def _get(self, command: Get, _taken: list[Any], finish: Finish) -> None:
+        understood = _understood(command, finish, _after_get)
+
         def done(result: Any) -> None:
             if isinstance(result, WrongTypeError):
                 self._tell_type(command, finish)
             else:
-                finish(refusal(result, command) if isinstance(result, Exception) else _after_get(result))
+                understood(result)
 
         self._router.post(Request(b"GET", (command.key,), self._router.slot_of(command.key), done))
 
@@ -124,17 +123,13 @@ class Performer:
     # Queues
 
     def _qpush(self, command: QPush, _taken: list[Any], finish: Finish) -> None:
-        def done(result: Any) -> None:
-            finish(refusal(result, command) if isinstance(result, Exception) else Ok(length=result))
-
+        done = _understood(command, finish, Ok)
         values = msgpack.packb(command.values, use_bin_type=False)
         slot = self._router.slot_of(command.key)
         self._router.post(script_call(QPUSH, (command.key,), (new_mark(), values), slot, done))
 
     def _qlen(self, command: QLen, _taken: list[Any], finish: Finish) -> None:
-        def done(result: Any) -> None:
-            finish(refusal(result, command) if isinstance(result, Exception) else Integer(result))
-
+        done = _understood(command, finish, Integer)
         slot = self._router.slot_of(command.key)
         self._router.post(script_call(QLEN, (command.key,), (), slot, done, writes=False))
 
@@ -235,6 +230,15 @@ class _Count:
         self._under_way -= 1
         if not self._under_way:
             self.go_on()
+
+
+def _understood(command: Command, finish: Finish, understand: Callable[[Any], Reply]) -> Callable[[Any], None]:
+    """Makes what finishes a command with a result: an error is refused, an answer understood."""
+
+    def done(result: Any) -> None:
+        finish(refusal(result, command) if isinstance(result, Exception) else understand(result))
+
+    return done
 
 
 def _after_set(condition: Condition | None, result: Any) -> Reply:

@@ -1,7 +1,8 @@
 #!lua
 -- An atomic unit: all of its commands, or none. KEYS: all keys that it names. ARGV: the front's receipts; the token of
--- its first command, the others have the numbers behind it; the first 24 digits of the marks it may need; a name for keys that only live while this runs; how
--- many bytes it may pop; the commands, as a msgpack array of arrays of a name and its words.
+-- its first command, the others have the numbers behind it; the first 24 digits of the marks it may need; a name for keys
+-- that only live while this runs; how many bytes it may pop; the commands, as a msgpack array of arrays of a name and its
+-- words.
 -- Returns {1, reply, ...} with a reply for each command, or {0, index, error} if the one with that index, from 0, was
 -- refused. A reply is {'ok', n}, {'integer', n}, {'value', v}, {'null'}, {'failure', error} or, of a pop, {'popped', what
 -- `leave_receipt` returns, value}.
