@@ -31,12 +31,13 @@ from engine.limits import Limits
 from engine.redis.batches import Pipeline, Unit
 from engine.redis.endpoint import Address, Endpoint
 from engine.redis.lines import Lines
-from engine.redis.link import IN_FORCE, LinkSettings
+from engine.redis.link import LinkSettings
 from engine.redis.node import ANSWER_TIMEOUT_S
 from engine.redis.performer import Performer, own_name
 from engine.redis.receipts import Receipts
 from engine.redis.router import Router
 from engine.redis.statistics import ClusterStatistics
+from engine.redis.vitals import IN_FORCE
 from engine.replies import MAILBOX_FULL, NULL, SHUTTING_DOWN, WAITERS_FULL, Error, Failure, Refused, Reply
 
 CLOSE_WITHIN_S = 2.0
@@ -227,6 +228,7 @@ class ClusterEngine(Face):
 
     async def _finish_up(self) -> None:
         """Waits, not for ever, until everybody is answered and what has to go back is back."""
+        self._receipts.insists = True  # else they would be lost for certain
         with trio.move_on_after(CLOSE_WITHIN_S):
             # Asked again and again, for it is true in many ways, and only here.
             while self._callers or self._under_way or self._lines.trying or self._receipts.owed:  # noqa: ASYNC110

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 
 import pytest
 import trio
 
+from engine.redis.receipts import RETRY_S
 from engine.redis.slots import slot_of
 from engine.replies import Error, Failure, Integer, Ok, Refused, Value
 from tests.conformance.store import content_of
@@ -318,11 +320,59 @@ async def test_what_is_not_ours_is_the_wrong_type_and_stays_as_it_is(
     front.close()
 
 
-async def test_without_the_replica_that_is_waited_for_writes_are_refused_and_reads_go_on(
+@pytest.mark.parametrize("fault", ["pause", "kill"])
+async def test_while_too_few_replicas_follow_writes_are_refused_at_once_and_not_done(
+    nursery: trio.Nursery, cluster: RedisCluster, fault: str
+) -> None:
+    """I6: and reads do not wait behind them."""
+    front = await start_front(nursery, cluster.url, min_replicas=1)
+    await front.do_many("QPUSH q a b", "SET {q}k v", "QPUSH {q}emptied x", "QPOP {q}emptied")
+    (waiter,) = await front.park("BQPOP {q}wait")
+    replica = cluster.replica_of(cluster.master_of(b"q"))
+    getattr(replica, fault)()
+    jobs = []
+    with trio.fail_after(60):
+        while not isinstance(refused := front.engine.readiness(), Failure):
+            jobs.append(front.spawn("SET {q}written w"))  # all of which are waited for
+            await trio.sleep(0.01)
+    assert (refused.detail or "").endswith(", and writes need 1")
+    for job in jobs:
+        await job.wait()
+    for line in ("SET {q}k w", "QPUSH q d", "QPOP q", "BQPOP q", "BQPOP q 0", "DELETE {q}k", "QPUSH {q}wait a"):
+        assert await front.do(line) == refused
+    assert await front.do_many("GET {q}k", "QLEN q", atomic=True) == Refused(refused)
+    read = await front.do_many("GET {q}k", "QLEN q", "EXISTS {q}k q", "TTL {q}k", "QLEN {q}wait")
+    assert read == [Value(b"v"), *map(Integer, (2, 2, -1, 0))]
+    replica.revive()
+    assert await front.eventually("SET {q}k x") == OK
+    assert await front.eventually("QPUSH {q}wait a") == Ok(length=1)
+    assert await waiter.wait() == Value(b"a")
+    assert await front.do("BQPOP q") == Value(b"a")
+    front.close()
+
+
+async def test_a_front_that_ends_puts_back_what_it_owes_though_too_few_replicas_follow(cluster: RedisCluster) -> None:
+    """I6, E8"""
+    async with trio.open_nursery() as nursery:
+        front = await start_front(nursery, cluster.url, min_replicas=1)
+        await front.do("QPUSH q a b")
+        client = front.submit("QPOP q")
+        await until(lambda: client.calls[0].reply is not None)
+        cluster.replica_of(cluster.master_of(b"q")).kill()
+        await until(lambda: isinstance(front.engine.readiness(), Failure))
+        front.engine.withdraw(client.calls[0])
+        await trio.sleep(2 * RETRY_S)
+        assert front.owed == 1
+        front.close()
+    assert content_of(cluster.masters)[b"q"] == ("queue", b"a", b"b")
+
+
+async def test_what_a_replica_does_not_have_in_time_is_refused_though_it_was_done(
     nursery: trio.Nursery, cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """I6"""
     monkeypatch.setattr("engine.redis.link.WAIT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("engine.redis.vitals.KEEPS_UP_S", math.inf)
     front = await start_front(nursery, cluster.url, min_replicas=1)
     await front.do_many("QPUSH q a b c", "SET {q}k v", "QPUSH {q}emptied x", "QPOP {q}emptied")
     (waiter,) = await front.park("BQPOP {q}wait")

@@ -106,7 +106,7 @@ async def test_a_connection_is_set_up_before_it_is_used(up: Owner, node: FakeNod
     [[kill, *others]] = node.sent
     assert kill == (b"CLIENT", b"KILL", b"ID", b"1", b"ADDR", b"10.9.9.9:1")
     assert others == [(b"CLIENT", b"TRACKING", b"ON", b"OPTIN"), (b"CLIENT", b"INFO")]
-    assert up.link.config == {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+    assert up.link.vitals.config == {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
 
 
 async def test_whom_a_node_that_has_started_again_has_given_an_old_number_is_left_alone(
@@ -204,7 +204,8 @@ async def test_an_error_stands_in_the_place_of_its_request(up: Owner, node: Fake
 
 @pytest.fixture
 async def careful(node: FakeNode, nursery: trio.Nursery, autojump_clock: MockClock) -> AsyncIterator[Owner]:
-    """With a link that waits for two replicas."""
+    """With a link that waits for two replicas, of which there are two."""
+    node.answers[b"ROLE"] = lambda _words: [b"master", 0, [[b"10.0.0.2", b"7000", b"0"]] * 2]
     owner = Owner()
     owner.link = Link(ADDRESS, LinkSettings(OPTIONS, min_replicas=2), owner)
     nursery.start_soon(owner.link.run)
@@ -236,6 +237,23 @@ async def test_what_too_few_replicas_have_is_said_to_be_so(careful: Owner, node:
     assert careful.result(write).result == b"OK"
 
 
+async def test_who_follows_is_asked_when_a_write_was_not_followed(careful: Owner, node: FakeNode) -> None:
+    """One question at a time; the router's own are held up like all else, and not waited for so long."""
+    careful.on_answer = lambda request: request.done(careful.result(request))
+    node.answers[b"WAIT"] = lambda _words: 0
+    asked: list[Any] = [[b"master", 0, []], HOLD]
+    node.answers[b"ROLE"] = lambda _words: asked.pop(0)
+    write = careful.post(b"SET", b"k", b"v", writes=True)
+    await wait_all_tasks_blocked()
+    assert careful.kinds(write) == [NotReplicated]
+    assert asked == [HOLD]
+    assert careful.kinds(careful.post(b"SET", b"k", b"v", writes=True)) == [NotSent]
+    for _ in range(2):
+        write = careful.post(b"SET", b"k", b"v", writes=True, insists=True)
+        await wait_all_tasks_blocked()
+    assert not asked
+
+
 async def test_what_has_changed_nothing_needs_no_replica(careful: Owner, node: FakeNode) -> None:
     node.answers[b"SET"] = lambda _words: None
     node.answers[b"EVALSHA"] = lambda _words: [0, 1, b"key not found"]
@@ -252,6 +270,27 @@ async def test_a_write_whose_wait_is_lost_with_the_connection_is_lost(careful: O
     node.cut()
     await wait_all_tasks_blocked()
     assert careful.kinds(write, read) == [Lost, bytes]
+
+
+async def test_without_the_replicas_a_write_is_not_even_sent_and_reads_do_not_wait_behind_it(
+    careful: Owner, node: FakeNode
+) -> None:
+    vitals = careful.link.vitals
+    vitals.learn(0, [b"master", 0, []], {}, b"")
+    node.sent.clear()
+    write, read = careful.post(b"SET", b"k", b"v", writes=True), careful.post(b"EXISTS", b"k")
+    await wait_all_tasks_blocked()
+    assert careful.kinds(write, read) == [NotSent, int]
+    assert str(careful.result(write)) == f"{ADDRESS} has 0 replicas, and writes need 2"
+    assert node.sent == [[(b"EXISTS", b"k")]]
+    insisting = careful.post(b"SET", b"k", b"v", writes=True, insists=True)
+    await wait_all_tasks_blocked()
+    assert careful.kinds(insisting) == [NotReplicated]
+    vitals.learn(0, [b"master", 0, [[b"10.0.0.2", b"7000", b"0"]] * 2], {}, b"")
+    node.replicas = 2
+    write = careful.post(b"SET", b"k", b"v", writes=True)
+    await wait_all_tasks_blocked()
+    assert careful.result(write) == b"OK"
 
 
 # Broken connections
@@ -400,7 +439,7 @@ async def test_a_user_who_may_not_ask_for_the_configuration_is_no_obstacle(
     nursery.start_soon(owner.link.run)
     await wait_all_tasks_blocked()
     assert owner.link.up
-    assert not owner.link.config
+    assert not owner.link.vitals.config
     nursery.cancel_scope.cancel()
 
 

@@ -203,6 +203,17 @@ async def test_a_return_that_too_few_replicas_have_is_done_again_as_far_as_it_wa
     assert receipts.returned_values == 1
 
 
+async def test_what_too_few_replicas_would_follow_goes_back_only_when_the_front_ends(
+    receipts: Receipts, router: FakeRouter
+) -> None:
+    receipts.take_back([popped(1)])
+    await wait_all_tasks_blocked()
+    assert not router.answer_next(NotSent("too few replicas")).insists
+    receipts.insists = True
+    await trio.sleep(2 * RETRY_S)
+    assert router.answer_next(1).insists
+
+
 async def test_what_is_owed_waits_for_its_master(receipts: Receipts, router: FakeRouter) -> None:
     router.down = NotSent("away")
     receipts.take_back([popped(1)])

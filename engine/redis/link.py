@@ -37,6 +37,7 @@ from engine.redis.errors import ClusterError, Lost, NotReplicated, NotSent
 from engine.redis.node import ANSWER_TIMEOUT_S, Simple, check_version, connect, fault, is_answer, send
 from engine.redis.request import Request
 from engine.redis.scripts import SCRIPTS
+from engine.redis.vitals import CONFIG, MEMORY, ROLE, SIZE, Vitals
 
 GROUP_MAX = 256
 """Requests of one pipeline: their answers take some ms, then others have their turn."""
@@ -62,21 +63,6 @@ RECONNECT_S = (0.05, 1.0)
 
 _LAST_ANSWERS_S = 1.0
 """For answers that came before the connection broke; it takes some turns of the event loop."""
-
-_POLICY = "maxmemory-policy"
-_MEMORY = re.compile(rb"^(used_memory|maxmemory):([0-9]+)", re.MULTILINE)
-
-IN_FORCE = ("appendonly", "appendfsync", _POLICY)
-"""Settings of a node that decide what it keeps."""
-
-REPLICAS_NEEDED = "min-replicas-to-write"
-"""Setting of a node: with fewer replicas it takes no writes."""
-
-SIZE = (b"DBSIZE",)
-ROLE = (b"ROLE",)
-CONFIG = (b"CONFIG", b"GET", *map(str.encode, (*IN_FORCE, REPLICAS_NEEDED)))
-MEMORY = (b"INFO", b"memory")
-"""What a master is asked about itself, for `Link.learn`."""
 
 _ASKING = Simple(b"ASKING", ())
 _TRACK = Simple(b"CLIENT", (b"CACHING", b"YES"))
@@ -143,10 +129,7 @@ class Link:
         fault: why not, in words; empty before the first attempt has failed.
         tried: set when the first attempt has come to its end.
         posted_s: trio time of the last `post`.
-        keys: how many the node has.
-        replicas: how many are connected to it; None if it does not say.
-        full: whether it has reached its `maxmemory`, and throws nothing away.
-        config: what it says about its settings, by the names `IN_FORCE` and `REPLICAS_NEEDED`.
+        vitals: what the node says about itself.
     """
 
     def __init__(self, address: Address, settings: LinkSettings, owner: LinkOwner) -> None:
@@ -154,24 +137,26 @@ class Link:
         self.up = False
         self.fault = ""
         self.tried = trio.Event()
-        self.keys = 0
-        self.replicas: int | None = None
-        self.full = False
-        self.config: dict[str, str] = {}
+        self.vitals = Vitals(address, settings.min_replicas)
         self._settings = settings
         self._owner = owner
         self._outbox: deque[Request] = deque()
         self._posted = trio.Event()
         self._under_way: deque[_Group] = deque()
         self._requests_max = GROUP_MAX
+        self._looking = False  # whether it has been asked who follows, and has not answered yet
         self._old_client: tuple[bytes | int, ...] = ()  # how CLIENT KILL finds the connection before this one
         self._scope = trio.CancelScope()
         self.posted_s = trio.current_time()
 
     def post(self, request: Request) -> None:
-        """Has a request sent; its result comes by `LinkOwner.answered`, also from within if there is no connection."""
-        if self.fault:
-            self._owner.answered(request, NotSent(self.fault))
+        """Has a request sent; its result comes by `LinkOwner.answered`, also from within if it is refused.
+
+        While there are too few replicas writes are: all else would wait behind them, and they for nothing.
+        """
+        refused = self.fault or (request.writes and not request.insists and self.vitals.abandoned)
+        if refused:
+            self._owner.answered(request, NotSent(refused))
         else:
             self.posted_s = trio.current_time()
             self._outbox.append(request)
@@ -181,45 +166,6 @@ class Link:
     def busy(self) -> bool:
         """Whether something is under way or waits to be sent."""
         return bool(self._under_way or self._outbox)
-
-    def learn(self, size: Any, role: Any, config: Any, memory: Any) -> None:
-        """Takes note of what the node says about itself.
-
-        Args:
-            size: its answer to `SIZE`; this and the others may be errors, for not everybody may ask everything.
-            role: to `ROLE`.
-            config: to `CONFIG`.
-            memory: to `MEMORY`.
-        """
-        if isinstance(size, int):
-            self.keys = size
-        if isinstance(role, list) and role[0] == b"master":
-            self.replicas = len(role[2])
-        if isinstance(config, dict):
-            policy = self.config.get(_POLICY)
-            self.config = {name.decode(): value.decode() for name, value in config.items()}
-            if self.config.get(_POLICY, "noeviction") not in ("noeviction", policy):
-                _logger.warning(
-                    "redis: %s may throw keys away when its memory is full: maxmemory-policy %s",
-                    self.address,
-                    self.config[_POLICY],
-                )
-
-        if isinstance(memory, bytes):
-            said = {name: int(number) for name, number in _MEMORY.findall(memory)}
-            cap = said.get(b"maxmemory", 0)
-            self.full = (
-                0 < cap <= said.get(b"used_memory", 0) and self.config.get(_POLICY, "noeviction") == "noeviction"
-            )
-
-    @property
-    def lack(self) -> str:
-        """Why it cannot take writes although it is up: it has too few replicas. Empty if that is not so."""
-        asked = self.config.get(REPLICAS_NEEDED, "0")
-        needed = max(self._settings.min_replicas, int(asked) if asked.isdigit() else 0)
-        if self.replicas is None or self.replicas >= needed:
-            return ""
-        return f"{self.address} has {self.replicas} replicas, and writes need {needed}"
 
     def retire(self) -> None:
         """Ends `run`: the node is no master any more. What is under way is lost."""
@@ -297,7 +243,8 @@ class Link:
             if isinstance(result, Exception) and command.serialized_arguments[0] != b"KILL":
                 raise result
         self._old_client = (b"ID", connection.client_id or 0, *_address_in(info))
-        self.learn(size, role, config, memory)
+        self.vitals.start_again()
+        self.vitals.learn(size, role, config, memory)
 
     async def _send(self, connection: TCPConnection, to_receiver: trio.MemorySendChannel[_Group]) -> None:
         while True:
@@ -344,6 +291,7 @@ class Link:
             acknowledged = results[-1] if group.waits else None
             results = _without_prefixes(group.requests, results)
             if group.waits and not (isinstance(acknowledged, int) and acknowledged >= self._settings.min_replicas):
+                self._look_at_replicas()
                 results = [
                     self._unfollowed(result, acknowledged) if request.writes and _changed(result) else result
                     for request, result in zip(group.requests, results, strict=True)
@@ -351,6 +299,16 @@ class Link:
         if isinstance(results[-1], Exception):  # of those that are lost it is one
             results = [result if is_answer(result) or _is_ours(result) else self._lost(result) for result in results]
         return results
+
+    def _look_at_replicas(self) -> None:
+        """Asks who follows. The router asks as well, and does not wait for as long as that takes behind a WAIT."""
+        if not self._looking and not self.fault:
+            self._looking = True
+            self.post(Request(b"ROLE", (), -1, self._looked_at_replicas))
+
+    def _looked_at_replicas(self, role: Any) -> None:
+        self._looking = False
+        self.vitals.learn_replicas(role)
 
     def _unfollowed(self, result: object, acknowledged: object) -> Exception:
         """What became of a write when too few replicas have it, or we never heard how many."""

@@ -95,10 +95,12 @@ class Receipts:
 
     Attributes:
         returned_values: number of values put back since the start.
+        insists: whether values go back even while too few replicas are there to follow.
     """
 
     def __init__(self, front: bytes, router: Posts) -> None:
         self.returned_values = 0
+        self.insists = False
         slot_tags()  # takes 0.1 s once, which shall not be at the first pop
         self._front = front
         self._router = router
@@ -203,10 +205,12 @@ class Receipts:
 
     def _post(self, key: bytes, receipts: Sequence[Receipt]) -> None:
         slot = self._router.slot_of(key)
-        words: list[int | bytes] = [word for receipt in receipts for word in (receipt.token, receipt.body)]
+        words: list[int | bytes] = [self.key_for(slot)]
+        for receipt in receipts:
+            words += (receipt.token, receipt.body)
         self._returning += len(receipts)
         done = partial(self._returned, receipts)
-        self._router.post(script_call(GIVE_BACK, (key,), (self.key_for(slot), *words), slot, done))
+        self._router.post(script_call(GIVE_BACK, (key,), tuple(words), slot, done, insists=self.insists))
 
     def _returned(self, receipts: Sequence[Receipt], result: Any) -> None:
         self._returning -= len(receipts)

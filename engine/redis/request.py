@@ -21,6 +21,7 @@ class Request:
         done: called once, with the answer or an exception: an error of Redis, or one of `engine.redis.errors`. It must
             not raise.
         writes: whether it may change something, so that replicas have to follow.
+        insists: whether it is sent even while too few replicas are there to follow.
         tracked: whether Redis shall tell the connection when a key changes that this reads.
         divisible: whether it can be asked key by key, when a slot is being moved and its keys are in two places.
         asking: whether it was sent on by a node that is moving its slot away.
@@ -32,6 +33,7 @@ class Request:
     slot: int
     done: Callable[[Any], None]
     writes: bool = False
+    insists: bool = False
     tracked: bool = False
     divisible: bool = False
     asking: bool = False
@@ -47,8 +49,9 @@ def script_call(
     done: Callable[[Any], None],
     *,
     writes: bool = True,
+    insists: bool = False,
     tracked: bool = False,
 ) -> Request:
     """Makes the request that runs a script on keys of one slot."""
     words = (script.digest, len(keys), *keys, *arguments)
-    return Request(b"EVALSHA", words, slot, done, writes, tracked)
+    return Request(b"EVALSHA", words, slot, done, writes, insists, tracked)

@@ -18,11 +18,12 @@ from coredis.exceptions import AskError, ClusterDownError, MovedError, NoScriptE
 from engine.redis.endpoint import Address, Endpoint
 from engine.redis.errors import ClusterError, NotSent
 from engine.redis.format import IMPORT_KEY
-from engine.redis.link import CONFIG, MEMORY, ROLE, SIZE, Link, LinkSettings
+from engine.redis.link import Link, LinkSettings
 from engine.redis.node import TurnedAway
 from engine.redis.request import Request
 from engine.redis.scripts import SCRIPTS
 from engine.redis.topology import Topology, discover, read_slots
+from engine.redis.vitals import CONFIG, MEMORY, ROLE, SIZE
 
 START_WITHIN_S = 10.0
 """For somebody to answer when we start."""
@@ -270,7 +271,7 @@ class Router:
             return await self._look_afresh()
         roles, configs, memories = [await self._ask(there, *question) for question in (ROLE, CONFIG, MEMORY)]
         for link, role, config, memory in zip(there, roles, configs, memories, strict=True):
-            link.learn(sizes[link], role, config, memory)
+            link.vitals.learn(sizes[link], role, config, memory)
         await self._look_for_import()
         if not self.topology.cluster:
             [role] = roles
@@ -335,8 +336,8 @@ class Router:
             link = self.links.get(address)
             if link is None or not link.up:
                 return (link and link.fault) or f"{address} is being connected to"
-            if link.lack:
-                return link.lack
+            if link.vitals.lack:
+                return link.vitals.lack
         if None in self.topology.owners:
             return f"{self.topology.owners.count(None)} slots are served by no node"
         return UNFINISHED if self._importing else ""
@@ -344,13 +345,15 @@ class Router:
     @property
     def full(self) -> str:
         """Which master has no room for writes that grow, in words; empty when all have."""
-        full = [address for address in self.topology.masters if address in self.links and self.links[address].full]
+        full = [
+            address for address in self.topology.masters if address in self.links and self.links[address].vitals.full
+        ]
         return f"{full[0]} has reached its maxmemory; what does not grow goes on" if full else ""
 
     @property
     def keys(self) -> int:
         """How many keys there were at the last look."""
-        return sum(self.links[address].keys for address in self.topology.masters if address in self.links)
+        return sum(self.links[address].vitals.keys for address in self.topology.masters if address in self.links)
 
     @property
     def idle(self) -> bool:
@@ -367,7 +370,7 @@ class Router:
     def config(self, name: str) -> str:
         """What the masters say about themselves: one word, or several with slashes where they differ."""
         said = {
-            self.links[address].config.get(name, "unknown")
+            self.links[address].vitals.config.get(name, "unknown")
             for address in self.topology.masters
             if address in self.links
         }

@@ -1,0 +1,127 @@
+"""What a master says about itself: how full it is, who follows it, what it keeps."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import trio
+
+from engine.redis.endpoint import Address
+
+KEEPS_UP_S = 2.0
+"""A replica that does not have by now what its master had so long ago counts as none: it is stuck, or far behind. One
+that is well says every second what it has.
+"""
+
+_POLICY = "maxmemory-policy"
+_MEMORY = re.compile(rb"^(used_memory|maxmemory):([0-9]+)", re.MULTILINE)
+
+IN_FORCE = ("appendonly", "appendfsync", _POLICY)
+"""Settings of a node that decide what it keeps."""
+
+REPLICAS_NEEDED = "min-replicas-to-write"
+"""Setting of a node: with fewer replicas it takes no writes."""
+
+SIZE = (b"DBSIZE",)
+ROLE = (b"ROLE",)
+CONFIG = (b"CONFIG", b"GET", *map(str.encode, (*IN_FORCE, REPLICAS_NEEDED)))
+MEMORY = (b"INFO", b"memory")
+"""What a master is asked about itself, for `Vitals.learn`."""
+
+_logger = logging.getLogger("holdfast.redis")
+
+
+class Vitals:
+    """What is known of a master by its own words.
+
+    Args:
+        address: of the node.
+        min_replicas: that writes wait for.
+
+    Attributes:
+        keys: how many it has.
+        replicas: how many are connected to it; None if it does not say.
+        following: how many of them keep up, see `KEEPS_UP_S`.
+        full: whether it has reached its `maxmemory`, and throws nothing away.
+        config: its settings, by the names `IN_FORCE` and `REPLICAS_NEEDED`.
+    """
+
+    def __init__(self, address: Address, min_replicas: int) -> None:
+        self.keys = 0
+        self.replicas: int | None = None
+        self.following = 0
+        self.full = False
+        self.config: dict[str, str] = {}
+        self._address = address
+        self._min_replicas = min_replicas
+        self.start_again()
+
+    def start_again(self) -> None:
+        """The connection is a new one, perhaps to a new process, which counts its bytes afresh."""
+        self._had, self._has = 0, 0  # bytes of its history: at least `KEEPS_UP_S` ago, and since
+        self._has_since_s = trio.current_time()
+
+    def learn(self, size: Any, role: Any, config: Any, memory: Any) -> None:
+        """Takes note of what the node says.
+
+        Args:
+            size: its answer to `SIZE`; this and the others may be errors, for not everybody may ask everything.
+            role: to `ROLE`.
+            config: to `CONFIG`.
+            memory: to `MEMORY`.
+        """
+        if isinstance(size, int):
+            self.keys = size
+        self.learn_replicas(role)
+        if isinstance(config, dict):
+            self._learn_config({name.decode(): value.decode() for name, value in config.items()})
+        if isinstance(memory, bytes):
+            said = {name: int(number) for name, number in _MEMORY.findall(memory)}
+            cap = said.get(b"maxmemory", 0)
+            self.full = (
+                0 < cap <= said.get(b"used_memory", 0) and self.config.get(_POLICY, "noeviction") == "noeviction"
+            )
+
+    def learn_replicas(self, role: Any) -> None:
+        """Takes note of who follows, and how closely.
+
+        Args:
+            role: the node's answer to `ROLE`, or an error.
+        """
+        if not (isinstance(role, list) and role[0] == b"master"):
+            return
+        _, offset, replicas = role
+        now_s = trio.current_time()
+        if now_s >= self._has_since_s + KEEPS_UP_S:
+            self._had, self._has, self._has_since_s = self._has, offset, now_s
+        self.replicas = len(replicas)
+        self.following = sum(int(replica[2]) >= self._had for replica in replicas)
+
+    def _learn_config(self, config: dict[str, str]) -> None:
+        policy = self.config.get(_POLICY)
+        self.config = config
+        if config.get(_POLICY, "noeviction") not in ("noeviction", policy):
+            _logger.warning(
+                "redis: %s may throw keys away when its memory is full: maxmemory-policy %s",
+                self._address,
+                config[_POLICY],
+            )
+
+    @property
+    def abandoned(self) -> str:
+        """Why writes would wait in vain for replicas, in words; empty if they would not."""
+        if self.replicas is None or self.following >= self._min_replicas:
+            return ""
+        behind = f", {self.replicas - self.following} of them far behind" if self.replicas > self.following else ""
+        return f"{self._address} has {self.replicas} replicas{behind}, and writes need {self._min_replicas}"
+
+    @property
+    def lack(self) -> str:
+        """Why it takes no writes although it is up, for us or for anybody, in words; empty if it does."""
+        asked = self.config.get(REPLICAS_NEEDED, "0")
+        needed = int(asked) if asked.isdigit() else 0
+        if self.abandoned or self.replicas is None or self.replicas >= needed:
+            return self.abandoned
+        return f"{self._address} has {self.replicas} replicas, and writes need {needed}"
