@@ -188,14 +188,9 @@ def test_the_answers_of_a_unit_are_understood(desk: Desk) -> None:
         (b"ERR something of Redis", Failure(Error.INTERNAL_ERROR)),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("replicated", [True, False])
-def test_a_refused_unit_says_which_command_and_why(
-    desk: Desk, error: bytes, failure: Failure, *, replicated: bool
-) -> None:
-    """Nothing was done, so it is all the same how many replicas have it."""
+def test_a_refused_unit_says_which_command_and_why(desk: Desk, error: bytes, failure: Failure) -> None:
     request = desk.unit("SET k v", "QPOP k")
-    answer = [0, 1, error]
-    desk.router.answer(request, answer if replicated else NotReplicated(answer))
+    desk.router.answer(request, [0, 1, error])
     assert desk.reply == Refused(failure, 1)
     assert not desk.batch.taken
     assert desk.receipts.owed == 0

@@ -157,8 +157,6 @@ class Unit:
         self._router.post(script_call(UNIT if grows else SHRINKING_UNIT, keys, words, slot, self._done))
 
     def _done(self, result: Any) -> None:
-        if isinstance(result, NotReplicated) and result.result[0] == 0:
-            result = result.result  # it was refused, and nothing has to be anywhere
         if isinstance(result, Exception):
             self._take_back(result)
             commands = self._batch.commands
