@@ -114,8 +114,8 @@ class Vitals:
         """Why writes would wait in vain for replicas, in words; empty if they would not."""
         if self.replicas is None or self.following >= self._min_replicas:
             return ""
-        behind = f", {self.replicas - self.following} of them far behind" if self.replicas > self.following else ""
-        return f"{self._address} has {self.replicas} replicas{behind}, and writes need {self._min_replicas}"
+        which = "replicas" if self.following == self.replicas else "replicas that keep up"
+        return f"{self._address} has {self.following} {which}, and writes need {self._min_replicas}"
 
     @property
     def lack(self) -> str:
