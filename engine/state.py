@@ -37,7 +37,7 @@ from engine.commands import (
 from engine.deadlines import Deadlines
 from engine.keyspace import SHARDS, Keyspace
 from engine.ops import BadOp, Op, Record
-from engine.replies import NULL, OK, PONG, Error, Failure, Integer, Ok, Reply, Value
+from engine.replies import NULL, OK, PONG, Error, Failure, Integer, Ok, Reply, Value, wrong_type
 
 
 class Queue(deque[bytes]):
@@ -207,7 +207,7 @@ class State:
         if entry is None:
             return _refuse(Error.KEY_NOT_FOUND)
         if type(entry) is Queue:
-            return _refuse(Error.WRONG_TYPE, "the key holds a queue, GET reads plain values")
+            return (), wrong_type("GET")
         return (), Value(entry)  # type: ignore[arg-type]  # an entry that is no deque is bytes
 
     def _delete(self, command: Delete, now_ms: int) -> Decision:
@@ -222,7 +222,7 @@ class State:
     def _qpush(self, command: QPush, now_ms: int) -> Decision:
         entry = self._live(command.key, now_ms)
         if entry is not None and type(entry) is not Queue:
-            return _refuse_plain("QPUSH")
+            return (), wrong_type("QPUSH")
         if self._memory_bytes_max is not None:
             growth = sum(map(len, command.values)) + len(command.values) * ITEM_OVERHEAD_BYTES
             if entry is None:
@@ -239,7 +239,7 @@ class State:
         if entry is None:
             return (), NULL
         if type(entry) is not Queue:
-            return _refuse_plain("QPOP")
+            return (), wrong_type("QPOP")
         if not entry:
             return _refuse(Error.QUEUE_IS_EMPTY)
         return ((ops.POP_LAST, command.key),), Value(entry[-1])
@@ -247,7 +247,7 @@ class State:
     def _bqpop(self, command: BQPop, now_ms: int) -> Decision:
         entry = self._live(command.key, now_ms)
         if entry is not None and type(entry) is not Queue:
-            return _refuse_plain("BQPOP")
+            return (), wrong_type("BQPOP")
         if entry:
             return ((ops.POP_FIRST, command.key),), Value(entry[0])
         return (), NULL if command.timeout_ms == 0 else None
@@ -255,7 +255,7 @@ class State:
     def _qlen(self, command: QLen, now_ms: int) -> Decision:
         entry = self._live(command.key, now_ms)
         if entry is not None and type(entry) is not Queue:
-            return _refuse_plain("QLEN")
+            return (), wrong_type("QLEN")
         return (), Integer(0 if entry is None else len(entry))
 
     def _ttl(self, command: Ttl, now_ms: int) -> Decision:
@@ -484,10 +484,6 @@ def _pushes(key: bytes, queue: Queue) -> Iterator[Op]:
 
 def _refuse(error: Error, detail: str = "") -> Decision:
     return (), Failure(error, detail)
-
-
-def _refuse_plain(name: str) -> Decision:
-    return _refuse(Error.WRONG_TYPE, f"the key holds a plain value, {name} needs a queue")
 
 
 def _storage_full(memory_bytes_max: int | None) -> Decision:

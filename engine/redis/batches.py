@@ -15,13 +15,13 @@ import msgpack
 from engine.calls import Batch
 from engine.commands import BQPop, Command, Delete, Exists, QPop, QPush, Set
 from engine.redis.errors import Lost, NotReplicated
-from engine.redis.faults import name_of, refusal, refusal_of_script, wrong_type
+from engine.redis.faults import name_of, refusal, refusal_of_script
 from engine.redis.format import MARK_PREFIX, new_mark
 from engine.redis.performer import Performer, keys_of, own_name
 from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts, receipt_of
 from engine.redis.request import script_call
 from engine.redis.scripts import SHRINKING_UNIT, UNIT
-from engine.replies import NULL, OK, POPPED_ENOUGH, Error, Failure, Integer, Ok, Refused, Reply, Value
+from engine.replies import NULL, OK, POPPED_ENOUGH, Error, Failure, Integer, Ok, Refused, Reply, Value, wrong_type
 
 SLICE_MAX = 128
 """Commands of a pipeline that are under way at once; and so many are begun in one turn of the event loop."""

@@ -16,7 +16,7 @@ from coredis.exceptions import (
 
 from engine.commands import BQPop, Command, QPop
 from engine.redis.errors import Lost, NotReplicated, NotSent
-from engine.replies import Error, Failure
+from engine.replies import Error, Failure, wrong_type
 
 _logger = logging.getLogger("holdfast.redis")
 
@@ -24,19 +24,6 @@ _UNAVAILABLE_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ", "UNKILLABL
 
 _BEHIND = Failure(Error.UNAVAILABLE, "done, but too few replicas have it yet: it may be lost if the master fails")
 _UNDONE = Failure(Error.UNAVAILABLE, "too few replicas are there: what was popped goes back")
-
-
-def wrong_type(name: str, *, foreign: bool = False) -> Failure:
-    """The refusal of a command whose key holds something else.
-
-    Args:
-        name: of the command.
-        foreign: whether that is nothing of Holdfast's: a hash, say, or a list without a mark.
-    """
-    held, needs = ("a queue", "reads plain values") if name == "GET" else ("a plain value", "needs a queue")
-    if foreign:
-        held = "something that is nothing of Holdfast's"
-    return Failure(Error.WRONG_TYPE, f"the key holds {held}, {name} {needs}")
 
 
 def refusal(error: Exception, command: Command) -> Failure:

@@ -17,12 +17,12 @@ from coredis.exceptions import TryAgainError, WrongTypeError
 
 from engine.commands import BQPop, Command, Condition, Delete, Exists, Get, Ping, QLen, QPop, QPush, Set, Ttl, show
 from engine.redis.errors import Lost, NotReplicated
-from engine.redis.faults import refusal, wrong_type
+from engine.redis.faults import refusal
 from engine.redis.format import is_own_key, new_mark
 from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts, receipt_of
 from engine.redis.request import Request, script_call
 from engine.redis.scripts import BQPOP, QLEN, QPOP, QPUSH
-from engine.replies import NULL, OK, PONG, Error, Failure, Integer, Ok, Reply, Value
+from engine.replies import NULL, OK, PONG, Error, Failure, Integer, Ok, Reply, Value, wrong_type
 
 Finish: TypeAlias = Callable[[Reply], None]
 
