@@ -201,6 +201,8 @@ def test_a_unit_that_too_few_replicas_have_is_an_error_and_its_pops_go_back(desk
     request = desk.unit("SET k v", "QPOP q{k}")
     desk.router.answer(request, NotReplicated([1, [b"ok", 0], [b"popped", MARK, b"x"]]))
     assert desk.reply.failure.error is Error.UNAVAILABLE
+    assert desk.reply.failure.detail.startswith("done, but too few replicas have it yet")
+    assert desk.reply.failure.detail.endswith("; what was popped goes back")
     assert desk.receipts._abandoned == [Receipt(2, b"q{k}", b">" + MARK + b"x")]
 
 

@@ -127,3 +127,28 @@ async def test_a_master_that_may_throw_keys_away_is_warned_of_once(
     assert caplog.messages == [
         f"redis: {NAME} may throw keys away when its memory is full: maxmemory-policy allkeys-lru"
     ]
+
+
+async def test_a_master_that_keeps_no_log_is_warned_of(vitals: Vitals, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "holdfast.redis"):
+        learn(vitals, config={b"appendonly": b"yes"})
+        for _ in range(2):
+            learn(vitals, config={b"appendonly": b"no"})
+    assert caplog.messages == [f"redis: {NAME} keeps no log of writes on its disk: appendonly no"]
+
+
+async def test_what_has_writes_refused_is_logged_when_it_begins_and_when_it_is_over(
+    vitals: Vitals, caplog: pytest.LogCaptureFixture
+) -> None:
+    full, empty = (b"used_memory:%d\r\nmaxmemory:10\r\n" % used for used in (10, 9))
+    with caplog.at_level(logging.INFO, "holdfast.redis"):
+        for replicas in ((0,), (), (), (0,), (0,)):
+            vitals.learn_replicas(role(0, *replicas))
+        for memory in (empty, full, full, empty, empty):
+            learn(vitals, memory=memory)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", f"redis: {NAME} has 0 replicas, and writes need 1"),
+        ("INFO", f"redis: {NAME} has replicas enough again"),
+        ("WARNING", f"redis: {NAME} has reached its maxmemory"),
+        ("INFO", f"redis: {NAME} has room again"),
+    ]

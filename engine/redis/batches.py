@@ -159,9 +159,7 @@ class Unit:
     def _done(self, result: Any) -> None:
         if isinstance(result, Exception):
             self._take_back(result)
-            commands = self._batch.commands
-            stays = (command for command in commands if not isinstance(command, (QPop, BQPop)))
-            self._finish(Refused(refusal(result, next(stays, commands[0]))))
+            self._finish(Refused(self._refusal(result)))
         elif result[0] == 0:
             _, index, error = result
             self._finish(Refused(_failure(self._batch.commands[index], error), index))
@@ -169,6 +167,14 @@ class Unit:
             self._batch.taken += self._popped(result)
             commands = self._batch.commands
             self._finish([_reply(command, answer) for command, answer in zip(commands, result[1:], strict=True)])
+
+    def _refusal(self, error: Exception) -> Failure:
+        commands = self._batch.commands
+        stays = next((command for command in commands if not isinstance(command, (QPop, BQPop))), None)
+        failure = refusal(error, stays or commands[0])
+        if stays and isinstance(error, NotReplicated) and self._popped(error.result):
+            return Failure(failure.error, f"{failure.detail}; what was popped goes back")
+        return failure
 
     def _popped(self, result: list[Any]) -> list[Receipt]:
         """Receipts of what a unit has popped."""

@@ -12,8 +12,8 @@ The rules that hold here:
 - One try of a line is under way at a time; what happens meanwhile has it tried once more.
 - A client whose time is up gets null, but not before a try that began after it came has ended without a value for it.
 - A value that finds nobody left goes back.
-- Who waits already keeps waiting while the key holds something else, or its master cannot be reached. Who comes then is
-  refused.
+- Who waits already keeps waiting while the key holds something else, or its master cannot be reached or has too few
+  replicas. Who comes then is refused.
 - First come, first served holds within this front. Between fronts the first to ask is served.
 """
 
@@ -23,7 +23,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import takewhile
 from typing import Any
 
 import trio
@@ -262,7 +262,8 @@ class Lines:
             if isinstance(failure, Lost):
                 receipts = [Receipt(token, key) for token in tokens]
             self._receipts.take_back(receipts)
-            self._refuse(key, line, failure, len(values))
+            self._refuse(key, line, failure)
+            values = []
         if not values:
             line.seen = max(line.seen, line.covered)
             self._tell_late(key, line)
@@ -295,8 +296,8 @@ class Lines:
             self._later.append((trio.current_time() + TRY_AGAIN_S, key, line))
             self._nudged.set()
 
-    def _refuse(self, key: bytes, line: _Line, failure: Exception, popped: int) -> None:
-        """Answers those for whom a try has failed: who came since the last one, and who would have had a value.
+    def _refuse(self, key: bytes, line: _Line, failure: Exception) -> None:
+        """Answers those for whom a try has failed: who came since the last one.
 
         If it got lost only those whose time is up: the others may well wait until the master can be reached again.
         """
@@ -304,7 +305,7 @@ class Lines:
         concerned = sorted(ticket for ticket in fresh if ticket <= line.covered)
         if isinstance(failure, Lost):
             concerned = [ticket for ticket in concerned if ticket in line.late]
-        for ticket in [*islice(line.waiting, popped), *concerned]:
+        for ticket in concerned:
             if ticket in line.waiting:
                 call = self._take_out(ticket, key).call
                 self._answer(call, refusal(failure, call.command))

@@ -30,6 +30,12 @@ CONFIG = (b"CONFIG", b"GET", *map(str.encode, (*IN_FORCE, REPLICAS_NEEDED)))
 MEMORY = (b"INFO", b"memory")
 """What a master is asked about itself, for `Vitals.learn`."""
 
+_DANGERS = (
+    (_POLICY, "noeviction", "may throw keys away when its memory is full"),
+    ("appendonly", "yes", "keeps no log of writes on its disk"),
+)
+"""Settings: the safe value, and what others lead to."""
+
 _logger = logging.getLogger("holdfast.redis")
 
 
@@ -56,6 +62,7 @@ class Vitals:
         self.config: dict[str, str] = {}
         self._address = address
         self._min_replicas = min_replicas
+        self._lacked = self._was_full = False
         self.start_again()
 
     def start_again(self) -> None:
@@ -83,6 +90,7 @@ class Vitals:
             self.full = (
                 0 < cap <= said.get(b"used_memory", 0) and self.config.get(_POLICY, "noeviction") == "noeviction"
             )
+        self._tell()
 
     def learn_replicas(self, role: Any) -> None:
         """Takes note of who follows, and how closely.
@@ -98,16 +106,22 @@ class Vitals:
             self._had, self._has, self._has_since_s = self._has, offset, now_s
         self.replicas = len(replicas)
         self.following = sum(int(replica[2]) >= self._had for replica in replicas)
+        self._tell()
 
     def _learn_config(self, config: dict[str, str]) -> None:
-        policy = self.config.get(_POLICY)
-        self.config = config
-        if config.get(_POLICY, "noeviction") not in ("noeviction", policy):
-            _logger.warning(
-                "redis: %s may throw keys away when its memory is full: maxmemory-policy %s",
-                self._address,
-                config[_POLICY],
-            )
+        before, self.config = self.config, config
+        for name, safe, danger in _DANGERS:
+            if config.get(name, safe) not in (safe, before.get(name)):
+                _logger.warning("redis: %s %s: %s %s", self._address, danger, name, config[name])
+
+    def _tell(self) -> None:
+        """Logs the beginning and the end of a state in which writes are refused."""
+        if self._lacked != bool(self.lack):
+            self._lacked = not self._lacked
+            _say(self._lacked, self.lack or f"{self._address} has replicas enough again")
+        if self._was_full != self.full:
+            self._was_full = self.full
+            _say(self.full, f"{self._address} {'has reached its maxmemory' if self.full else 'has room again'}")
 
     @property
     def abandoned(self) -> str:
@@ -125,3 +139,7 @@ class Vitals:
         if self.abandoned or self.replicas is None or self.replicas >= needed:
             return self.abandoned
         return f"{self._address} has {self.replicas} replicas, and writes need {needed}"
+
+
+def _say(bad: bool, what: str) -> None:
+    _logger.log(logging.WARNING if bad else logging.INFO, "redis: %s", what)
