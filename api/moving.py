@@ -65,7 +65,7 @@ def export_command(source: Place, destination: Place | None, skip_foreign: bool,
     may run on a directory.
 
     Exit codes: 0 done, with --to also compared; 1 it cannot be done, or what arrived is not the same; 3 the log of
-    SOURCE is damaged; 4 a server holds a directory.
+    SOURCE is damaged; 4 a server holds a directory, or fronts are connected to a Redis.
     """
     if destination is None and as_json:
         raise click.UsageError("--json takes --to: without it the lines are the result")
@@ -89,7 +89,7 @@ def import_command(destination: Place, file: BinaryIO, as_json: bool) -> None:
     read back and compared. When the command is interrupted, the same once more goes on where it was.
 
     Exit codes: 0 done and compared; 1 it cannot be done, the lines are not all there, or what arrived is not the same;
-    4 a server holds the directory.
+    4 a server holds the directory, or fronts are connected to the Redis.
     """
     with reporting(as_json), _Stages() as stages:
         moved, names = _run(partial(_import_lines, file, destination, stages))

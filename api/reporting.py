@@ -17,7 +17,7 @@ import click
 
 from api.progress import Progress, Unit, megabytes
 from api.server import ExitCode
-from engine.moving.items import MoveError
+from engine.moving.items import InUse, MoveError
 from wal.files import DirectoryError, DiskDirectory, LockedError
 from wal.segment import Damage, NewerFormat
 from wal.tools.backup import NotEmpty, NotFinished
@@ -40,7 +40,7 @@ def reporting(as_json: bool) -> Iterator[None]:
         fail(ExitCode.DAMAGE, str(error), as_json)
     except CannotRepair as error:
         fail(ExitCode.DAMAGE, f"{error.damage}. It cannot be repaired: {error}", as_json)
-    except LockedError as error:
+    except (LockedError, InUse) as error:
         fail(ExitCode.LOCKED, str(error), as_json)
     except BrokenPipeError:
         # Whoever read our output, such as `head`, has seen enough; nor is Python to complain when it flushes.

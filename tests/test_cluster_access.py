@@ -89,7 +89,7 @@ async def front_of_user(nursery: trio.Nursery, node: RedisNode, *rules: str) -> 
 
 
 async def test_a_user_may_be_denied_what_only_tells_and_cleans_up(nursery: trio.Nursery, node: RedisNode) -> None:
-    async with front_of_user(nursery, node, "-config", "-client|kill") as front:
+    async with front_of_user(nursery, node, "-config", "-client|kill", "-client|setname") as front:
         for _ in range(2):
             assert await front.eventually("QPUSH q a b") == Ok(length=2)
             assert await front.do("QPOP q") == Value(b"b")

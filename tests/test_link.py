@@ -105,7 +105,11 @@ async def test_a_connection_is_set_up_before_it_is_used(up: Owner, node: FakeNod
     assert node.loaded == [script.source for script in SCRIPTS.values()]
     [[kill, *others]] = node.sent
     assert kill == (b"CLIENT", b"KILL", b"ID", b"1", b"ADDR", b"10.9.9.9:1")
-    assert others == [(b"CLIENT", b"TRACKING", b"ON", b"OPTIN"), (b"CLIENT", b"INFO")]
+    assert others == [
+        (b"CLIENT", b"SETNAME", b"holdfast"),
+        (b"CLIENT", b"TRACKING", b"ON", b"OPTIN"),
+        (b"CLIENT", b"INFO"),
+    ]
     assert up.link.vitals.config == {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
 
 

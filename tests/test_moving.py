@@ -191,6 +191,15 @@ def test_a_place_that_is_held_exits_4(data: Path, tmp_path: Path) -> None:
         held.close()
 
 
+def test_a_redis_that_fronts_work_on_exits_4(data: Path, tmp_path: Path, redis_cluster: RedisCluster) -> None:
+    with Server(tmp_path / "front", engine=redis_cluster.url):
+        for result in (run("export", redis_cluster.url), run("export", data, "--to", redis_cluster.url)):
+            assert result.exit_code == 4
+            assert result.stdout == ""
+            assert "is in use by a front at " in result.stderr
+    assert run("export", redis_cluster.url).exit_code == 0
+
+
 def test_a_server_at_work_is_to_be_stopped_before_its_directory_is_moved(data: Path, tmp_path: Path) -> None:
     server = DiskDirectory(data)
     try:

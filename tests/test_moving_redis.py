@@ -12,7 +12,7 @@ import trio
 
 from engine import ops
 from engine.moving.directory import items_of
-from engine.moving.items import Item, MoveError, Piece, Plain
+from engine.moving.items import InUse, Item, MoveError, Piece, Plain
 from engine.moving.move import Moved, move
 from engine.moving.tally import Difference
 from engine.ops import Op
@@ -24,6 +24,7 @@ from engine.redis.node import Simple
 from engine.redis.scan import RECENT_KEYS_MAX, scan
 from engine.redis.slots import slot_of
 from engine.state import State
+from tests.harness.front import start_front
 from tests.harness.moving import DAY_MS, LONG_QUEUE, Items, everything, silent, state_of
 from tests.harness.redis import RedisCluster, RedisNode
 
@@ -209,6 +210,43 @@ async def test_only_an_empty_redis_or_an_unfinished_move_from_the_same_source_is
     ):
         await put_into(one.url, Items(state_of(EVERYTHING)))
     assert one.do("GET", IMPORT_KEY) == b"5 store of others"
+
+
+async def test_nothing_is_moved_out_of_a_redis_or_into_it_while_fronts_are_connected(
+    redis_cluster: RedisCluster,
+) -> None:
+    """They may write what is then missing, or too much."""
+    async with trio.open_nursery() as nursery:
+        fronts = [await start_front(nursery, redis_cluster.url) for _ in range(2)]
+        for move_it in (take_from(redis_cluster.url), put_into(redis_cluster.url, Items(state_of(EVERYTHING)))):
+            with pytest.raises(InUse, match=r"is in use by 2 fronts, one of them at 127\.0\.0\.1:[0-9]+: nobody may"):
+                await move_it
+        for front in fronts:
+            front.close()
+    assert (await put_into(redis_cluster.url, Items(state_of(EVERYTHING)))).differences == []
+
+
+async def test_a_front_that_comes_while_everything_is_read_is_noticed_at_the_end(redis_cluster: RedisCluster) -> None:
+    await put_into(redis_cluster.url, Items(state_of(EVERYTHING)))
+    async with trio.open_nursery() as nursery, open_masters(parse_endpoint(redis_cluster.url)) as masters:
+        source = await RedisSource.open(masters, skip_foreign=False)
+        batches = source.batches()
+        assert await anext(batches)
+        front = await start_front(nursery, redis_cluster.url)
+        with pytest.raises(InUse, match="in use by a front at "):
+            async for _ in batches:
+                pass
+        front.close()
+
+
+async def test_whoever_may_not_see_who_is_connected_moves_all_the_same(nursery: trio.Nursery, one: RedisNode) -> None:
+    one.do("ACL", "SETUSER", "mover", "reset", "on", ">pw", "~*", "&*", "+@all", "-client|list")
+    front = await start_front(nursery, one.url)
+    try:
+        assert await take_from(one.url.replace("//", "//mover:pw@")) == []
+    finally:
+        one.do("ACL", "DELUSER", "mover")
+    front.close()
 
 
 async def test_receipts_of_fronts_are_no_data(redis_cluster: RedisCluster) -> None:

@@ -29,6 +29,10 @@ class MoveError(Exception):
     """It cannot be moved, or not all of it; the message says why."""
 
 
+class InUse(MoveError):  # what it is
+    """Somebody may write there meanwhile."""
+
+
 class Plain(NamedTuple):
     """A key with a plain value.
 

@@ -34,7 +34,7 @@ from coredis.exceptions import RedisError
 
 from engine.redis.endpoint import Address
 from engine.redis.errors import ClusterError, Lost, NotReplicated, NotSent
-from engine.redis.node import ANSWER_TIMEOUT_S, Simple, check_version, connect, fault, is_answer, send
+from engine.redis.node import ANSWER_TIMEOUT_S, FRONT_NAME, Simple, check_version, connect, fault, is_answer, send
 from engine.redis.request import Request
 from engine.redis.scripts import SCRIPTS
 from engine.redis.vitals import CONFIG, MEMORY, ROLE, SIZE, Vitals
@@ -236,11 +236,12 @@ class Link:
         commands.append(Simple(b"CLIENT", (b"TRACKING", b"ON", b"OPTIN")))
         commands.append(Simple(b"CLIENT", (b"INFO",)))
         commands += [Simple(name, tuple(words)) for name, *words in (SIZE, ROLE, CONFIG, MEMORY)]
+        commands.insert(0, Simple(b"CLIENT", (b"SETNAME", FRONT_NAME)))
         if self._old_client:
             commands.insert(0, Simple(b"CLIENT", (b"KILL", *self._old_client)))
         *results, info, size, role, config, memory = await send(connection, commands)
         for command, result in zip(commands, results, strict=False):
-            if isinstance(result, Exception) and command.serialized_arguments[0] != b"KILL":
+            if isinstance(result, Exception) and command.serialized_arguments[0] not in (b"KILL", b"SETNAME"):
                 raise result
         self._old_client = (b"ID", connection.client_id or 0, *_address_in(info))
         self.vitals.start_again()

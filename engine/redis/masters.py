@@ -5,6 +5,7 @@ What goes wrong ends the tool, with a message; it is run again when all is well.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,11 +16,13 @@ from coredis.connection._request import RequestBatch
 from coredis.exceptions import AskError
 
 from engine.commands import show
-from engine.moving.items import MoveError
+from engine.moving.items import InUse, MoveError
 from engine.redis.endpoint import Address, Endpoint
 from engine.redis.errors import ClusterError
-from engine.redis.node import Simple, check_version, connect, fault, is_answer, send
+from engine.redis.node import FRONT_NAME, Simple, check_version, connect, fault, is_answer, send
 from engine.redis.topology import Topology, discover
+
+_FRONTS = re.compile(rb"^.*\baddr=(\S+) .*\bname=" + FRONT_NAME + rb" ", re.MULTILINE)
 
 ANSWER_TIMEOUT_S = 60.0
 """Nobody waits for a tool; a node that writes its data to the disk may take its time."""
@@ -103,6 +106,23 @@ class Masters:
                 raise master.refusal(None, answer)
             answers.append(answer)
         return answers
+
+    async def check_no_fronts(self) -> None:
+        """Looks whether fronts are connected; who may not ask cannot know.
+
+        Raises:
+            InUse: there are.
+        """
+        fronts: list[bytes] = []
+        for master in self:
+            (clients,) = await master.ask(Simple(b"CLIENT", (b"LIST",)))
+            if isinstance(clients, bytes):
+                fronts = max(fronts, _FRONTS.findall(clients), key=len)  # each has a connection to every master
+        if fronts:
+            some = "a front" if len(fronts) == 1 else f"{len(fronts)} fronts, one of them"
+            raise InUse(
+                f"{self.endpoint} is in use by {some} at {fronts[0].decode()}: nobody may write there meanwhile"
+            )
 
     async def check_unchanged(self) -> None:
         """Looks whether each slot still has the same master.

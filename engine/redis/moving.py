@@ -44,6 +44,7 @@ class RedisSource:
         self.name = self.identity = str(masters.endpoint)
         self.entries = entries
         self.reader = Reader(masters)
+        self._masters = masters
         self._skip_foreign = skip_foreign
 
     @classmethod
@@ -51,8 +52,9 @@ class RedisSource:
         """Asks how many keys there are.
 
         Raises:
-            MoveError: a node does not answer, or an import is not finished.
+            MoveError: a node does not answer, or fronts are connected, or an import is not finished.
         """
+        await masters.check_no_fronts()
         (note,) = await masters.of(IMPORT_KEY).ask(Simple(b"EXISTS", (IMPORT_KEY,)))
         if note:
             raise MoveError(
@@ -66,12 +68,13 @@ class RedisSource:
 
         Raises:
             MoveError: there is something that is nothing of Holdfast's; all of it is counted, and nothing else comes
-                behind the first.
+                behind the first. Or fronts have come.
         """
         async with aclosing(self.reader.batches()) as batches:
             async for batch in batches:
                 if self._skip_foreign or not self.reader.foreign:
                     yield batch
+        await self._masters.check_no_fronts()
         if self.reader.foreign and not self._skip_foreign:
             count = "1 key is" if self.reader.foreign == 1 else f"{self.reader.foreign:,} keys are"
             raise MoveError(
@@ -103,8 +106,9 @@ class RedisDestination:
         """Begins a move, or resumes it.
 
         Raises:
-            MoveError: it is not empty, and holds no unfinished move from this source.
+            MoveError: it is not empty, and holds no unfinished move from this source; or fronts are connected.
         """
+        await self._masters.check_no_fronts()
         self._identity = identity.encode()
         await self._masters.ask_all(Simple(b"SCRIPT", (b"LOAD", APPEND.source)))
         note = await self._ask(IMPORT_KEY, Simple(b"GET", (IMPORT_KEY,)))

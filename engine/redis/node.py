@@ -22,6 +22,9 @@ CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 5.0
 """Without an answer for so long a node counts as gone."""
 
+FRONT_NAME = b"holdfast"
+"""The name of fronts' connections, by which CLIENT LIST tells them from others."""
+
 VERSION_MIN = (7, 0)
 """Of Redis: flags of scripts and PEXPIRETIME came with it."""
 
