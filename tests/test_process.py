@@ -18,9 +18,13 @@ from pathlib import Path
 
 import pytest
 
+from api.door import SELDOM_S
 from api.stop import SAME_SIGNAL_S
-from tests.harness.process import ROOT, Server
+from tests.harness.process import END_WITHIN_S, ROOT, Server, beginning_with
 from wal.segment import HEADER_BYTES
+
+HELD_UP_S = 30.0
+"""A client that reads nothing for so long is given up in any case."""
 
 
 @pytest.fixture
@@ -180,7 +184,8 @@ def not_reading(server: Server) -> Iterator[None]:
 def test_a_client_that_does_not_read_cannot_hold_up_the_exit(server: Server) -> None:
     """F5, H1."""
     with not_reading(server):
-        server.stop()
+        server.signal(signal.SIGTERM)
+        assert server.wait(HELD_UP_S - 5) == 0
 
 
 def test_a_log_that_nobody_reads_cannot_hold_up_the_exit(tmp_path: Path) -> None:
@@ -195,14 +200,28 @@ def test_a_log_that_nobody_reads_cannot_hold_up_the_exit(tmp_path: Path) -> None
                 os.write(theirs, b"x" * 4096)
         os.set_blocking(theirs, True)  # it is the server's as well
         process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        try:
+            process.wait(END_WITHIN_S)
+        finally:
+            process.kill()
     os.close(ours)
     os.close(theirs)
 
 
-def test_a_second_signal_exits_now(server: Server) -> None:
-    """H1"""
-    with not_reading(server):  # answers in flight: they hold the shutdown up for the grace time
+NO_HURRY = """
+import api.front, api.stop
+
+api.front.serve_door.__kwdefaults__["grace_s"] = 600.0
+api.stop.EXIT_WITHIN_S = 600
+"""
+
+
+def test_a_second_signal_exits_now(server: Server, tmp_path: Path) -> None:
+    """H1: answers in flight hold the shutdown up, here for longer than this takes."""
+    server.stop()
+    server.under = beginning_with(NO_HURRY, tmp_path)
+    server.start()
+    with not_reading(server):
         server.signal(signal.SIGTERM)
         until(lambda: "SIGTERM: shutting down" in server.log)
         server.signal(signal.SIGTERM)  # the same once more, as timeout(1) sends it to the process and to its group
@@ -217,13 +236,14 @@ def test_out_of_descriptors_the_server_goes_on(server: Server) -> None:
     """B6: idle connections take every descriptor, and the log has to roll meanwhile."""
     server.post({"command": "PING"})  # from here on on a connection that is there
     resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (80, 80))
+    began_s = time.monotonic()
     with contextlib.ExitStack() as clients:
         for _ in range(100):
             clients.enter_context(socket.create_connection((server.host, server.port)))
         for number in range(70):
             assert server.post({"command": "SET", "key": f"k{number}", "value": "x" * 1_000_000})[0] == 200
         until(lambda: "cannot accept connections: " in server.log)
-    assert server.log.count("cannot accept connections: ") == 1
+    assert server.log.count("cannot accept connections: ") <= 1 + (time.monotonic() - began_s) // SELDOM_S
     server.kill()
     server.start()
     assert stat_of(server, "keys") == 70
