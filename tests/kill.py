@@ -30,7 +30,7 @@ from pathlib import Path
 import trio
 
 from tests.harness.load import check, new_books, run_load
-from tests.harness.process import Server
+from tests.harness.process import START_WITHIN_S, Server
 
 CAMPAIGN_KILLS = 50
 PARALLEL = 2
@@ -165,7 +165,7 @@ class Campaign:
         """Kills a server that has just begun to read its data, if need be by waiting for it."""
         lock = self._server.data / "LOCK"
         self._server.launch()
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + START_WITHIN_S
         while lock.read_text() != f"process {self._server.pid}\n":
             assert self._server.is_running, f"the server ended:\n{self._server.log}"
             assert time.monotonic() < deadline_s, f"the server did not take the lock:\n{self._server.log}"
