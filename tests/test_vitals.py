@@ -90,6 +90,28 @@ async def test_a_master_that_has_started_again_counts_from_the_start_and_so_do_w
     assert vitals.abandoned == ""
 
 
+async def test_a_master_that_was_a_replica_meanwhile_has_the_history_of_another(vitals: Vitals) -> None:
+    for _ in range(3):
+        await trio.sleep(KEEPS_UP_S)
+        learn(vitals, role(10**9, 10**9))
+    learn(vitals, [b"slave", b"10.0.0.2", 7000])
+    learn(vitals, role(7, 7))
+    assert vitals.abandoned == ""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *([], [b"master"], [b"master", 1], [b"master", b"x", []], [b"master", 1, None], [1, 2, 3]),
+        *([b"master", 1, [[b"10.0.0.2", b"7000"]]], [b"master", 1, [[b"10.0.0.2", b"7000", b"online"]]], b"master"),
+    ],
+    ids=str,
+)
+async def test_an_answer_that_is_none_is_held_against_nobody(vitals: Vitals, answer: Any) -> None:
+    learn(vitals, answer)
+    assert (vitals.replicas, vitals.abandoned, vitals.lack) == (None, "", "")
+
+
 async def test_what_redis_asks_for_itself_it_refuses_itself(vitals: Vitals) -> None:
     learn(vitals, role(5, 5), {b"min-replicas-to-write": b"2"})
     assert vitals.abandoned == ""

@@ -98,14 +98,17 @@ class Vitals:
         Args:
             role: the node's answer to `ROLE`, or an error.
         """
-        if not (isinstance(role, list) and role[0] == b"master"):
-            return
-        _, offset, replicas = role
+        try:
+            offset, replicas_have = _read_role(role)
+        except (TypeError, ValueError, LookupError):
+            return  # it is an error, or a replica's, or of something that calls itself Redis: a WAIT will tell
         now_s = trio.current_time()
+        if offset < self._has:  # the history is another one: it was a replica meanwhile
+            self.start_again()
         if now_s >= self._has_since_s + KEEPS_UP_S:
             self._had, self._has, self._has_since_s = self._has, offset, now_s
-        self.replicas = len(replicas)
-        self.following = sum(int(replica[2]) >= self._had for replica in replicas)
+        self.replicas = len(replicas_have)
+        self.following = sum(has >= self._had for has in replicas_have)
         self._tell()
 
     def _learn_config(self, config: dict[str, str]) -> None:
@@ -143,3 +146,11 @@ class Vitals:
 
 def _say(bad: bool, what: str) -> None:
     _logger.log(logging.WARNING if bad else logging.INFO, "redis: %s", what)
+
+
+def _read_role(role: Any) -> tuple[int, list[int]]:
+    """What the answer of a master to ROLE says: how many bytes it has, and how many each of its replicas."""
+    kind, offset, replicas = role
+    if kind != b"master":
+        raise ValueError(kind)
+    return int(offset), [int(has) for _host, _port, has in replicas]
