@@ -211,7 +211,8 @@ async def test_what_too_few_replicas_would_follow_goes_back_only_when_the_front_
     assert not router.answer_next(NotSent("too few replicas")).insists
     receipts.insists = True
     await trio.sleep(2 * RETRY_S)
-    assert router.answer_next(1).insists
+    assert router.answer_next(NotReplicated(1)).insists
+    assert (receipts.owed, receipts.returned_values) == (0, 1)
 
 
 async def test_what_is_owed_waits_for_its_master(receipts: Receipts, router: FakeRouter) -> None:

@@ -216,6 +216,8 @@ class Receipts:
         self._returning -= len(receipts)
         if isinstance(result, NotReplicated):
             self.returned_values += result.result
+            if self.insists:
+                return
         elif not isinstance(result, Exception):
             self.returned_values += result
             return
