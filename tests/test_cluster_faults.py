@@ -351,6 +351,29 @@ async def test_while_too_few_replicas_follow_writes_are_refused_at_once_and_not_
     front.close()
 
 
+async def test_when_replicas_follow_again_what_is_owed_goes_back_before_anybody_is_served(
+    nursery: trio.Nursery, cluster: RedisCluster
+) -> None:
+    """I6"""
+    front = await start_front(nursery, cluster.url, min_replicas=1)
+    queues = [f"{{q}}{number}" for number in range(5)]
+    leaving, waiters = [], []
+    for queue in queues:
+        await front.do(f"QPUSH {queue} first")
+        leaving.append(front.submit(f"BQPOP {queue}"))
+        await until(lambda: leaving[-1].calls[0].reply is not None)
+        waiters += await front.park(f"BQPOP {queue}")
+    replica = cluster.replica_of(cluster.master_of(b"q"))
+    replica.kill()
+    await until(lambda: isinstance(front.engine.readiness(), Failure))
+    for client, queue in zip(leaving, queues, strict=True):
+        front.engine.withdraw(client.calls[0])
+        cluster.do("RPUSH", queue.encode(), "second")  # by somebody who waits for no replica
+    replica.revive()
+    assert [await waiter.wait() for waiter in waiters] == [Value(b"first")] * len(queues)
+    front.close()
+
+
 async def test_a_front_that_ends_puts_back_what_it_owes_though_too_few_replicas_follow(cluster: RedisCluster) -> None:
     """I6, E8"""
     async with trio.open_nursery() as nursery:

@@ -297,6 +297,39 @@ async def test_without_the_replicas_a_write_is_not_even_sent_and_reads_do_not_wa
     assert careful.result(write) == b"OK"
 
 
+async def test_writes_that_wait_behind_one_that_was_not_followed_are_refused_too(
+    careful: Owner, node: FakeNode
+) -> None:
+    """Two pipelines of them are under way when it turns out, and one more is sent while it is looked who follows."""
+    careful.on_answer = lambda request: request.done(careful.result(request))
+    node.answers[b"WAIT"] = lambda _words: 0
+    node.answers[b"ROLE"] = lambda _words: [b"master", 0, []]
+    writes = [careful.post(b"SET", b"k", b"%d" % number, writes=True) for number in range(10 * GROUP_MAX)]
+    read = careful.post(b"GET", b"k")
+    await wait_all_tasks_blocked()
+    kinds = careful.kinds(*writes)
+    done = kinds.index(NotSent)
+    assert kinds == [NotReplicated] * done + [NotSent] * (10 * GROUP_MAX - done)
+    assert done <= 3 * GROUP_MAX
+    assert careful.result(read) == b"%d" % (done - 1)
+
+
+async def test_a_write_that_is_refused_has_it_looked_whether_replicas_follow_again(
+    careful: Owner, node: FakeNode
+) -> None:
+    """Nobody else looks at a node that is about to get its first slot."""
+    careful.on_answer = lambda request: request.done(careful.result(request))
+    careful.link.learn(role=[b"master", 0, []])
+    node.replicas = 2
+    careful.heard.clear()
+    assert careful.kinds(careful.post(b"SET", b"k", b"v", writes=True)) == [NotSent]
+    await wait_all_tasks_blocked()
+    assert "up" in careful.heard, "what is owed can go back, and who waits be served"
+    write = careful.post(b"SET", b"k", b"v", writes=True)
+    await wait_all_tasks_blocked()
+    assert careful.result(write) == b"OK"
+
+
 # Broken connections
 
 

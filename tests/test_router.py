@@ -345,6 +345,20 @@ async def test_one_redis_that_is_no_master_any_more_is_left_for_the_new_one(
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("answer", [[], [b"master"], 7], ids=str)
+async def test_a_redis_that_does_not_know_its_role_any_more_is_kept(
+    net: FakeNet, nursery: trio.Nursery, autojump_clock: MockClock, answer: Any
+) -> None:
+    net[A].cluster = False
+    net[B].refuses = True
+    owner = Owner()
+    await nursery.start(owner.router.run)
+    net[A].answers[b"ROLE"] = lambda _words: answer
+    await trio.sleep(3 * REFRESH_S)
+    assert await owner.do(b"SET", KEY, b"v") == b"OK"
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_redis_that_stays_read_only_is_given_up(
     net: FakeNet, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

@@ -74,7 +74,7 @@ class LinkOwner(Protocol):
     """Whom a link tells what happens to it."""
 
     def link_up(self, link: Link) -> None:
-        """It is connected; nothing that was lost is going to be done any more."""
+        """It is connected; nothing that was lost is going to be done any more. Or it takes writes again."""
 
     def link_down(self, link: Link) -> None:
         """It has lost its connection, or failed to make one."""
@@ -152,11 +152,14 @@ class Link:
     def post(self, request: Request) -> None:
         """Has a request sent; its result comes by `LinkOwner.answered`, also from within if it is refused.
 
-        While there are too few replicas writes are: all else would wait behind them, and they for nothing.
+        While there are too few replicas writes are: all else would wait behind them, and they for nothing. Each has it
+        looked whether that is still so: of a node that gets its first slot the router asks nothing.
         """
-        refused = self.fault or (request.writes and not request.insists and self.vitals.abandoned)
-        if refused:
-            self._owner.answered(request, NotSent(refused))
+        if self.fault:
+            self._owner.answered(request, NotSent(self.fault))
+        elif request.writes and not request.insists and self.vitals.abandoned:
+            self._look_at_replicas()
+            self._owner.answered(request, NotSent(self.vitals.abandoned))
         else:
             self.posted_s = trio.current_time()
             self._outbox.append(request)
@@ -166,6 +169,17 @@ class Link:
     def busy(self) -> bool:
         """Whether something is under way or waits to be sent."""
         return bool(self._under_way or self._outbox)
+
+    def learn(self, size: Any = None, role: Any = None, config: Any = None, memory: Any = None) -> None:
+        """Takes note of what the node says about itself, see `Vitals.learn`."""
+        took_writes = not self.vitals.abandoned
+        self.vitals.learn(size, role, config, memory)
+        if self.vitals.abandoned:
+            outbox, self._outbox = self._outbox, deque()
+            for request in outbox:  # writes would wait a second for each pipeline of them
+                self.post(request)
+        elif self.up and not took_writes:
+            self._owner.link_up(self)
 
     def retire(self) -> None:
         """Ends `run`: the node is no master any more. What is under way is lost."""
@@ -245,7 +259,7 @@ class Link:
                 raise result
         self._old_client = (b"ID", connection.client_id or 0, *_address_in(info))
         self.vitals.start_again()
-        self.vitals.learn(size, role, config, memory)
+        self.learn(size, role, config, memory)
 
     async def _send(self, connection: TCPConnection, to_receiver: trio.MemorySendChannel[_Group]) -> None:
         while True:
@@ -268,6 +282,8 @@ class Link:
     def _next_requests(self) -> list[Request]:
         requests: list[Request] = []
         outbox, left_bytes = self._outbox, GROUP_BYTES_MAX
+        if outbox[0].name == ROLE[0]:  # alone: its answer shall not wait for replicas
+            return [outbox.popleft()]
         while outbox and len(requests) < self._requests_max and left_bytes > 0:
             request = outbox.popleft()
             requests.append(request)
@@ -302,14 +318,15 @@ class Link:
         return results
 
     def _look_at_replicas(self) -> None:
-        """Asks who follows. The router asks as well, and does not wait for as long as that takes behind a WAIT."""
-        if not self._looking and not self.fault:
+        """Asks who follows, before all else: the router asks as well, and does not wait long behind a WAIT."""
+        if not self._looking:
             self._looking = True
-            self.post(Request(b"ROLE", (), -1, self._looked_at_replicas))
+            self._outbox.appendleft(Request(*ROLE, (), -1, self._looked_at_replicas))
+            self._posted.set()
 
     def _looked_at_replicas(self, role: Any) -> None:
         self._looking = False
-        self.vitals.learn_replicas(role)
+        self.learn(role=role)
 
     def _unfollowed(self, result: object, acknowledged: object) -> Exception:
         """What became of a write when too few replicas have it, or we never heard how many."""

@@ -59,7 +59,7 @@ class RouterOwner(Protocol):
     """Whom the router tells what happens."""
 
     def link_up(self, address: Address) -> None:
-        """A master can be reached, for the first time or again."""
+        """A master can be reached, for the first time or again; or it takes writes again."""
 
     def slots_moved(self, slots: set[int]) -> None:
         """Slots have another master than before, or will have: what does not exist there yet is made at the new one."""
@@ -271,11 +271,11 @@ class Router:
             return await self._look_afresh()
         roles, configs, memories = [await self._ask(there, *question) for question in (ROLE, CONFIG, MEMORY)]
         for link, role, config, memory in zip(there, roles, configs, memories, strict=True):
-            link.vitals.learn(sizes[link], role, config, memory)
+            link.learn(sizes[link], role, config, memory)
         await self._look_for_import()
         if not self.topology.cluster:
             [role] = roles
-            return await self._look_afresh() if isinstance(role, list) and role[0] != b"master" else None
+            return await self._look_afresh() if isinstance(role, list) and role[:1] != [b"master"] else None
         self._looks += 1
         link = there[self._looks % len(there)]  # not always the same, for that may be the one that has it wrong
         [slots] = await self._ask([link], b"CLUSTER", b"SLOTS")
