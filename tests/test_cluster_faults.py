@@ -406,7 +406,8 @@ async def test_what_a_replica_does_not_have_in_time_is_refused_though_it_was_don
     for line in ("SET {q}k w", "QPUSH q d", "QPOP q", "BQPOP q", "BQPOP q 0", "DELETE {q}k", "QPUSH {q}wait a"):
         assert await front.do(line) == (undone if "POP" in line else behind)
         await until(lambda: not front.owed)
-    assert await front.do_many("BQPOP q", "QPOP q", "SET {q}new v", atomic=True) == Refused(behind)
+    unit = Failure(Error.UNAVAILABLE, f"{behind.detail}; what was popped goes back")
+    assert await front.do_many("BQPOP q", "QPOP q", "SET {q}new v", atomic=True) == Refused(unit)
     await until(lambda: not front.owed)
     assert await front.do_many("QPOP q", "QLEN q") == [undone, Integer(3)]
     await until(lambda: not front.owed)
