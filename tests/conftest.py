@@ -7,11 +7,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 
 import pytest
 import trio
+from hypothesis import HealthCheck, settings
 from trio._core import _run
 from trio.testing import MockClock
 
 from tests.harness.redis import RedisCluster
 from tests.harness.world import World
+
+settings.register_profile(
+    "holdfast", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("holdfast")  # the same examples every time, however long a busy machine takes for them
 
 PATIENCE_S = 60.0
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -654,7 +654,6 @@ async def _one_by_one(world: World, lines: Sequence[str]) -> list[Reply]:
     return [await world.do(line + " 0" if line.startswith("BQPOP") else line) for line in lines]
 
 
-@settings(max_examples=100, deadline=None)
 @given(before=st.lists(LINES, max_size=8), unit=st.lists(LINES, min_size=1, max_size=8))
 def test_a_unit_is_its_commands_one_by_one_or_nothing_at_all(before: list[str], unit: list[str]) -> None:
     """I2"""

@@ -249,7 +249,7 @@ WORDS = st.one_of(
 )
 
 
-@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@settings(max_examples=300)
 @given(argv=st.lists(WORDS, max_size=14))
 def test_any_words_are_a_command_or_a_command_error(argv: list[bytes]) -> None:
     try:
@@ -266,7 +266,7 @@ def test_any_words_are_a_command_or_a_command_error(argv: list[bytes]) -> None:
         assert type(command) is spec.command
 
 
-@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@settings(max_examples=300)
 @given(
     argv=st.builds(
         lambda name, words: [name, *words], st.sampled_from(list(commands._BY_NAME)), st.lists(WORDS, max_size=3)

@@ -81,7 +81,7 @@ FIELDS = st.none() | st.binary() | st.integers(-(2**63), 2**64 - 1) | st.lists(s
 RECORDS = st.lists(st.lists(FIELDS, min_size=1).map(tuple), min_size=1)
 
 
-@settings(derandomize=True, deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(RECORDS, max_size=5))
 def test_any_commits_come_back_as_they_were_appended(commits: list[list[Record]]) -> None:
     data, lsn = b"", 1
@@ -93,7 +93,6 @@ def test_any_commits_come_back_as_they_were_appended(commits: list[list[Record]]
     assert (scan.tail, scan.next_lsn) == (Tail.END, lsn)
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.binary(), st.binary())
 def test_bytes_of_any_kind_are_read_without_an_error(garbage: bytes, payload: bytes) -> None:
     for data in (garbage, IDENTITY.mark + garbage, ONE + framed(payload) + garbage):

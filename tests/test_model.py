@@ -15,7 +15,7 @@ from functools import partial
 
 import pytest
 import trio
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -288,14 +288,4 @@ class Holdfast(RuleBasedStateMachine):
 
 def test_the_engine_does_what_the_model_does(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, "holdfast.wal")  # torn tails are what the crashes are for
-    run_state_machine_as_test(
-        Holdfast,
-        settings=settings(
-            max_examples=200,
-            stateful_step_count=40,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
-    )
+    run_state_machine_as_test(Holdfast, settings=settings(max_examples=200, stateful_step_count=40))

@@ -426,7 +426,7 @@ def only_those_that_fit(commits: list[list[Op]]) -> list[list[Op]]:
     return fitting
 
 
-@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@settings(max_examples=300)
 @given(commits=st.lists(st.lists(ANY_RECORD, max_size=20), max_size=8))
 def test_replay_makes_the_state_that_its_ops_make_one_by_one(commits: list[list[Op]]) -> None:
     """I7, A12: and refuses the same record for the same reason."""

@@ -137,9 +137,6 @@ async def run(backend: Backend, steps: Sequence[tuple[str, Any]]) -> None:
 
 @settings(
     max_examples=40,
-    deadline=None,
-    derandomize=True,
-    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=st.lists(STEPS, min_size=10, max_size=60))
