@@ -454,7 +454,7 @@ class HeldSync:
         if operation == "sync":
             self.threads.add(threading.current_thread())
             self._token.run_sync_soon(self.begun.set)
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(60)
 
 
 async def test_commits_run_in_a_thread_while_the_loop_goes_on() -> None:

@@ -252,7 +252,7 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         """Pushes numbers until told to stop."""
-        with httpx.Client(timeout=30, trust_env=False) as client:
+        with httpx.Client(timeout=60, trust_env=False) as client:
             while not self.done.is_set():
                 value = f"{self.answered + 1} {'x' * 4000}"
                 client.post(self._url, json={"command": "QPUSH", "key": "numbers", "value": value}).raise_for_status()

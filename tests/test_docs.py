@@ -47,7 +47,7 @@ def test_the_sessions_that_are_shown_answer_as_shown(tmp_path: Path, page: str, 
     with Server(tmp_path / "data") as server:
         for command, shown in steps:
             typed = command.replace("localhost:8080", f"-sS localhost:{server.port}")
-            ran = subprocess.run(["bash", "-c", typed], capture_output=True, text=True, timeout=20, check=True)
+            ran = subprocess.run(["bash", "-c", typed], capture_output=True, text=True, timeout=60, check=True)
             assert ran.stdout == shown.rstrip("\n"), command
             if ran.stdout:
                 json.loads(ran.stdout)

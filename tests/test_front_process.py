@@ -80,7 +80,7 @@ def last_line(server: Server) -> str:
 def test_where_no_redis_is_a_front_exits_1_and_says_so_without_the_password(tmp_path: Path) -> None:
     front = Server(tmp_path / "front", engine=nobody())
     front.launch()
-    assert front.wait(30) == 1
+    assert front.wait() == 1
     trying, given_up = front.log.splitlines()
     assert "WARNING redis: 127.0.0.1:" in trying
     assert "CRITICAL redis: 127.0.0.1:" in given_up
@@ -91,7 +91,7 @@ def test_where_no_redis_is_a_front_exits_1_and_says_so_without_the_password(tmp_
 def test_where_somebody_is_silent_a_front_exits_1_too(tmp_path: Path, silent: socket.socket) -> None:
     front = Server(tmp_path / "front", engine=f"redis://127.0.0.1:{silent.getsockname()[1]}")
     front.launch()
-    assert front.wait(30) == 1
+    assert front.wait() == 1
     assert "Traceback" not in front.log
 
 
@@ -142,17 +142,15 @@ def test_the_same_commands_in_both_dialects_and_in_batches(front: Server) -> Non
     assert front.post({"command": "BQPOP jobs"}) == (200, {"value": "a"})
     assert front.post({"command": "GET jobs"})[0] == 409
     several = [{"command": f"SET key{number} {number}"} for number in range(100)] + [{"command": "GET key7"}]
-    done = httpx.post(f"{front.url}/pipeline", json=several)
-    assert (done.status_code, done.json()) == (200, [{}] * 100 + [{"value": "7"}])
+    assert front.post(several, "/pipeline") == (200, [{}] * 100 + [{"value": "7"}])
 
 
 def test_a_unit_is_for_keys_of_one_slot(front: Server) -> None:
     together = [{"command": "SET {user1}:name Ann"}, {"command": "GET {user1}:name"}]
-    done = httpx.post(f"{front.url}/multi", json=together)
-    assert (done.status_code, done.json()) == (200, [{}, {"value": "Ann"}])
-    refused = httpx.post(f"{front.url}/multi", json=[*together, {"command": "SET user2 Bob"}])
-    assert (refused.status_code, refused.json()["error"], refused.json()["index"]) == (400, "invalid command", 2)
-    assert "{user1}" in refused.json()["detail"]
+    assert front.post(together, "/multi") == (200, [{}, {"value": "Ann"}])
+    status, refused = front.post([*together, {"command": "SET user2 Bob"}], "/multi")
+    assert (status, refused["error"], refused["index"]) == (400, "invalid command", 2)
+    assert "{user1}" in refused["detail"]
 
 
 def test_the_start_line_and_readiness_say_where_the_keys_are(front: Server) -> None:
@@ -178,7 +176,7 @@ def test_statistics_are_numbers_and_on_sigusr1_in_the_log(front: Server) -> None
 
 
 def test_there_is_no_log_to_fold_on_a_front(front: Server) -> None:
-    assert httpx.post(f"{front.url}/checkpoint").status_code == 404
+    assert front.post(b"", "/checkpoint")[0] == 404
     command = [sys.executable, "-m", "api", "checkpoint", "--bind", f"{front.host}:{front.port}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WITHIN_S)
     assert done.returncode == 1
@@ -259,7 +257,7 @@ def test_a_redis_that_is_gone_is_answered_503_and_one_that_is_back_serves_again(
     ):
         assert "(redis, " in front.log
         assert "appendonly yes" in front.log
-        client = httpx.Client(base_url=front.url, headers={"Authorization": "Bearer t"}, timeout=30)
+        client = httpx.Client(base_url=front.url, headers={"Authorization": "Bearer t"}, timeout=WITHIN_S)
         assert client.post("/", json={"command": "SET k v"}).status_code == 200
         redis.kill()
         until(lambda: client.get("/readyz").status_code == 503)

@@ -29,7 +29,7 @@ Serve = Callable[..., Awaitable[None]]
 HOST = b"Host: localhost\r\n"
 PING = b'{"command": "PING"}'
 PARK = b'{"command": "BQPOP q"}'
-SOON_S = 20.0
+SOON_S = 60.0
 """Longest wait for what comes within milliseconds; a machine that is busy needs some."""
 
 

@@ -133,10 +133,10 @@ class Server:
         code = self.wait()
         assert code == 0, f"the server ended with {code}:\n{self.log}"
 
-    def post(self, body: Any) -> tuple[int, Any]:
+    def post(self, body: Any, path: str = "") -> tuple[int, Any]:
         """Sends a JSON body, or bytes as they are; returns status and decoded answer, None for an empty one."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        response = self._client.post(self.url, content=content)
+        response = self._client.post(self.url + path, content=content)
         return response.status_code, response.json() if response.content else None
 
     def get(self, path: str) -> tuple[int, Any]:

@@ -283,7 +283,7 @@ class Migration:
     def move_key(self, key: bytes) -> None:
         """Moves one key."""
         auth = ("AUTH", self._cluster.password) if self._cluster.password is not None else ()
-        self._source.do("MIGRATE", "127.0.0.1", self._target.port, key, 0, 5000, *auth)
+        self._source.do("MIGRATE", "127.0.0.1", self._target.port, key, 0, int(WITHIN_S * 1000), *auth)
 
     def finish(self) -> None:
         """Moves what is left, and gives the slot away."""

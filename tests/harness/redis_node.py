@@ -37,7 +37,7 @@ class Wire:
         timeout_s: for each step on the socket.
     """
 
-    def __init__(self, port: int, password: str | None = None, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, port: int, password: str | None = None, *, timeout_s: float = WITHIN_S) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout_s)
         self._file: BinaryIO = self._socket.makefile("rb")
         if password is not None:
