@@ -22,9 +22,6 @@ settings.load_profile("holdfast")  # the same examples every time, however long 
 PATIENCE_S = 300.0
 """For a whole test: each step of it may take a minute on a busy machine, and most take none."""
 
-CALM_NODE_TIMEOUT_MS = 15_000
-"""For clusters in which nobody is to fail, however busy the machine is."""
-
 
 def run_under_virtual_time(
     function: Callable[[], Awaitable[None]],
@@ -97,7 +94,7 @@ async def patience(nursery: trio.Nursery) -> AsyncIterator[None]:
 @pytest.fixture(scope="session")
 def running_redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
     """The cluster behind `redis_cluster`."""
-    with RedisCluster(tmp_path_factory.mktemp("cluster"), node_timeout_ms=CALM_NODE_TIMEOUT_MS) as cluster:
+    with RedisCluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
 

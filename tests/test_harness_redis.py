@@ -65,7 +65,7 @@ def test_a_pair_replicates_behind_its_password(tmp_path: Path) -> None:
 
 
 def test_a_cluster_moves_slots_and_lives_through_the_death_of_a_master(tmp_path: Path) -> None:
-    with RedisCluster(tmp_path, password="s3cret", node_timeout_ms=1000) as cluster:
+    with RedisCluster(tmp_path, password="s3cret") as cluster:
         source, target, _ = cluster.masters
         key = cluster.key_on(source)
         for number in range(4):

@@ -87,16 +87,17 @@ class RedisCluster:
         directory: for all nodes.
         options: of all nodes.
         password: as for `RedisNode`.
-        node_timeout_ms: after so long without an answer a node is held to be down. A test that only wants a cluster
-            should give it time: on a busy machine they sleep long.
+        node_timeout_ms: after so long without an answer a node is held to be down; on a busy machine they sleep long.
+            See `notice_soon` for the tests in which one is to be missed.
     """
 
     MASTERS = 3
 
     def __init__(
-        self, directory: Path, *options: str, password: str | None = None, node_timeout_ms: int = 1500
+        self, directory: Path, *options: str, password: str | None = None, node_timeout_ms: int = 15_000
     ) -> None:
         self.password = password
+        self._node_timeout_ms = node_timeout_ms
         self._ids: dict[RedisNode, str] = {}
         for number in range(2 * self.MASTERS):
             node = RedisNode(directory / f"node{number}", password=password)
@@ -218,10 +219,15 @@ class RedisCluster:
         return migration
 
     def fail_over(self, master: RedisNode) -> RedisNode:
-        """Kills a master; returns the replica that is going to take its place."""
+        """Kills a master; returns the replica that is going to take its place, before long."""
         replica = self.replica_of(master)
         master.kill()
+        self.notice_soon()
         return replica
+
+    def notice_soon(self) -> None:
+        """Has the others miss who is dead or stuck before long; until `revive` that may befall who is only slow."""
+        self._set_node_timeout(1500)
 
     def revive(self) -> None:
         """Has those that are paused go on, starts those again that were killed, and returns when all is well."""
@@ -229,6 +235,7 @@ class RedisCluster:
             node.revive()
         for node in self.nodes:
             node.wait_until_answering()
+        self._set_node_timeout(self._node_timeout_ms)
         self.wait_until_healthy()
 
     def close(self) -> None:
@@ -249,6 +256,11 @@ class RedisCluster:
                 number -= self.MASTERS
                 yield f"{self._ids[node]} {address} {me}slave {ids[number]} 0 0 {number + 1} connected\n"
         yield f"vars currentEpoch {self.MASTERS} lastVoteEpoch 0\n"
+
+    def _set_node_timeout(self, timeout_ms: int) -> None:
+        for node in self.nodes:
+            if node.is_running:
+                node.do("CONFIG", "SET", "cluster-node-timeout", timeout_ms)
 
     def _own(self, node: RedisNode) -> Seen | None:
         """What a node says of itself, None when it says nothing."""
