@@ -37,12 +37,13 @@ async def test_when_the_timeout_passes_the_answer_is_null_and_later_values_stay(
 
 
 async def test_timeouts_pass_in_the_order_of_their_instants(store: Store) -> None:
-    jobs = await store.park("BQPOP q 0.2", "BQPOP q 0.05", "BQPOP r 0.1", "BQPOP q")
-    for job in (jobs[1], jobs[2], jobs[0]):
-        assert await job.wait() == NULL
+    client = store.submit("BQPOP q 0.2", "BQPOP q 0.05", "BQPOP r 0.1", "BQPOP q")
+    await until(lambda: len(client.delivered_calls) == 3)
+    assert [client.calls.index(call) for call in client.delivered_calls] == [1, 2, 0]
     assert store.waiters == 1
     await store.do("QPUSH q a")
-    assert await jobs[3].wait() == Value(b"a")
+    assert await client.delivered() == [NULL, NULL, NULL, Value(b"a")]
+    client.take()
 
 
 async def test_waiting_for_a_queue_does_not_make_it(store: Store) -> None:
@@ -58,8 +59,10 @@ async def test_waiting_for_a_queue_does_not_make_it(store: Store) -> None:
 
 async def test_those_who_wait_keep_waiting_while_the_key_holds_a_plain_value(store: Store) -> None:
     (job,) = await store.park("BQPOP q")
-    await store.do("SET q v PX 50")
+    await store.do("SET q v")
     assert await store.do("BQPOP q") == wrong_type("BQPOP")
+    assert store.waiters == 1
+    await store.do("SET q v PX 50")
     while await store.do("QPUSH q a") == wrong_type("QPUSH"):
         assert store.waiters == 1, "it neither fails nor gives up"
     assert await job.wait() == Value(b"a")
