@@ -207,8 +207,10 @@ def tls_port(tmp_path: Path, certificate: tuple[Path, Path]) -> Iterator[int]:
 async def test_redis_is_spoken_to_by_tls_and_must_be_who_it_says(
     nursery: trio.Nursery, tls_port: int, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.redis.router.START_WITHIN_S", 0.5)
-    message = await complaint_of(f"rediss://127.0.0.1:{tls_port}")
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.redis.router.START_WITHIN_S", 0.5)
+        message = await complaint_of(f"rediss://127.0.0.1:{tls_port}")
+        assert "does not answer" in await complaint_of(f"redis://127.0.0.1:{tls_port}")
     assert "certificate verify failed" in message
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     front = await start_front(nursery, f"rediss://127.0.0.1:{tls_port}")
@@ -216,4 +218,3 @@ async def test_redis_is_spoken_to_by_tls_and_must_be_who_it_says(
     assert await front.do("QPUSH q a b") == Ok(length=2)
     assert await job.wait() == Value(b"a")
     front.close()
-    assert "does not answer" in await complaint_of(f"redis://127.0.0.1:{tls_port}")

@@ -67,7 +67,7 @@ async def test_what_a_stopped_master_has_not_read_yet_is_done_or_undone_when_it_
     nursery: trio.Nursery, cluster: RedisCluster
 ) -> None:
     """I6"""
-    front = await start_front(nursery, cluster.url, answer_timeout_s=0.5)
+    front = await start_front(nursery, cluster.url, answer_timeout_s=3)
     master = cluster.master_of(b"q")
     other = next(cluster.key_on(node).decode() for node in cluster.masters if node is not master)
     await front.do("QPUSH q a b c d e f")
