@@ -252,7 +252,7 @@ async def test_f2_an_upgrade_is_ignored(server: Server, upgrade: bytes) -> None:
 
 
 async def test_f6_a_client_that_sends_a_body_too_large_can_read_the_answer(serve: Serve) -> None:
-    settings = dataclasses.replace(SETTINGS, limits=Limits(body_bytes_max=1_000_000))
+    settings = dataclasses.replace(SETTINGS, limits=Limits(body_bytes_max=1_000_000), linger_s=SOON_S)
     async with serving(serve, settings) as server:
         client = await server.connect()
         await client.send(b"POST / HTTP/1.1\r\n%bContent-Length: 1000001\r\n\r\n" % HOST)
