@@ -10,7 +10,7 @@ import trio
 
 from engine.limits import KIB, Limits
 from engine.replies import Error, Failure, Integer, Ok, Refused, Value
-from tests.conformance.store import Backend, Line, Store, until
+from tests.conformance.store import WITHIN_S, Backend, Line, Store, until
 from tests.harness.cases import ALREADY_EXISTS, EMPTY, GET_OF_A_QUEUE, NOT_FOUND, NULL, OK, wrong_type
 
 PONG = Value(b"PONG")
@@ -99,8 +99,11 @@ async def test_while_shutting_down_it_is_refused_as_a_whole(store: Store, *, ato
 
 
 @both
-async def test_what_was_submitted_when_the_engine_closes_is_done(store: Store, *, atomic: bool) -> None:
+async def test_what_was_submitted_when_the_engine_closes_is_done(
+    store: Store, monkeypatch: pytest.MonkeyPatch, *, atomic: bool
+) -> None:
     """B9"""
+    monkeypatch.setattr("engine.cluster.CLOSE_WITHIN_S", WITHIN_S)
     single = store.submit("SET {k}single v")
     batch = store.submit_many(*(f"SET {{k}}{number} v" for number in range(500)), atomic=atomic)
     store.close()
