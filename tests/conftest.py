@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
@@ -21,6 +22,24 @@ settings.load_profile("holdfast")  # the same examples every time, however long 
 
 PATIENCE_S = 300.0
 """For a whole test: each step of it may take a minute on a busy machine, and most take none."""
+
+
+async def _patiently(function: Callable[[], Awaitable[None]]) -> None:
+    with trio.move_on_after(PATIENCE_S) as scope:
+        try:
+            await function()
+        finally:
+            assert not scope.cancel_called, "the test waits for ever"
+
+
+def run_with_patience(
+    function: Callable[[], Awaitable[None]],
+    *,
+    clock: trio.abc.Clock | None = None,
+    instruments: Sequence[trio.abc.Instrument] = (),
+) -> None:
+    """`trio.run` in real time, but not for ever."""
+    trio.run(_patiently, function, clock=clock, instruments=instruments)
 
 
 def run_under_virtual_time(
@@ -55,6 +74,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.trio(run=run_under_still_clock))
         elif {"world", "autojump_clock"} & fixtures:
             item.add_marker(pytest.mark.trio(run=run_under_virtual_time))
+        elif inspect.iscoroutinefunction(getattr(item, "obj", None)):
+            item.add_marker(pytest.mark.trio(run=run_with_patience))
 
 
 @pytest.fixture

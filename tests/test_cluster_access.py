@@ -17,8 +17,6 @@ from tests.harness.front import Front, start_front, unavailable, until
 from tests.harness.redis import RedisNode, RedisPair
 from tests.harness.redis_node import Port
 
-pytestmark = pytest.mark.usefixtures("patience")
-
 PASSWORD = "s3cret-word"
 
 

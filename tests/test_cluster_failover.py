@@ -13,8 +13,6 @@ from tests.harness.cases import OK
 from tests.harness.front import Crowd, Front, start_front, unavailable, until
 from tests.harness.redis import RedisCluster
 
-pytestmark = pytest.mark.usefixtures("patience")
-
 
 @pytest.fixture
 def cluster(own_redis_cluster: RedisCluster) -> Iterator[RedisCluster]:

@@ -17,8 +17,6 @@ from tests.harness.cases import ALREADY_EXISTS, NOT_FOUND, NULL, OK
 from tests.harness.front import QUEUES, Crowd, start_front, unavailable, until
 from tests.harness.redis import WITHIN_S, RedisCluster, RedisNode
 
-pytestmark = pytest.mark.usefixtures("patience")
-
 
 @pytest.fixture(scope="module")
 def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:

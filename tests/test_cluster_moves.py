@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import pytest
 import trio
 
 from engine.redis.slots import slot_of
@@ -14,8 +13,6 @@ from tests.conformance.store import content_of
 from tests.harness.cases import GET_OF_A_QUEUE, NOT_FOUND, NULL, OK
 from tests.harness.front import QUEUES, Crowd, start_front, unavailable, until
 from tests.harness.redis import Migration, RedisCluster
-
-pytestmark = pytest.mark.usefixtures("patience")
 
 
 @asynccontextmanager
