@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 from engine.calls import Call
 from engine.commands import BQPop
 from engine.redis.errors import Lost, NotReplicated, NotSent
-from engine.redis.lines import TAKE_MAX, TELL_MAX, TRIES_MAX, TRY_AGAIN_S, Lines
+from engine.redis.lines import REFUSED_S, TAKE_MAX, TELL_MAX, TRIES_MAX, TRY_AGAIN_S, Lines
 from engine.redis.receipts import RETRY_S, Receipt, Receipts
 from engine.redis.request import Request
 from engine.redis.scripts import BQPOP, GIVE_BACK
@@ -335,7 +335,10 @@ async def test_an_error_refuses_who_comes_and_lets_wait_who_waits(hall: Hall, er
     hall.answer(error)
     assert list(hall.replies) == [fresh]
     assert isinstance(hall.replies[fresh], Failure)
-    await trio.sleep(TRY_AGAIN_S * 1.5)
+    pause_s = REFUSED_S if isinstance(error, NotSent) else TRY_AGAIN_S
+    await trio.sleep(pause_s * 0.9)
+    assert not hall.tries()
+    await trio.sleep(pause_s * 0.2)
     hall.answer(hall.took(b"a"))
     assert hall.replies[old] == Value(b"a")
     assert hall.nothing_is_left()

@@ -32,7 +32,7 @@ from sortedcontainers import SortedList
 
 from engine.calls import PARKED, Call
 from engine.commands import BQPop
-from engine.redis.errors import Lost, NotReplicated
+from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.redis.faults import refusal
 from engine.redis.receipts import FIRST, Posts, Receipt, Receipts, receipt_of
 from engine.redis.request import Request, script_call
@@ -47,6 +47,11 @@ TAKE_BYTES_MAX = 1024 * 1024
 TRY_AGAIN_S = 0.25
 """Until the next try of a line that could not be tried; or whose slot is being moved, for then the new master is asked
 before it is the owner, and does not tell when the key changes."""
+
+REFUSED_S = 2.0
+"""The same for one that nothing was sent for: that its master can be reached, and takes writes, again is told; this is
+for what nobody has thought of, and very many lines may wait for it.
+"""
 
 SHORT_S = 1.0
 """Who waits no longer than this has the line tried, though it is watched: to hear of a change could take as long."""
@@ -108,7 +113,7 @@ class Lines:
         self._tickets = 0
         self._count = 0
         self._deadlines: SortedList[tuple[float, int, bytes]] = SortedList()
-        self._later: deque[tuple[float, bytes, _Line]] = deque()
+        self._later: SortedList[tuple[float, bytes]] = SortedList()
         self._concerned: set[int] = set()
         self._backlog: deque[bytes] = deque()
         self._nudged = trio.Event()
@@ -216,8 +221,9 @@ class Lines:
     def _gather(self, now_s: float) -> None:
         """Finds the lines that have to be tried."""
         while self._later and self._later[0][0] <= now_s:
-            _, key, line = self._later.popleft()
-            line.later = False
+            _, key = self._later.pop(0)
+            if key in self._lines:
+                self._lines[key].later = False
             self._backlog.append(key)
         if self._concerned:
             self._receipts.give_back()
@@ -279,7 +285,7 @@ class Lines:
                 self._backlog.append(key)
                 self._nudged.set()
         elif not told:
-            self._try_later(key, line)
+            self._try_later(key, line, REFUSED_S if isinstance(failure, NotSent) else TRY_AGAIN_S)
 
     def _serve(self, key: bytes, line: _Line, receipts: list[Receipt], values: list[bytes]) -> None:
         for index, (receipt, value) in enumerate(zip(receipts, values, strict=True)):
@@ -290,10 +296,10 @@ class Lines:
             call.taken.append(receipt)
             self._answer(call, Value(value))
 
-    def _try_later(self, key: bytes, line: _Line) -> None:
+    def _try_later(self, key: bytes, line: _Line, pause_s: float) -> None:
         if not line.later:
             line.later = True
-            self._later.append((trio.current_time() + TRY_AGAIN_S, key, line))
+            self._later.add((trio.current_time() + pause_s, key))
             self._nudged.set()
 
     def _refuse(self, key: bytes, line: _Line, failure: Exception) -> None:
