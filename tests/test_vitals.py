@@ -165,7 +165,7 @@ async def test_what_has_writes_refused_is_logged_when_it_begins_and_when_it_is_o
     full, empty = (b"used_memory:%d\r\nmaxmemory:10\r\n" % used for used in (10, 9))
     with caplog.at_level(logging.INFO, "holdfast.redis"):
         for replicas in ((0,), (), (), (0,), (0,)):
-            vitals.learn_replicas(role(0, *replicas))
+            learn(vitals, role(0, *replicas))
         for memory in (empty, full, full, empty, empty):
             learn(vitals, memory=memory)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [

@@ -217,7 +217,7 @@ class Receipts:
         if isinstance(result, NotReplicated):
             self.returned_values += result.result
             if self.insists:
-                return
+                return  # it is back, and nobody stays to look again
         elif not isinstance(result, Exception):
             self.returned_values += result
             return

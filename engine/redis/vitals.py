@@ -74,14 +74,15 @@ class Vitals:
         """Takes note of what the node says.
 
         Args:
-            size: its answer to `SIZE`; this and the others may be errors, for not everybody may ask everything.
+            size: its answer to `SIZE`; this and the others may be errors, for not everybody may ask everything,
+                or None.
             role: to `ROLE`.
             config: to `CONFIG`.
             memory: to `MEMORY`.
         """
         if isinstance(size, int):
             self.keys = size
-        self.learn_replicas(role)
+        self._learn_replicas(role)
         if isinstance(config, dict):
             self._learn_config({name.decode(): value.decode() for name, value in config.items()})
         if isinstance(memory, bytes):
@@ -92,16 +93,11 @@ class Vitals:
             )
         self._tell()
 
-    def learn_replicas(self, role: Any) -> None:
-        """Takes note of who follows, and how closely.
-
-        Args:
-            role: the node's answer to `ROLE`, or an error.
-        """
+    def _learn_replicas(self, role: Any) -> None:
         try:
             offset, replicas_have = _read_role(role)
         except (TypeError, ValueError, LookupError):
-            return  # it is an error, or a replica's, or of something that calls itself Redis: a WAIT will tell
+            return  # it is not known, or an error, or a replica's: a WAIT will tell
         now_s = trio.current_time()
         if offset < self._has:  # the history is another one: it was a replica meanwhile
             self.start_again()
@@ -109,7 +105,6 @@ class Vitals:
             self._had, self._has, self._has_since_s = self._has, offset, now_s
         self.replicas = len(replicas_have)
         self.following = sum(has >= self._had for has in replicas_have)
-        self._tell()
 
     def _learn_config(self, config: dict[str, str]) -> None:
         before, self.config = self.config, config
