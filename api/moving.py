@@ -222,12 +222,16 @@ def _result_text(moved: Moved, source: str, destination: str) -> Iterator[str]:
     if moved.resumed_at:
         yield f"Resumed behind what had been written before: {moved.resumed_at:,} keys and pieces of queues"
     if moved.expired:
-        yield f"{moved.expired:,} keys have expired and are not there"
+        yield f"Expired, and so not there: {_some(moved.expired, 'key')}"
     yield f"Verified: read back and compared, checksum {moved.tally.checksum}"
 
 
 def _counts(tally: Tally) -> str:
-    return f"{tally.keys:,} keys, {tally.queues.count:,} queues with {tally.values:,} values"
+    return f"{_some(tally.keys, 'key')}, {_some(tally.queues.count, 'queue')} with {_some(tally.values, 'value')}"
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _result_json(moved: Moved, source: str, destination: str) -> dict[str, object]:

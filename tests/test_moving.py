@@ -124,7 +124,7 @@ def test_what_was_done_is_said(data: Path, tmp_path: Path) -> None:
 def test_what_expired_is_said(tmp_path: Path) -> None:
     gone: list[Op] = [(ops.PUT, b"gone", b"", 1), (ops.PUT, b"here", b"", None)]
     result = run("export", filled(tmp_path / "data", gone), "--to", tmp_path / "copy")
-    assert result.stdout.splitlines()[1] == "1 keys have expired and are not there"
+    assert result.stdout.splitlines()[1] == "Expired, and so not there: 1 key"
     assert run_json("export", tmp_path / "data", "--to", tmp_path / "other")[1]["expired"] == 1
 
 

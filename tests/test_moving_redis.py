@@ -200,7 +200,7 @@ async def test_a_source_without_order_is_written_once_more_from_its_beginning(on
 
 async def test_only_an_empty_redis_or_an_unfinished_move_from_the_same_source_is_moved_into(one: RedisNode) -> None:
     one.do("SET", "a", "1")
-    with pytest.raises(MoveError, match=r"is not empty: it has 1 keys, 'a' is one of them"):
+    with pytest.raises(MoveError, match=r"is not empty; keys: 1, one of them 'a'"):
         await put_into(one.url, Items(state_of(EVERYTHING)))
     assert one.do("KEYS", "*") == [b"a"]
     one.do("FLUSHALL")

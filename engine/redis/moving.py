@@ -131,7 +131,7 @@ class RedisDestination:
                 keys = await anext(found, None)
             if keys is not None:
                 count = sum(await self._masters.ask_all(Simple(b"DBSIZE", ())))
-                raise MoveError(f"{self.name} is not empty: it has {count:,} keys, {show(keys[0])} is one of them")
+                raise MoveError(f"{self.name} is not empty; keys: {count:,}, one of them {show(keys[0])}")
 
     async def write(self, items: list[Item], position: int) -> None:
         """Takes items; those it has already change nothing.
