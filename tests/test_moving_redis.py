@@ -18,7 +18,7 @@ from engine.moving.tally import Difference
 from engine.ops import Op
 from engine.redis.endpoint import Address, parse_endpoint
 from engine.redis.format import IMPORT_KEY, is_mark, receipts_key
-from engine.redis.masters import Master, open_masters
+from engine.redis.masters import Master, fronts_in, open_masters
 from engine.redis.moving import RedisDestination, RedisSource
 from engine.redis.node import Simple
 from engine.redis.scan import RECENT_KEYS_MAX, scan
@@ -237,6 +237,24 @@ async def test_a_front_that_comes_while_everything_is_read_is_noticed_at_the_end
             async for _ in batches:
                 pass
         front.close()
+
+
+async def test_a_front_on_another_database_is_none_on_this_one(nursery: trio.Nursery, one: RedisNode) -> None:
+    front = await start_front(nursery, f"{one.url}/1")
+    assert (await put_into(one.url, Items(state_of(EVERYTHING)))).differences == []
+    assert await take_from(one.url) != []
+    with pytest.raises(InUse):
+        await take_from(f"{one.url}/1")
+    front.close()
+
+
+def test_only_a_connection_by_the_very_name_is_a_fronts() -> None:
+    line = "id=3 addr=10.0.0.1:{} fd=8 name={} age=1 db=0 cmd=get user=holdfast lib-name={} lib-ver=6"
+    others = [("", "redis-py"), ("holdfast-backup", "redis-py"), ("my-holdfast", ""), ("", "holdfast")]
+    names = [("holdfast", "coredis"), *others, ("holdfast", "coredis")]
+    clients = "\n".join(line.format(port, *both) for port, both in enumerate(names))
+    assert fronts_in(clients.encode(), 0) == [b"10.0.0.1:0", b"10.0.0.1:5"]
+    assert fronts_in(clients.encode(), 1) == []
 
 
 async def test_whoever_may_not_see_who_is_connected_moves_all_the_same(nursery: trio.Nursery, one: RedisNode) -> None:

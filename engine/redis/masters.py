@@ -22,7 +22,8 @@ from engine.redis.errors import ClusterError
 from engine.redis.node import FRONT_NAME, Simple, check_version, connect, fault, is_answer, send
 from engine.redis.topology import Topology, discover
 
-_FRONTS = re.compile(rb"^.*\baddr=(\S+) .*\bname=" + FRONT_NAME + rb" ", re.MULTILINE)
+_FRONTS = re.compile(rb"^id=\S+ addr=(\S+) .* name=" + FRONT_NAME + rb" .* db=([0-9]+) ", re.MULTILINE)
+"""Lines of CLIENT LIST: where a front is, and the number of its database."""
 
 ANSWER_TIMEOUT_S = 60.0
 """Nobody waits for a tool; a node that writes its data to the disk may take its time."""
@@ -108,7 +109,7 @@ class Masters:
         return answers
 
     async def check_no_fronts(self) -> None:
-        """Looks whether fronts are connected; who may not ask cannot know.
+        """Looks whether fronts are connected, on the same database; who may not ask cannot know.
 
         Raises:
             InUse: there are.
@@ -117,7 +118,8 @@ class Masters:
         for master in self:
             (clients,) = await master.ask(Simple(b"CLIENT", (b"LIST",)))
             if isinstance(clients, bytes):
-                fronts = max(fronts, _FRONTS.findall(clients), key=len)  # each has a connection to every master
+                found = fronts_in(clients, self.endpoint.database)
+                fronts = max(fronts, found, key=len)  # each has a connection to every master
         if fronts:
             some = "a front" if len(fronts) == 1 else f"{len(fronts)} fronts, one of them"
             raise InUse(
@@ -132,6 +134,16 @@ class Masters:
         """
         if (await _discover(self.endpoint)).owners != self._topology.owners:
             raise MoveError(f"the masters of {self.endpoint} have changed meanwhile")
+
+
+def fronts_in(clients: bytes, database: int) -> list[bytes]:
+    """Where the fronts on a database of a node are.
+
+    Args:
+        clients: its answer to CLIENT LIST.
+        database: its number.
+    """
+    return [address for address, number in _FRONTS.findall(clients) if int(number) == database]
 
 
 @asynccontextmanager
