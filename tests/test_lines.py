@@ -423,6 +423,18 @@ async def test_who_comes_while_the_master_is_away_is_refused_at_once(hall: Hall)
     assert hall.replies[old] == Value(b"a")
 
 
+async def test_who_comes_while_too_few_replicas_follow_is_refused_though_the_line_is_watched(hall: Hall) -> None:
+    old = await hall.waiting()
+    hall.router.abandoned = {hall.router.slot_of(b"q")}
+    fresh = hall.park()
+    assert hall.replies == {fresh: Failure(Error.UNAVAILABLE, "too few replicas")}
+    hall.router.abandoned.clear()
+    hall.lines.try_all()
+    await wait_all_tasks_blocked()
+    hall.answer(hall.took(b"a"))
+    assert hall.replies[old] == Value(b"a")
+
+
 async def test_a_line_that_fails_is_tried_at_its_pace_however_many_come(hall: Hall) -> None:
     """Each of them once had a timer of its own, for ever."""
     wrong = ClusterDownError("the cluster is down")

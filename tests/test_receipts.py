@@ -206,13 +206,28 @@ async def test_a_return_that_too_few_replicas_have_is_done_again_as_far_as_it_wa
 async def test_what_too_few_replicas_would_follow_goes_back_only_when_the_front_ends(
     receipts: Receipts, router: FakeRouter
 ) -> None:
+    router.abandoned = {router.slot_of(b"q")}
     receipts.take_back([popped(1)])
-    await wait_all_tasks_blocked()
-    assert not router.answer_next(NotSent("too few replicas")).insists
+    await trio.sleep(60)
+    assert receipts.owed == 1
     receipts.insists = True
     await trio.sleep(2 * RETRY_S)
     assert router.answer_next(NotReplicated(1)).insists
     assert (receipts.owed, receipts.returned_values) == (0, 1)
+
+
+async def test_very_much_that_waits_for_replicas_keeps_nothing_else_waiting(
+    receipts: Receipts, router: FakeRouter
+) -> None:
+    """It was tried again at once, for ever, and nothing else came to its turn."""
+    router.abandoned = {router.slot_of(b"q")}
+    receipts.take_back([popped(1, b"other"), *(popped(number) for number in range(2, AT_ONCE_MAX + 3))])
+    receipts.give_back()
+    assert tokens_going_back(router) == [[1]]
+    router.answer_next(1)
+    router.abandoned.clear()
+    await trio.sleep(2 * RETRY_S)
+    assert sum(map(len, tokens_going_back(router))) == AT_ONCE_MAX + 1
 
 
 async def test_what_is_owed_waits_for_its_master(receipts: Receipts, router: FakeRouter) -> None:

@@ -45,6 +45,9 @@ class WireRouter:
     def is_up(self, _slot: int) -> bool:
         return True
 
+    def takes_writes(self, _slot: int) -> bool:
+        return True
+
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisNode]:

@@ -147,7 +147,7 @@ class Lines:
         self._count += 1
         call.stage = PARKED
         call.waiter = (self._tickets, command.key)
-        if line.watched and timeout_s >= SHORT_S and self._router.is_up(self._router.slot_of(command.key)):
+        if line.watched and timeout_s >= SHORT_S and self._router.takes_writes(self._router.slot_of(command.key)):
             line.seen = self._tickets
         else:
             self._try(command.key, line)

@@ -85,6 +85,9 @@ class Posts(Protocol):
     def is_up(self, slot: int) -> bool:
         """Whether the master of a slot can be reached."""
 
+    def takes_writes(self, slot: int) -> bool:
+        """Whether it can, and replicas enough follow it."""
+
 
 class Receipts:
     """All receipts of this front.
@@ -131,7 +134,7 @@ class Receipts:
         self._settled.set()
 
     def take_back(self, receipts: Iterable[Receipt]) -> None:
-        """These go back, as soon as their master can be reached."""
+        """These go back, as soon as their master takes them."""
         self._abandoned += receipts
         self._taken_back.set()
 
@@ -187,11 +190,12 @@ class Receipts:
     def give_back(self) -> None:
         """Puts back what can be, the last pop first, so that the old order is restored; of very much the rest later."""
         going, staying = 0, []
+        can_go = self._router.is_up if self.insists else self._router.takes_writes
         by_key: defaultdict[bytes, list[Receipt]] = defaultdict(list)
         self._abandoned.sort(key=attrgetter("token"))
         while self._abandoned and going < AT_ONCE_MAX:
             receipt = self._abandoned.pop()
-            if self._router.is_up(self._router.slot_of(receipt.key)):
+            if can_go(self._router.slot_of(receipt.key)):
                 by_key[receipt.key].append(receipt)
                 going += 1
             else:

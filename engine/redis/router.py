@@ -118,6 +118,11 @@ class Router:
         address = self.topology.owner(slot)
         return address is not None and address in self.links and self.links[address].up
 
+    def takes_writes(self, slot: int) -> bool:
+        """Whether it can, and replicas enough follow it."""
+        address = self.topology.owner(slot)
+        return self.is_up(slot) and not self.links[address].vitals.abandoned  # type: ignore[index]  # it is up
+
     def _link_to(self, address: Address) -> Link:
         link = self.links.get(address)
         if link is None:

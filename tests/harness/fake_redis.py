@@ -27,6 +27,7 @@ from anyio.abc import ByteStream
 from coredis.connection import TCPConnection
 
 from engine.redis.endpoint import Address
+from engine.redis.errors import NotSent
 from engine.redis.format import is_mark
 from engine.redis.request import Request
 from engine.redis.scripts import BQPOP, GIVE_BACK, QLEN, QPOP, QPUSH, SCRIPTS
@@ -41,16 +42,20 @@ class FakeRouter:
     Attributes:
         posted: requests that are not answered yet, the oldest first.
         down: answers everything at once, from within, when it is set.
+        abandoned: slots whose master has too few replicas: what writes there and does not insist is refused likewise.
     """
 
     def __init__(self, slot: Callable[[bytes], int] = slot_of) -> None:
         self.posted: list[Request] = []
         self.down: Exception | None = None
+        self.abandoned: set[int] = set()
         self._slot = slot
 
     def post(self, request: Request) -> None:
         if self.down is not None:
             request.done(self.down)
+        elif request.writes and not request.insists and request.slot in self.abandoned:
+            request.done(NotSent("too few replicas"))
         else:
             self.posted.append(request)
 
@@ -59,6 +64,9 @@ class FakeRouter:
 
     def is_up(self, _slot: int) -> bool:
         return self.down is None
+
+    def takes_writes(self, slot: int) -> bool:
+        return self.down is None and slot not in self.abandoned
 
     def answer(self, request: Request, result: Any) -> None:
         """Tells what became of a request."""
