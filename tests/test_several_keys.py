@@ -6,7 +6,7 @@ import pytest
 from coredis.exceptions import TryAgainError
 
 from engine.commands import Command, Delete, Exists
-from engine.redis.errors import Lost, NotSent
+from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.redis.performer import KEYS_MAX, Performer
 from engine.redis.receipts import Receipts
 from engine.replies import Error, Failure, Integer, Reply
@@ -71,6 +71,7 @@ def test_keys_of_a_slot_that_is_being_moved_are_asked_for_one_by_one() -> None:
     ("command", "first", "detail"),
     [
         (Delete((b"a1", b"b1")), 1, f"{AWAY}; keys in other slots may have been removed"),
+        (Delete((b"a1", b"b1")), NotReplicated(1), f"{AWAY}; keys in other slots may have been removed"),
         (Delete((b"a1", b"b1")), NotSent(AWAY), AWAY),
         (Delete((b"a1", b"b1")), Lost(AWAY), f"{AWAY}; the command may have been done, or not"),
         (Exists((b"a1", b"b1")), 1, AWAY),
@@ -85,3 +86,13 @@ def test_one_slot_that_fails_fails_the_command_and_a_delete_says_if_others_are_d
         assert not asked.replies, "it waits for the others"
         asked.answer(first if other_way_round else NotSent(AWAY))
         assert asked.replies == [Failure(Error.UNAVAILABLE, detail)]
+
+
+def test_a_delete_that_too_few_replicas_have_is_done_with_all_its_keys() -> None:
+    asked = Asked(Delete(tuple(b"a%d" % number for number in range(KEYS_MAX + 1))))
+    asked.answer(NotReplicated(KEYS_MAX))
+    assert asked.words == [(b"UNLINK", b"a%d" % KEYS_MAX)]
+    asked.answer(1)
+    [reply] = asked.replies
+    assert isinstance(reply, Failure)
+    assert reply.detail.startswith("done, but too few replicas have it yet")

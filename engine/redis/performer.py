@@ -190,6 +190,7 @@ class _Count:
         self._sum = 0
         self._answered = False
         self._failure: Failure | None = None
+        self._behind: Failure | None = None  # what some were done with; the rest is done as well
 
     def go_on(self) -> None:
         """Asks for the next keys, or finishes."""
@@ -199,7 +200,7 @@ class _Count:
             return
         some = self._command.keys[self._next : self._next + KEYS_MAX]
         if not some or self._failure is not None:
-            self._finish(self._failure or Integer(self._sum))
+            self._finish(self._failure or self._behind or Integer(self._sum))
             return
         by_slot: defaultdict[int, list[bytes]] = defaultdict(list)
         for key in some:
@@ -221,7 +222,10 @@ class _Count:
             for key in keys:
                 self._post(slot, [key])
             return
-        if isinstance(result, Exception):
+        if isinstance(result, NotReplicated):
+            self._behind = refusal(result, self._command)
+            self._answered = True
+        elif isinstance(result, Exception):
             if self._failure is None or isinstance(result, Lost):  # which says most
                 self._failure = refusal(result, self._command)
         else:
