@@ -12,7 +12,15 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine.redis.endpoint import Address
 from engine.redis.errors import Lost, NotReplicated, NotSent
-from engine.redis.link import ANSWERS_BYTES_MAX, GROUP_BYTES_MAX, GROUP_MAX, RECONNECT_S, Link, LinkSettings
+from engine.redis.link import (
+    ANSWERS_BYTES_MAX,
+    GROUP_BYTES_MAX,
+    GROUP_MAX,
+    LOOK_AGAIN_S,
+    RECONNECT_S,
+    Link,
+    LinkSettings,
+)
 from engine.redis.request import Request
 from engine.redis.scripts import SCRIPTS
 from tests.harness.fake_redis import HOLD, FakeNet, FakeNode, Fault
@@ -328,6 +336,25 @@ async def test_a_write_that_is_refused_has_it_looked_whether_replicas_follow_aga
     write = careful.post(b"SET", b"k", b"v", writes=True)
     await wait_all_tasks_blocked()
     assert careful.result(write) == b"OK"
+
+
+async def test_writes_that_are_refused_have_it_looked_a_few_times_a_second_however_many_they_are(
+    careful: Owner, node: FakeNode
+) -> None:
+    looks = 0
+
+    def role(_words: object) -> list[object]:
+        nonlocal looks
+        looks += 1
+        return [b"master", 0, []]
+
+    node.answers[b"ROLE"] = role
+    careful.on_answer = lambda request: request.done(careful.result(request))
+    careful.link.learn(role=[b"master", 0, []])
+    for _ in range(100):
+        assert careful.kinds(careful.post(b"SET", b"k", b"v", writes=True)) == [NotSent]
+        await trio.sleep(LOOK_AGAIN_S / 20)
+    assert 4 <= looks <= 6
 
 
 # Broken connections

@@ -20,6 +20,7 @@ The rules that hold here:
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,9 @@ WAIT_TIMEOUT_S = 1.0
 
 RECONNECT_S = (0.05, 1.0)
 """First and longest pause between two attempts to connect."""
+
+LOOK_AGAIN_S = 0.25
+"""Between two looks at the replicas for writes that are refused, which may come by thousands a second."""
 
 _LAST_ANSWERS_S = 1.0
 """For answers that came before the connection broke; it takes some turns of the event loop."""
@@ -145,6 +149,7 @@ class Link:
         self._under_way: deque[_Group] = deque()
         self._requests_max = GROUP_MAX
         self._looking = False  # whether it has been asked who follows, and has not answered yet
+        self._looked_s = -math.inf  # when it was asked last
         self._old_client: tuple[bytes | int, ...] = ()  # how CLIENT KILL finds the connection before this one
         self._scope = trio.CancelScope()
         self.posted_s = trio.current_time()
@@ -152,13 +157,14 @@ class Link:
     def post(self, request: Request) -> None:
         """Has a request sent; its result comes by `LinkOwner.answered`, also from within if it is refused.
 
-        While there are too few replicas writes are: all else would wait behind them, and they for nothing. Each has it
+        While there are too few replicas writes are: all else would wait behind them, and they for nothing. They have it
         looked whether that is still so: of a node that gets its first slot the router asks nothing.
         """
         if self.fault:
             self._owner.answered(request, NotSent(self.fault))
         elif request.writes and not request.insists and self.vitals.abandoned:
-            self._look_at_replicas()
+            if trio.current_time() >= self._looked_s + LOOK_AGAIN_S:
+                self._look_at_replicas()
             self._owner.answered(request, NotSent(self.vitals.abandoned))
         else:
             self.posted_s = trio.current_time()
@@ -320,7 +326,7 @@ class Link:
     def _look_at_replicas(self) -> None:
         """Asks who follows, before all else: the router asks as well, and does not wait long behind a WAIT."""
         if not self._looking:
-            self._looking = True
+            self._looking, self._looked_s = True, trio.current_time()
             self._outbox.appendleft(Request(*ROLE, (), -1, self._looked_at_replicas))
             self._posted.set()
 
