@@ -86,7 +86,7 @@ class Posts(Protocol):
         """Whether the master of a slot can be reached."""
 
     def takes_writes(self, slot: int) -> bool:
-        """Whether it can, and replicas enough follow it."""
+        """Whether it can be reached, and replicas enough follow it."""
 
 
 class Receipts:

@@ -119,7 +119,7 @@ class Router:
         return address is not None and address in self.links and self.links[address].up
 
     def takes_writes(self, slot: int) -> bool:
-        """Whether it can, and replicas enough follow it."""
+        """Whether it can be reached, and replicas enough follow it."""
         address = self.topology.owner(slot)
         return self.is_up(slot) and not self.links[address].vitals.abandoned  # type: ignore[index]  # it is up
 
