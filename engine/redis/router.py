@@ -115,13 +115,17 @@ class Router:
 
     def is_up(self, slot: int) -> bool:
         """Whether the master of a slot can be reached."""
-        address = self.topology.owner(slot)
-        return address is not None and address in self.links and self.links[address].up
+        link = self._link_of(slot)
+        return link is not None and link.up
 
     def takes_writes(self, slot: int) -> bool:
         """Whether it can be reached, and replicas enough follow it."""
+        link = self._link_of(slot)
+        return link is not None and link.up and not link.vitals.abandoned
+
+    def _link_of(self, slot: int) -> Link | None:
         address = self.topology.owner(slot)
-        return self.is_up(slot) and not self.links[address].vitals.abandoned  # type: ignore[index]  # it is up
+        return None if address is None else self.links.get(address)
 
     def _link_to(self, address: Address) -> Link:
         link = self.links.get(address)
