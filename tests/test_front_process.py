@@ -7,10 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -18,10 +17,10 @@ import pytest
 from api.stop import SAME_SIGNAL_S
 from tests.harness.process import ROOT, Server
 from tests.harness.redis import RedisCluster, RedisNode
+from tests.harness.waiting import WITHIN_S, wait_until
 
 PASSWORD = "secret"
 
-WITHIN_S = 60.0
 
 UNAVAILABLE = (503, {"error": "unavailable", "detail": "shutting down"})
 
@@ -40,14 +39,6 @@ def front(request: pytest.FixtureRequest, tmp_path: Path, cluster: RedisCluster)
     with Server(tmp_path / "front", *options, engine=cluster.url) as server:
         yield server
         assert PASSWORD not in server.log
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Waits for what another process does; it has no event for us."""
-    deadline_s = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen"
-        time.sleep(0.01)
 
 
 def stat_of(server: Server, name: str) -> int:
@@ -172,7 +163,7 @@ def test_statistics_are_numbers_and_on_sigusr1_in_the_log(front: Server) -> None
     assert {"waiters", "commands", "uptime_s", "connections", "tasks"} <= members.keys()
     assert all(isinstance(value, int | float) for value in members.values())
     front.signal(signal.SIGUSR1)
-    until(lambda: "SIGUSR1: {" in front.log)
+    wait_until(lambda: "SIGUSR1: {" in front.log)
 
 
 def test_there_is_no_log_to_fold_on_a_front(front: Server) -> None:
@@ -188,7 +179,7 @@ def test_what_one_front_writes_another_reads_and_who_waits_there_is_served(front
         assert other.post({"command": "SET shared yes"}) == (200, None)
         assert front.post({"command": "GET shared"}) == (200, {"value": "yes"})
         parked = pool.submit(front.post, {"command": "BQPOP calls"})
-        until(lambda: stat_of(front, "waiters") == 1)
+        wait_until(lambda: stat_of(front, "waiters") == 1)
         assert other.post({"command": "QPUSH calls x"}) == (200, None)
         assert parked.result() == (200, {"value": "x"})
 
@@ -197,7 +188,7 @@ def test_sigterm_answers_parked_clients_503_takes_nothing_and_exits_0(front: Ser
     """E8, H1"""
     with ThreadPoolExecutor(8) as pool:
         parked = [pool.submit(front.post, {"command": f"BQPOP parked{number}"}) for number in range(8)]
-        until(lambda: stat_of(front, "waiters") == 8)
+        wait_until(lambda: stat_of(front, "waiters") == 8)
         front.stop()
         assert [future.result() for future in parked] == [UNAVAILABLE] * 8
     assert last_line(front).endswith("stopped; a front keeps no data")
@@ -215,7 +206,7 @@ def hung(front: Server, cluster: RedisCluster) -> Iterator[Server]:
     try:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(front.post, {"command": "SET k w"})
-            until(lambda: stat_of(front, "mailbox") == 1)
+            wait_until(lambda: stat_of(front, "mailbox") == 1)
             yield front
             if front.is_running:
                 front.kill()
@@ -231,7 +222,7 @@ def test_a_redis_that_hangs_cannot_hold_up_the_exit(hung: Server) -> None:
 def test_a_second_signal_exits_now(hung: Server) -> None:
     """H1"""
     hung.signal(signal.SIGTERM)
-    until(lambda: "SIGTERM: shutting down" in hung.log)
+    wait_until(lambda: "SIGTERM: shutting down" in hung.log)
     time.sleep(SAME_SIGNAL_S + 0.1)
     hung.signal(signal.SIGTERM)
     assert hung.wait() == 128 + signal.SIGTERM
@@ -260,12 +251,12 @@ def test_a_redis_that_is_gone_is_answered_503_and_one_that_is_back_serves_again(
         client = httpx.Client(base_url=front.url, headers={"Authorization": "Bearer t"}, timeout=WITHIN_S)
         assert client.post("/", json={"command": "SET k v"}).status_code == 200
         redis.kill()
-        until(lambda: client.get("/readyz").status_code == 503)
+        wait_until(lambda: client.get("/readyz").status_code == 503)
         refused = client.post("/", json={"command": "GET k"})
         assert (refused.status_code, refused.json()["error"]) == (503, "unavailable")
         assert refused.headers["retry-after"] == "1"
         redis.start()
-        until(lambda: client.get("/readyz").status_code == 200)
+        wait_until(lambda: client.get("/readyz").status_code == 200)
         assert client.post("/", json={"command": "GET k"}).json() == {"value": "v"}
         assert "Traceback" not in front.log
         client.close()
@@ -275,7 +266,7 @@ def test_a_front_whose_redis_is_gone_stops_as_well(tmp_path: Path) -> None:
     """H1"""
     with RedisNode(tmp_path / "redis") as redis, Server(tmp_path / "front", engine=redis.url) as front:
         redis.kill()
-        until(lambda: front.get("/readyz")[0] == 503)
+        wait_until(lambda: front.get("/readyz")[0] == 503)
         front.stop()
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from engine.redis.slots import slot_of
 from tests.harness.process import ROOT
-from tests.harness.redis import RedisCluster, RedisError, RedisNode, RedisPair, Wire, wait_until
+from tests.harness.redis import RedisCluster, RedisError, RedisNode, RedisPair, Wire
+from tests.harness.waiting import wait_until
 
 STARTER = """
 import sys, time

@@ -24,7 +24,8 @@ from engine.ops import Op
 from engine.redis.format import IMPORT_KEY
 from tests.harness.moving import Dump, Items, dump, everything, fill, silent, state_of
 from tests.harness.process import ROOT, Server
-from tests.harness.redis import RedisCluster, wait_until
+from tests.harness.redis import RedisCluster
+from tests.harness.waiting import wait_until
 from wal.files import DiskDirectory
 from wal.replay import IMPORT_NAME
 from wal.tools.view import NoLog

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import pytest
 from api.door import SELDOM_S
 from api.stop import SAME_SIGNAL_S
 from tests.harness.process import END_WITHIN_S, ROOT, Server, beginning_with
+from tests.harness.waiting import wait_until
 from wal.segment import HEADER_BYTES
 
 HELD_UP_S = 30.0
@@ -31,14 +32,6 @@ HELD_UP_S = 30.0
 def server(tmp_path: Path) -> Iterator[Server]:
     with Server(tmp_path / "data") as server:
         yield server
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Waits for what another process does; it has no event for us."""
-    deadline_s = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen"
-        time.sleep(0.005)
 
 
 def stat_of(server: Server, name: str) -> int:
@@ -134,7 +127,7 @@ def test_sigterm_answers_parked_clients_503_and_exits_0(server: Server) -> None:
     """E8, H1."""
     with ThreadPoolExecutor(8) as pool:
         parked = [pool.submit(server.post, {"command": "BQPOP jobs"}) for _ in range(8)]
-        until(lambda: stat_of(server, "waiters") == 8)
+        wait_until(lambda: stat_of(server, "waiters") == 8)
         server.stop()
         for future in parked:
             assert future.result() == (503, {"error": "unavailable", "detail": "shutting down"})
@@ -163,8 +156,8 @@ def test_a_client_that_leaves_in_the_middle_of_its_request_leaves_no_waiter(serv
     """E1"""
     with socket.create_connection((server.host, server.port)) as client:
         client.sendall(b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 25\r\n\r\n{"command": "BQPOP')
-        until(lambda: stat_of(server, "requests_open") == 2)
-    until(lambda: stat_of(server, "requests_open") == 1)
+        wait_until(lambda: stat_of(server, "requests_open") == 2)
+    wait_until(lambda: stat_of(server, "requests_open") == 1)
     assert stat_of(server, "commands") == 0
 
 
@@ -177,7 +170,7 @@ def not_reading(server: Server) -> Iterator[None]:
     with socket.create_connection((server.host, server.port)) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.sendall(request * 20)
-        until(lambda: stat_of(server, "commands") >= 2)
+        wait_until(lambda: stat_of(server, "commands") >= 2)
         yield
 
 
@@ -223,7 +216,7 @@ def test_a_second_signal_exits_now(server: Server, tmp_path: Path) -> None:
     server.start()
     with not_reading(server):
         server.signal(signal.SIGTERM)
-        until(lambda: "SIGTERM: shutting down" in server.log)
+        wait_until(lambda: "SIGTERM: shutting down" in server.log)
         server.signal(signal.SIGTERM)  # the same once more, as timeout(1) sends it to the process and to its group
         time.sleep(SAME_SIGNAL_S + 0.1)
         server.signal(signal.SIGTERM)
@@ -242,7 +235,7 @@ def test_out_of_descriptors_the_server_goes_on(server: Server) -> None:
             clients.enter_context(socket.create_connection((server.host, server.port)))
         for number in range(70):
             assert server.post({"command": "SET", "key": f"k{number}", "value": "x" * 1_000_000})[0] == 200
-        until(lambda: "cannot accept connections: " in server.log)
+        wait_until(lambda: "cannot accept connections: " in server.log)
     assert server.log.count("cannot accept connections: ") <= 1 + (time.monotonic() - began_s) // SELDOM_S
     server.kill()
     server.start()
@@ -254,7 +247,7 @@ def test_where_files_may_not_grow_long_the_server_goes_on(tmp_path: Path) -> Non
     with Server(tmp_path / "data", "--segment-size", "1MiB") as server:
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
         assert server.post({"command": "QPUSH", "key": "q", "value": ["x" * 1_000_000] * 6})[0] == 507
-        until(lambda: server.post({"command": "SET k v"})[0] == 200)
+        wait_until(lambda: server.post({"command": "SET k v"})[0] == 200)
         for number in range(6):
             assert server.post({"command": "SET", "key": f"k{number}", "value": "x" * 1_000_000})[0] == 200
 
@@ -263,7 +256,7 @@ def test_where_files_may_not_grow_long_the_server_goes_on(tmp_path: Path) -> Non
             assert server.post({"command": "SET", "key": "k0", "value": "x" * 1_000_000})[0] == 200
             return stat_of(server, "checkpoint_failures") > 0
 
-        until(checkpoint_failed_behind_one_more_write)
+        wait_until(checkpoint_failed_behind_one_more_write)
         assert "File too large" in server.log
         assert server.post({"command": "SET k w"})[0] == 200
         server.stop()
@@ -275,7 +268,7 @@ def test_sighup_and_sigusr1_do_not_end_the_server(server: Server) -> None:
     """H2"""
     server.signal(signal.SIGHUP)
     server.signal(signal.SIGUSR1)
-    until(lambda: 'SIGUSR1: {"keys": 0,' in server.log)
+    wait_until(lambda: 'SIGUSR1: {"keys": 0,' in server.log)
     assert server.post({"command": "PING"}) == (200, {"value": "PONG"})
 
 

@@ -8,11 +8,10 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -24,24 +23,15 @@ from engine.recovery import recover
 from tests.harness.logs import append
 from tests.harness.process import Server, beginning_with, child_of, stopping_in_a_checkpoint
 from tests.harness.redis_node import Port
+from tests.harness.waiting import WITHIN_S, wait_until
 from wal.files import DiskDirectory
 from wal.log import Log
-
-WITHIN_S = 60.0
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     with Server(tmp_path / "data") as server:
         yield server
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Waits for what another process does; it has no event for us."""
-    deadline_s = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen"
-        time.sleep(0.002)
 
 
 def stat_of(server: Server, name: str) -> int:
@@ -89,7 +79,7 @@ def test_a_signal_to_stop_answers_the_parked_and_leaves_a_clean_log(server: Serv
     server.post({"command": "SET k v"})
     with ThreadPoolExecutor(1) as pool:
         parked = pool.submit(server.post, {"command": "BQPOP jobs"})
-        until(lambda: stat_of(server, "waiters") == 1)
+        wait_until(lambda: stat_of(server, "waiters") == 1)
         server.signal(number)
         assert parked.result()[0] == 503
     assert server.wait() == 0
@@ -111,7 +101,7 @@ def test_clients_that_reset_while_they_are_answered_and_sigpipe_harm_nobody(serv
             client.recv(1000)
     server.signal(signal.SIGPIPE)
     assert server.post({"command": "PING"}) == (200, {"value": "PONG"})
-    until(lambda: stat_of(server, "connections") == 1)
+    wait_until(lambda: stat_of(server, "connections") == 1)
     assert len(server.log.splitlines()) == 1
 
 
@@ -120,13 +110,13 @@ def test_while_it_is_stopped_time_goes_on_and_no_wake_up_is_lost(server: Server)
     with ThreadPoolExecutor(3) as pool:
         timing_out = pool.submit(server.post, {"command": "BQPOP nothing 0.5"})
         waiting = pool.submit(server.post, {"command": "BQPOP jobs"})
-        until(lambda: stat_of(server, "commands") == 2)
+        wait_until(lambda: stat_of(server, "commands") == 2)
         server.post({"command": "SET k v PX 500"})
         due_s = time.monotonic() + 0.5
         server.signal(signal.SIGSTOP)
-        until(lambda: state_of(server.pid) == "T")
+        wait_until(lambda: state_of(server.pid) == "T")
         pushing = pool.submit(server.post, {"command": "QPUSH jobs a"})
-        until(lambda: time.monotonic() > due_s)
+        wait_until(lambda: time.monotonic() > due_s)
         assert not pushing.done()
         server.signal(signal.SIGCONT)
         assert server.post({"command": "GET k"})[0] == 404
@@ -152,7 +142,7 @@ def test_a_defect_in_the_actor_is_reported_and_ends_the_process_whatever_clients
     with Server(tmp_path / "data", under=beginning_with(NO_MEMORY, tmp_path)) as server:
         with socket.create_connection((server.host, server.port)) as parked:
             parked.sendall(request("BQPOP jobs"))
-            until(lambda: stat_of(server, "waiters") == 1)
+            wait_until(lambda: stat_of(server, "waiters") == 1)
             with pytest.raises(httpx.TransportError):
                 server.post({"command": "QPUSH jobs a"})
             assert server.wait() == 1
@@ -177,10 +167,10 @@ def test_the_process_of_a_checkpoint_holds_neither_directory_nor_port_when_the_s
     assert server.post({"command": "SET k v"})[0] == 200
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(httpx.post, f"{server.url}/checkpoint", timeout=60)
-        until(lambda: list(server.data.glob("*.snapshot.*.tmp")))
+        wait_until(lambda: list(server.data.glob("*.snapshot.*.tmp")))
         child = child_of(server)
         assert child is not None
-        until(lambda: state_of(child) == "T")
+        wait_until(lambda: state_of(child) == "T")
         server.kill()
         with pytest.raises(httpx.TransportError):
             asked.result()
@@ -190,7 +180,7 @@ def test_the_process_of_a_checkpoint_holds_neither_directory_nor_port_when_the_s
             assert next_server.port == server.port
             assert stat_of(next_server, "keys") == 1
             os.kill(child, signal.SIGCONT)
-            until(lambda: state_of(child) == "Z")
+            wait_until(lambda: state_of(child) == "Z")
             assert sorted(file.name for file in server.data.iterdir() if "snapshot" in file.name) == []
             assert httpx.post(f"{next_server.url}/checkpoint", timeout=60).status_code == 200
     finally:
@@ -229,7 +219,7 @@ def test_nobody_is_answered_before_everything_is_replayed(server: Server, tmp_pa
         replaying = Server(server.data, "--bind", f"127.0.0.1:{port.number}", under=slow)
         replaying.launch()
         try:
-            until(lambda: can_connect(port.number))
+            wait_until(lambda: can_connect(port.number))
             with socket.create_connection(("127.0.0.1", port.number), 0.5) as client:
                 client.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n" + request("GET k"))
                 with pytest.raises(TimeoutError):
@@ -302,9 +292,9 @@ def wait_and_leave(server: Server) -> None:
         for _ in range(WAITERS):
             client = clients.enter_context(socket.create_connection((server.host, server.port)))
             client.sendall(request("BQPOP jobs"))
-        until(lambda: stat_of(server, "waiters") == WAITERS)
+        wait_until(lambda: stat_of(server, "waiters") == WAITERS)
         server.post({"command": "QPUSH jobs a"})
-        until(lambda: stat_of(server, "waiters") == WAITERS - 1)
+        wait_until(lambda: stat_of(server, "waiters") == WAITERS - 1)
     server.post({"command": "DELETE jobs"})
 
 
@@ -324,7 +314,9 @@ def soak(server: Server, part: int) -> None:
 
 def settled(server: Server) -> dict[str, int]:
     """What the server holds when everybody has left, once that is so."""
-    until(lambda: (stat_of(server, "connections"), stat_of(server, "keys"), stat_of(server, "waiters")) == (1, 0, 0))
+    wait_until(
+        lambda: (stat_of(server, "connections"), stat_of(server, "keys"), stat_of(server, "waiters")) == (1, 0, 0)
+    )
     return {
         "descriptors": len(list(Path(f"/proc/{server.pid}/fd").iterdir())),
         "tasks": min(stat_of(server, "tasks") for _ in range(10)),  # those of the request before may just be ending
@@ -340,7 +332,7 @@ def test_twenty_thousand_requests_and_twenty_checkpoints_leave_nothing_behind(se
     before, before_kib = settled(server), status_of(server.pid, "VmRSS")
     for part in range(2, PARTS):
         soak(server, part)
-    until(lambda: all(number <= before[name] for name, number in settled(server).items()))
+    wait_until(lambda: all(number <= before[name] for name, number in settled(server).items()))
     assert stat_of(server, "checkpoints") == PARTS
     assert stat_of(server, "commands") > 20_000
     assert status_of(server.pid, "VmRSS") - before_kib < 4 * 1024
@@ -359,7 +351,7 @@ def test_in_development_mode_with_warnings_as_errors_there_is_nothing_to_complai
         with socket.create_connection((server.host, server.port)) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.sendall(request("BQPOP jobs"))
-            until(lambda: stat_of(server, "waiters") == 1)
-        until(lambda: stat_of(server, "waiters") == 0)
+            wait_until(lambda: stat_of(server, "waiters") == 1)
+        wait_until(lambda: stat_of(server, "waiters") == 0)
         server.stop()
         assert [line for line in server.log.splitlines() if not LOG_LINE.match(line)] == []

@@ -26,12 +26,8 @@ from engine.redis.format import is_mark, is_receipts_key
 from engine.replies import Refused, Reply
 from tests.harness.model import Content
 from tests.harness.redis import RedisError, RedisNode
+from tests.harness.waiting import WITHIN_S, until
 from tests.harness.world import BatchJob, Job, World
-
-WITHIN_S = 60.0
-"""How long anything may take to come about."""
-
-POLL_S = 0.001
 
 AnyEngine = Engine | ClusterEngine
 
@@ -271,15 +267,6 @@ async def _complain() -> None:
     """Fails a test that waits for ever."""
     await trio.sleep(5 * WITHIN_S)
     raise AssertionError("the test waits for ever")
-
-
-async def until(condition: Callable[[], bool], complaint: Callable[[], str] = lambda: "it did not happen") -> None:
-    """Returns when something has come about."""
-    with trio.move_on_after(WITHIN_S):
-        while not condition():  # noqa: ASYNC110  # another process has no event for us
-            await trio.sleep(POLL_S)
-        return
-    raise AssertionError(complaint())
 
 
 READ = """

@@ -6,9 +6,10 @@ import pytest
 
 from engine.commands import BQPop, Delete, QPop, QPush, Set
 from engine.replies import Error, Failure, Integer, Ok, Refused, Reply, Value
-from tests.conformance.store import Store, until
+from tests.conformance.store import Store
 from tests.harness.cases import AS_IT_WAS, CASES, KINDS, NOT_FOUND, NULL, OK, WAITS
 from tests.harness.model import Content
+from tests.harness.waiting import until
 
 MAKING = {
     "missing": (),

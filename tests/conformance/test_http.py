@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.conformance.store import WITHIN_S
 from tests.harness.process import Server
+from tests.harness.waiting import WITHIN_S, wait_until
 from tests.test_both_ways import BATCHES, COMMANDS, FIELDS
 
 Seen = tuple[int, bytes, dict[bytes, str | None]]
@@ -50,14 +49,6 @@ def ask(client: httpx.Client, server: Server, path: str, body: str) -> Seen:
 def with_tags(body: str) -> str:
     """A batch on keys of one slot, as a unit on a cluster needs."""
     return re.sub(r'(?<=[A-Z] )(?=[a-z])|(?<="key": ")', "{t}", body)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Waits for what another process does; it has no event for us."""
-    deadline_s = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen"
-        time.sleep(0.005)
 
 
 def waiters(server: Server) -> int:
@@ -102,7 +93,7 @@ def test_a_job_reaches_the_one_who_has_waited_longest(server: Server) -> None:
         parked = []
         for count in range(1, 4):
             parked.append(pool.submit(server.post, {"command": "BQPOP", "key": "jobs"}))
-            until(lambda count=count: waiters(server) == count)  # type: ignore[misc]
+            wait_until(lambda count=count: waiters(server) == count)  # type: ignore[misc]
         for number in range(3):
             assert server.post({"command": f"QPUSH jobs {number}"}) == (200, None)
         answers = [future.result() for future in parked]
@@ -118,10 +109,10 @@ def test_values_are_kept_for_those_who_still_wait_when_others_have_gone(server: 
     try:
         for client in clients:
             client.sendall(request)
-        until(lambda: waiters(server) == 200)
+        wait_until(lambda: waiters(server) == 200)
         for client in clients[::2]:
             client.close()
-        until(lambda: waiters(server) == 100)
+        wait_until(lambda: waiters(server) == 100)
         values = [str(number) for number in range(150)]
         assert server.post({"command": "QPUSH", "key": "crowd", "value": values}) == (
             *(200, {"success": True, "key": "crowd", "value": 150}),
@@ -151,7 +142,7 @@ def test_those_who_wait_are_told_to_come_again_when_the_server_stops(
     """E8"""
     with Server(tmp_path / "other", engine=server.engine) as other, ThreadPoolExecutor(1) as pool:
         parked = pool.submit(ask, client, other, "/", '{"command": "BQPOP stopping"}')
-        until(lambda: waiters(other) == 1)
+        wait_until(lambda: waiters(other) == 1)
         other.stop()
         status, body, fields = parked.result()
     assert (status, fields[b"retry-after"]) == (503, "1")
@@ -161,7 +152,7 @@ def test_those_who_wait_are_told_to_come_again_when_the_server_stops(
 def test_too_many_who_wait_are_told_to_come_again(client: httpx.Client, server: Server, tmp_path: Path) -> None:
     with Server(tmp_path / "other", "--max-waiters", "1", engine=server.engine) as other, ThreadPoolExecutor(1) as pool:
         parked = pool.submit(other.post, {"command": "BQPOP seats"})
-        until(lambda: waiters(other) == 1)
+        wait_until(lambda: waiters(other) == 1)
         status, body, fields = ask(client, other, "/", '{"command": "BQPOP seats"}')
         assert (status, fields[b"retry-after"]) == (503, "1")
         assert body == b'{"error": "unavailable", "detail": "too many clients are waiting"}'

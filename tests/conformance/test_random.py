@@ -9,8 +9,9 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conformance.store import Backend, Store, until
+from tests.conformance.store import Backend, Store
 from tests.harness.model import Answer, Model, answer_of
+from tests.harness.waiting import until
 from tests.harness.world import BatchJob, Job
 
 WAITERS_MAX = 3

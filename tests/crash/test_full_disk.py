@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,12 @@ from engine.committer import COMPLAINT_INTERVAL_S
 from tests.harness.load import check, new_books, run_load
 from tests.harness.process import Server
 from tests.harness.small_disk import SmallDisk
+from tests.harness.waiting import wait_until
 
 FULL = (507, "storage full")
-AGAIN_WITHIN_S = 60.0
+
+PAUSE_S = 0.05
+"""Between two looks at a server that makes room meanwhile."""
 
 REFUSING_S = 2.5
 """Long enough for the server to ask the disk for room again, and again."""
@@ -45,14 +48,6 @@ def ask(server: Server, command: str) -> tuple[int, str | int | None]:
     """Status, and the value or error."""
     status, answer = server.post({"command": command})
     return status, None if answer is None else answer.get("value", answer.get("error"))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Waits for what the server does by itself."""
-    deadline_s = time.monotonic() + AGAIN_WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def fill(server: Server, name: str) -> dict[str, str]:
@@ -105,14 +100,15 @@ def test_deleting_makes_room_without_a_restart(server: Server) -> None:
     kept = {key: written.pop(key) for key in list(written)[::10]}
     for key in written:
         assert ask(server, f"DELETE {key}") == (200, 1)
-    until(lambda: ask(server, "SET again v") == (200, None))
+    wait_until(lambda: ask(server, "SET again v") == (200, None), pause_s=PAUSE_S)
     more: dict[str, str] = {}
 
     def is_there() -> bool:
         more.update(fill(server, f"m{len(more)}-"))
         return len(more) > len(written) // 3
 
-    until(is_there)  # it comes back with a checkpoint, and one may have begun before the last key was deleted
+    # It comes back with a checkpoint, and one may have begun before the last key was deleted.
+    wait_until(is_there, pause_s=PAUSE_S)
     assert len(more) > len(written) // 3, "the room of what was deleted should be there again"
     server.kill()
     server.start()
@@ -125,7 +121,7 @@ def test_overwriting_a_quarter_of_the_disk_goes_on_for_ever(server: Server) -> N
     written: dict[str, str] = {}
     for number in range(LIVE_KEYS * OVERWRITES):
         key, value = f"k{number % LIVE_KEYS}", f"{number}".ljust(40_000, "x")
-        until(partial(accepts, server, key, value))
+        wait_until(partial(accepts, server, key, value), pause_s=PAUSE_S)
         written[key] = value
     assert_there(server, written)
     server.kill()
@@ -161,7 +157,7 @@ def test_a_queue_is_worked_off_on_a_full_disk_and_can_then_be_filled_again(serve
             server.kill()
             server.start()
     assert popped == pushed
-    until(lambda: push() == 200)
+    wait_until(lambda: push() == 200, pause_s=PAUSE_S)
 
 
 def test_room_that_somebody_else_took_and_gave_back_is_used_without_a_restart(server: Server, disk: SmallDisk) -> None:
@@ -172,7 +168,7 @@ def test_room_that_somebody_else_took_and_gave_back_is_used_without_a_restart(se
             pass
     written = fill(server, "k")
     filler.unlink()
-    until(lambda: ask(server, "SET again v") == (200, None))
+    wait_until(lambda: ask(server, "SET again v") == (200, None), pause_s=PAUSE_S)
     assert_there(server, written)
 
 

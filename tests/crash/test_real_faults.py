@@ -28,6 +28,7 @@ from engine.recovery import recover
 from tests.harness.load import check, new_books, run_load
 from tests.harness.process import Server, child_of, stopping_in_a_checkpoint
 from tests.harness.strace import CHANGES, READS, attached, strace
+from tests.harness.waiting import wait_until
 from wal.files import DiskDirectory
 
 LOG_FAILED = 5
@@ -184,14 +185,6 @@ def test_a_directory_sync_that_fails_while_it_runs_ends_with_code_5(tmp_path: Pa
         assert all(values(server, acknowledged))
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Waits for what another process does; it has no event for us."""
-    deadline_s = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen"
-        time.sleep(0.01)
-
-
 def test_a_checkpoint_whose_process_is_killed_fails_and_the_next_one_does_not(server: Server, tmp_path: Path) -> None:
     """C3, C4: the log stays as it was, and goes on."""
     server.stop()
@@ -200,7 +193,7 @@ def test_a_checkpoint_whose_process_is_killed_fails_and_the_next_one_does_not(se
     server.post({"command": "SET k0 v"})
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(httpx.post, f"{server.url}/checkpoint", timeout=60)
-        until((tmp_path / "mark").exists)
+        wait_until((tmp_path / "mark").exists)
         child = child_of(server)
         assert child is not None
         os.kill(child, signal.SIGKILL)
@@ -220,7 +213,7 @@ def test_pings_are_answered_while_the_disk_takes_its_time(server: Server) -> Non
     with ThreadPoolExecutor(1) as pool:
         with attached(server, "fdatasync:delay_enter=600000000:when=1") as trace:
             write = pool.submit(ask, server, "SET k1 v")
-            until(lambda: "fdatasync" in trace.read_text())
+            wait_until(lambda: "fdatasync" in trace.read_text())
             time.sleep(SLOW_COMMIT_S)
             assert all(ask(server, "PING") == 200 for _ in range(20))
             assert not write.done()
@@ -340,7 +333,7 @@ def test_the_rest_is_looked_at_now_and_then(server: Server, harm: Callable[[Path
     """B10: nothing is lost yet, but the next start would not find it."""
     server.post({"command": "SET k0 old"})
     harm(server.data)
-    until(lambda: ask(server, "SET k0 new") != 200)
+    wait_until(lambda: ask(server, "SET k0 new") != 200)
     assert server.wait() == LOG_FAILED
     assert "MANIFEST" in server.log or str(server.data) in server.log.splitlines()[-1]
 

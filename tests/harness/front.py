@@ -33,7 +33,8 @@ from engine.redis.endpoint import parse_endpoint
 from engine.redis.node import ANSWER_TIMEOUT_S
 from engine.replies import Error, Failure, Ok, Refused, Reply, Value
 from tests.conformance.store import Client, content_of
-from tests.harness.redis import WITHIN_S, RedisNode
+from tests.harness.redis import RedisNode
+from tests.harness.waiting import WITHIN_S, until
 from tests.harness.world import BatchJob, Job
 
 POLL_S = 0.01
@@ -138,15 +139,6 @@ class Front:
 
     def _parse(self, line: str) -> Command:
         return parse(line.encode().split(b" "), self._limits)
-
-
-async def until(condition: Callable[[], bool], complaint: Callable[[], str] = lambda: "it did not happen") -> None:
-    """Returns when something has come about; a process has no event to wait for."""
-    with trio.move_on_after(WITHIN_S):
-        while not condition():  # noqa: ASYNC110
-            await trio.sleep(POLL_S)
-        return
-    raise AssertionError(complaint())
 
 
 async def start_front(

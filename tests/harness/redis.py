@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from engine.redis.slots import SLOTS, slot_of
-from tests.harness.redis_node import WITHIN_S, RedisError, RedisNode, Wire, Word, url_of, wait_until
+from tests.harness.redis_node import POLL_S, RedisError, RedisNode, Wire, Word, url_of
+from tests.harness.waiting import WITHIN_S, wait_until
 
-__all__ = ["WITHIN_S", "Migration", "RedisCluster", "RedisError", "RedisNode", "RedisPair", "Wire", "wait_until"]
+__all__ = ["Migration", "RedisCluster", "RedisError", "RedisNode", "RedisPair", "Wire"]
 
 
 class RedisPair:
@@ -46,7 +47,7 @@ class RedisPair:
             stack.callback(self.close)
             self.master.start()
             self.replica.start()
-            wait_until(self.is_healthy, lambda: f"the replica does not come up:\n{self.replica.log}")
+            wait_until(self.is_healthy, lambda: f"the replica does not come up:\n{self.replica.log}", pause_s=POLL_S)
             stack.pop_all()
         return self
 
@@ -150,7 +151,7 @@ class RedisCluster:
 
     def wait_until_healthy(self) -> None:
         """Returns when it is."""
-        wait_until(self.is_healthy, self._complaint)
+        wait_until(self.is_healthy, self._complaint, pause_s=POLL_S)
 
     def is_healthy(self) -> bool:
         """Whether all that run agree, all slots are served by them, and each master has its replica, but for as many as

@@ -10,14 +10,12 @@ import signal
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-WITHIN_S = 60.0
-"""How long anything may take to come about."""
+from tests.harness.waiting import WITHIN_S, wait_until
 
 POLL_S = 0.02
 
@@ -185,7 +183,7 @@ class RedisNode:
 
     def wait_until_answering(self) -> None:
         """Returns when it answers; it may still be loading, or out of its cluster."""
-        wait_until(self._answers, lambda: f"Redis does not start:\n{self.log}")
+        wait_until(self._answers, lambda: f"Redis does not start:\n{self.log}", pause_s=POLL_S)
 
     def do(self, *words: Word) -> Any:
         """Has a command done by a connection of its own; raises `RedisError`, or `OSError` when there is no answer."""
@@ -257,14 +255,6 @@ class RedisNode:
         except OSError:
             return False
         return True
-
-
-def wait_until(condition: Callable[[], bool], complaint: Callable[[], str]) -> None:
-    """Returns when something has come about; a process has no event to wait for."""
-    deadline_s = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline_s, complaint()
-        time.sleep(POLL_S)
 
 
 def url_of(nodes: Sequence[RedisNode]) -> str:
