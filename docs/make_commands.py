@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from engine.commands import TABLE, Kind, Parameter, Spec
+from engine.commands.grammar import TABLE, Kind, Parameter, Spec
 from engine.limits import KIB, MIB, Limits
 from engine.replies import Error
 
@@ -14,7 +14,7 @@ TARGET = Path(__file__).with_name("commands.md")
 _HEADER = """\
 # Commands
 
-Made from the table in `engine/commands.py` by `python -m docs.make_commands`; do not edit it by hand.
+Made from the table in `engine/commands/grammar.py` by `python -m docs.make_commands`; do not edit it by hand.
 
 Command and option names may be written in any case. Keys and values are byte strings: any JSON string comes back
 exactly as it was sent, and numbers are kept as the text they were sent as (`1.0` stays `1.0`). How the two dialects

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.commands import Command
-from engine.ops import Op
+from engine.commands.grammar import Command
 from engine.replies import Refused, Reply
-from engine.state import Queue
+from engine.store.ops import Op
+from engine.store.state import Queue
 
 
 class Stage(enum.Enum):
-    """Where a call is; the picture in engine/actor.py shows how it moves."""
+    """Where a call is; the picture in engine/embedded/actor.py shows how it moves."""
 
     QUEUED = enum.auto()
     PARKED = enum.auto()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from api import dialects
+from api.dialects import bodies as dialects
 from docs import make_commands
-from engine import commands
+from engine.commands import grammar as commands
 from engine.limits import Limits
 from tests.harness.process import ROOT, Server
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 
-from engine import ops
-from engine.commands import show
+from engine.commands.grammar import show
+from engine.embedded.recovery import applying, no_collector
 from engine.moving.items import (
     PIECE_VALUES_MAX,
     Item,
@@ -20,9 +20,9 @@ from engine.moving.items import (
 )
 from engine.moving.move import Progress
 from engine.moving.tally import Tally
-from engine.ops import Op
-from engine.recovery import applying, no_collector
-from engine.state import State
+from engine.store import ops
+from engine.store.ops import Op
+from engine.store.state import State
 from wal import replay
 from wal.files import LOCK_NAME, Directory
 from wal.log import Log, LogFailed, segment_bytes_for

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from engine.commands import show
+from engine.commands.grammar import show
 from engine.moving.items import Item, MoveError, Plain
 
 DIGEST_BYTES = 16

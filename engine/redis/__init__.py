@@ -1,1 +1,1 @@
-"""How commands are done on Redis Cluster, or on one Redis with replicas; `engine/cluster.py` puts it together."""
+"""How commands are done on Redis Cluster, or on one Redis with replicas; `engine/redis/engine.py` puts it together."""

@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 
 from engine.calls import Batch
-from engine.commands import BQPop, Command, Delete, Exists, QPop, QPush, Set
+from engine.commands.grammar import BQPop, Command, Delete, Exists, QPop, QPush, Set
 from engine.redis.errors import Lost, NotReplicated
 from engine.redis.faults import name_of, refusal, refusal_of_script
 from engine.redis.format import MARK_PREFIX, new_mark

@@ -14,7 +14,7 @@ from coredis.exceptions import (
     WrongTypeError,
 )
 
-from engine.commands import BQPop, Command, QPop
+from engine.commands.grammar import BQPop, Command, QPop
 from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.replies import Error, Failure, wrong_type
 

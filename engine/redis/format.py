@@ -6,7 +6,7 @@ an emptied queue still exists, and it tells a queue from one of the same name th
 
 Beside them lie a front's receipts, `{tag}holdfast:popped:<front>`: what it has popped and not handed over yet, should
 the answer get lost on the way (engine/redis/lua/). And while something is moved in from elsewhere, the key
-`holdfast:import` says how far that is (engine/redis/moving.py). They are nobody's data.
+`holdfast:import` says how far that is (engine/moving/redis.py). They are nobody's data.
 """
 
 from __future__ import annotations

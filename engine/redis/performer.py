@@ -15,7 +15,21 @@ from typing import Any, TypeAlias
 import msgpack
 from coredis.exceptions import TryAgainError, WrongTypeError
 
-from engine.commands import BQPop, Command, Condition, Delete, Exists, Get, Ping, QLen, QPop, QPush, Set, Ttl, show
+from engine.commands.grammar import (
+    BQPop,
+    Command,
+    Condition,
+    Delete,
+    Exists,
+    Get,
+    Ping,
+    QLen,
+    QPop,
+    QPush,
+    Set,
+    Ttl,
+    show,
+)
 from engine.redis.errors import Lost, NotReplicated
 from engine.redis.faults import refusal
 from engine.redis.format import is_own_key, new_mark

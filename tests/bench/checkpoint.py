@@ -18,9 +18,9 @@ from pathlib import Path
 
 import httpx
 
-from engine import ops
+from engine.embedded.recovery import recover
 from engine.limits import Limits
-from engine.recovery import recover
+from engine.store import ops
 from tests.bench import wrk
 from tests.bench.peers import holdfast
 from tests.harness.process import Server

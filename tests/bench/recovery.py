@@ -26,9 +26,9 @@ from statistics import median
 
 import httpx
 
-from engine import ops
+from engine.embedded.recovery import recover
 from engine.limits import Limits
-from engine.recovery import recover
+from engine.store import ops
 from tests.bench.peers import Redis, holdfast, resident_bytes
 from wal.files import DiskDirectory
 

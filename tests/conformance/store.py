@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import trio
 import trio.testing
 
-from engine.actor import Engine
 from engine.calls import AnyCall
-from engine.cluster import ClusterEngine
-from engine.commands import Command, parse
+from engine.commands.grammar import Command, parse
+from engine.embedded.actor import Engine
 from engine.limits import Limits
 from engine.redis.endpoint import parse_endpoint
+from engine.redis.engine import ClusterEngine
 from engine.redis.format import is_mark, is_receipts_key
 from engine.replies import Refused, Reply
 from tests.harness.model import Content

@@ -104,7 +104,7 @@ async def test_what_was_submitted_when_the_engine_closes_is_done(
     store: Store, monkeypatch: pytest.MonkeyPatch, *, atomic: bool
 ) -> None:
     """B9"""
-    monkeypatch.setattr("engine.cluster.CLOSE_WITHIN_S", WITHIN_S)
+    monkeypatch.setattr("engine.redis.engine.CLOSE_WITHIN_S", WITHIN_S)
     single = store.submit("SET {k}single v")
     batch = store.submit_many(*(f"SET {{k}}{number} v" for number in range(500)), atomic=atomic)
     store.close()

@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.api.server.test_both_ways import BATCHES, COMMANDS, FIELDS
 from tests.harness.process import Server
 from tests.harness.waiting import WITHIN_S, wait_until
-from tests.test_both_ways import BATCHES, COMMANDS, FIELDS
 
 Seen = tuple[int, bytes, dict[bytes, str | None]]
 

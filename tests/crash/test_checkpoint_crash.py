@@ -11,7 +11,7 @@ import random
 
 import pytest
 
-from engine import ops
+from engine.store import ops
 from tests.crash.test_log_crash import STRIKES, Strike, anyhow
 from tests.harness import logs
 from tests.harness.disk import FakeDisk

@@ -1,11 +1,11 @@
-"""B11, B12: a real process under load from 20 connections, killed with SIGKILL and started again; see tests/kill.py."""
+"""B11, B12: a real process under load from 20 connections, killed with SIGKILL and started again; see kill.py."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.kill import Campaign, Totals
+from tests.crash.kill import Campaign, Totals
 
 KILLS = 50
 SEEDS = (1, 2)

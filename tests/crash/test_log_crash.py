@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from engine import ops
+from engine.store import ops
 from tests.harness import logs
 from tests.harness.disk import FakeDisk
 from tests.harness.logs import COMMITS, DUMPS

@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from engine import ops
+from engine.store import ops
 from tests.harness import logs
 from tests.harness.disk import FakeDisk
 from tests.harness.logs import COMMITS, DUMPS, TIME_MS

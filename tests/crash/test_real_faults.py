@@ -22,9 +22,9 @@ import httpx
 import pytest
 import trio
 
-from engine.committer import SLOW_COMMIT_S
+from engine.embedded.committer import SLOW_COMMIT_S
+from engine.embedded.recovery import recover
 from engine.limits import Limits
-from engine.recovery import recover
 from tests.harness.load import check, new_books, run_load
 from tests.harness.process import Server, child_of, stopping_in_a_checkpoint
 from tests.harness.strace import CHANGES, READS, attached, strace

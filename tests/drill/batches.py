@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.actor import Engine
-from engine.performer import Performer
-from engine.pops import Pops
+from engine.embedded.actor import Engine
+from engine.embedded.performer import Performer
+from engine.embedded.pops import Pops
 from tests.drill.plant import HISTORY, UNREADABLE, Bug, Edit, Kind
 
 BATCHES: tuple[Bug, ...] = (

@@ -6,15 +6,15 @@ simulator is not the one to ask, and a test finds them.
 
 from __future__ import annotations
 
-from engine.actor import Engine
-from engine.answers import Answers
-from engine.committer import Committer
-from engine.performer import Performer
-from engine.pops import Pops
-from engine.recovery import recover
-from engine.state import State
-from engine.sweeper import Sweeper
-from engine.waiters import Waiters
+from engine.embedded.actor import Engine
+from engine.embedded.answers import Answers
+from engine.embedded.committer import Committer
+from engine.embedded.performer import Performer
+from engine.embedded.pops import Pops
+from engine.embedded.recovery import recover
+from engine.embedded.sweeper import Sweeper
+from engine.store.state import State
+from engine.store.waiters import Waiters
 from tests.drill.batches import BATCHES
 from tests.drill.plant import HISTORY, UNREADABLE, Bug, Edit, Kind
 from wal.frame import Scan
@@ -345,7 +345,7 @@ MORE: tuple[Bug, ...] = (
                 """,
             ),
         ),
-        test="tests/test_log.py::test_a_frame_carries_what_was_durable_when_it_was_written",
+        test="tests/wal/test_log.py::test_a_frame_carries_what_was_durable_when_it_was_written",
     ),
     Bug(
         "tail not written again",
@@ -361,7 +361,7 @@ MORE: tuple[Bug, ...] = (
                 """,
             ),
         ),
-        test="tests/test_log.py::test_frames_that_a_failed_sync_left_in_memory_are_written_again_by_the_next_start",
+        test="tests/wal/test_log.py::test_frames_that_a_failed_sync_left_in_memory_are_written_again_by_the_next_start",
     ),
     Bug(
         "torn tail not cut off",
@@ -478,7 +478,7 @@ MORE: tuple[Bug, ...] = (
                 """,
             ),
         ),
-        test="tests/test_expiry.py::"
+        test="tests/engine/embedded/test_expiry.py::"
         "test_a_key_that_was_seen_to_have_expired_stays_gone_whatever_the_clock_says_after_a_crash",
     ),
     Bug(

@@ -1,6 +1,6 @@
 """The contract as one table: what every command answers for every kind of key, and what it leaves.
 
-The pure state is held against it (tests/test_state.py), and so is each engine (tests/conformance/).
+The pure state is held against it (tests/engine/store/test_state.py), and so is each engine (tests/conformance/).
 """
 
 from __future__ import annotations

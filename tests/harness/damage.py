@@ -11,10 +11,10 @@ from typing import Any
 
 import msgpack
 
-from engine.fold import fold
+from engine.embedded.fold import fold
+from engine.embedded.recovery import applying
 from engine.limits import Limits
-from engine.recovery import applying
-from engine.state import State
+from engine.store.state import State
 from tests.harness import logs
 from tests.harness.disk import FakeDisk, Fault
 from tests.harness.logs import TIME_MS, Dump

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import trio
 
 from engine.calls import AnyCall, Batch, Call, Stage
-from engine.checkpointer import Checkpoint
-from engine.commands import BQPop, Command, Get, Ping, QPush, Set, Ttl
+from engine.commands.grammar import BQPop, Command, Get, Ping, QPush, Set, Ttl
+from engine.embedded.checkpointer import Checkpoint
 from engine.replies import Error, Failure, Ok, Reply, Value
 
 DEFECT = Ttl(b"k")

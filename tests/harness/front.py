@@ -26,10 +26,10 @@ from typing import Any
 
 import trio
 
-from engine.cluster import ClusterEngine
-from engine.commands import Command, parse
+from engine.commands.grammar import Command, parse
 from engine.limits import Limits
 from engine.redis.endpoint import parse_endpoint
+from engine.redis.engine import ClusterEngine
 from engine.redis.node import ANSWER_TIMEOUT_S
 from engine.replies import Error, Failure, Ok, Refused, Reply, Value
 from tests.conformance.store import Client, content_of

@@ -15,10 +15,10 @@ from typing import Any
 import trio
 import trio.testing
 
-from api.access import Access
-from api.app import HttpSettings, create_app
-from api.sockets import tune
-from engine.actor import Engine
+from api.app.application import HttpSettings, create_app
+from api.http.access import Access
+from api.http.sockets import tune
+from engine.embedded.actor import Engine
 from engine.limits import Limits
 from tests.harness.fake_engine import FakeEngine
 

@@ -10,12 +10,12 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine import ops
-from engine.fold import fold
+from engine.embedded.fold import fold
+from engine.embedded.recovery import recover
 from engine.limits import Limits
-from engine.ops import Op
-from engine.recovery import recover
-from engine.state import State
+from engine.store import ops
+from engine.store.ops import Op
+from engine.store.state import State
 from tests.harness.disk import CHANGING, FakeDisk
 from wal.log import Log
 from wal.manifest import MANIFEST_NAME, read_manifest

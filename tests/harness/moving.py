@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
-from engine import ops
+from engine.embedded.recovery import applying
 from engine.moving.directory import items_of, read_directory
 from engine.moving.items import Item
 from engine.moving.tally import Tally
-from engine.ops import Op
-from engine.recovery import applying
-from engine.state import State
+from engine.store import ops
+from engine.store.ops import Op
+from engine.store.state import State
 from wal.files import Directory, DiskDirectory
 from wal.log import Log
 

@@ -178,7 +178,7 @@ def create_and_stop(self, name):
     os.kill(os.getpid(), signal.SIGSTOP)
     return file
 
-if "engine.fold" in sys.orig_argv and not mark.exists():
+if "engine.embedded.fold" in sys.orig_argv and not mark.exists():
     DiskDirectory.create = create_and_stop
 """
 

@@ -21,14 +21,14 @@ from typing import Any, Generic, TypeVar
 import trio
 import trio.testing
 
-from engine.actor import Engine
-from engine.commands import Command, parse
-from engine.committer import FsyncPolicy
-from engine.fold import fold
+from engine.commands.grammar import Command, parse
+from engine.embedded.actor import Engine
+from engine.embedded.committer import FsyncPolicy
+from engine.embedded.fold import fold
+from engine.embedded.recovery import recover
 from engine.limits import Limits
-from engine.recovery import recover
 from engine.replies import Refused, Reply
-from engine.state import State
+from engine.store.state import State
 from tests.harness.disk import FakeDisk, failing
 from wal.log import SEGMENT_BYTES_MAX, LogFailed
 from wal.manifest import Snapshot

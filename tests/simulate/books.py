@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.committer import FSYNC_INTERVAL_S, FsyncPolicy
+from engine.embedded.committer import FSYNC_INTERVAL_S, FsyncPolicy
 from tests.simulate.clients import Words, timeout_ms
 from tests.simulate.history import Answer, End, Kind, Life, Operation, Outcome, Request
 

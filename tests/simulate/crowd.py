@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import trio
 
-from engine.actor import Engine
 from engine.calls import AnyCall
-from engine.commands import parse
+from engine.commands.grammar import parse
+from engine.embedded.actor import Engine
 from engine.limits import Limits
 from engine.replies import Refused, Reply
 from tests.harness.model import answer_of

@@ -9,9 +9,9 @@ import random
 from collections import Counter
 from typing import Any
 
+from engine.embedded.recovery import applying, recover
 from engine.limits import Limits
-from engine.recovery import applying, recover
-from engine.state import State
+from engine.store.state import State
 from tests.harness.disk import FakeDisk
 from tests.simulate.clients import UNTOUCHED_QUEUE
 from tests.simulate.history import Dump, End, Life, Operation, Outcome, Violation

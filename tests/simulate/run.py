@@ -23,9 +23,9 @@ import trio
 import trio.testing
 from trio._core import _run
 
-from engine import actor, performer
-from engine.checkpointer import FoldFailed
-from engine.committer import FsyncPolicy
+from engine.embedded import actor, performer
+from engine.embedded.checkpointer import FoldFailed
+from engine.embedded.committer import FsyncPolicy
 from tests.harness.disk import FakeDisk
 from tests.harness.world import World
 from tests.simulate import invariants

@@ -1,0 +1,1 @@
+"""The command line: `holdfast serve` and the tools, their options, output and exit codes."""

@@ -1,0 +1,1 @@
+"""Bodies become commands and replies become bodies; pure."""

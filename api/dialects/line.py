@@ -1,0 +1,79 @@
+"""The words of a line: `SET k "two words"` becomes its argv. Pure, and no step of it holds the GIL for long."""
+
+from __future__ import annotations
+
+import re
+
+from api.dialects.json_body import take_steps
+from engine.commands.grammar import CommandError
+from engine.limits import KIB
+from engine.replies import Error
+
+_PLAIN_LINE_BYTES_MAX = 64 * KIB
+"""Longest line that is split in one go, which holds the GIL; longer ones are split word by word."""
+
+# What stands between two quotes, in bounded steps that never cut an escape in two.
+_SPACES_STEP = re.compile(rb" {0,65536}+")
+_DOUBLE_STEP = re.compile(rb'(?:[^"\\]{1,64}+|\\x[0-9a-fA-F]{2}|\\.){0,2048}+', re.DOTALL)
+_SINGLE_STEP = re.compile(rb"(?:[^'\\]{1,64}+|\\'|\\){0,2048}+")
+_DOUBLE_ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.))", re.DOTALL)
+_DOUBLE_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
+
+
+def split_line(line: bytes, tokens_max: int) -> list[bytes]:
+    r"""Splits a line into words, by the rules of redis-cli (`sdssplitargs`) but at spaces only.
+
+    A word that starts with a quote runs to the matching one. Between double quotes `\n \r \t \b \a`
+    and `\xHH` are escapes and a backslash before anything else is dropped; between single quotes only
+    `\'` is one. A quote inside a word is literal.
+
+    Args:
+        line: the words.
+        tokens_max: most words that are taken.
+
+    Returns:
+        The words; none for a line that is empty or all spaces.
+
+    Raises:
+        CommandError: quotes that do not match, or too many words.
+    """
+    if len(line) <= _PLAIN_LINE_BYTES_MAX and b'"' not in line and b"'" not in line:
+        return [word for word in line.split(b" ") if word]  # the grammar counts these few
+    words: list[bytes] = []
+    _, at = take_steps(_SPACES_STEP, line, 0)
+    while at < len(line):
+        if len(words) == tokens_max:
+            raise CommandError(f"a command has at most {tokens_max} words", Error.TOO_LARGE)
+        if line[at] in b"\"'":
+            word, at = _quoted(line, at)
+        else:
+            end = line.find(b" ", at)
+            end = len(line) if end < 0 else end
+            word, at = line[at:end], end
+        words.append(word)
+        at += 1  # a space or nothing is behind every word
+        if line.startswith(b" ", at):
+            _, at = take_steps(_SPACES_STEP, line, at)
+    return words
+
+
+def _quoted(line: bytes, start: int) -> tuple[bytes, int]:
+    """Reads the quoted word that starts at `start`: the word, and the position behind its quote."""
+    quote = line[start : start + 1]
+    double = quote == b'"'
+    pieces, at = take_steps(_DOUBLE_STEP if double else _SINGLE_STEP, line, start + 1)
+    if line[at : at + 1] != quote:
+        raise CommandError(f"unbalanced quotes: the word that starts at byte {start} has no closing quote")
+    if line[at + 1 : at + 2] not in (b" ", b""):
+        raise CommandError(f"the closing quote at byte {at} must be followed by a space")
+    pieces = [_unescape(piece, double) if b"\\" in piece else piece for piece in pieces]
+    return b"".join(pieces), at + 1
+
+
+def _unescape(piece: bytes, double: bool) -> bytes:
+    return _DOUBLE_ESCAPE.sub(_unescaped, piece) if double else piece.replace(b"\\'", b"'")
+
+
+def _unescaped(match: re.Match[bytes]) -> bytes:
+    in_hex, other = match.groups()
+    return bytes.fromhex(in_hex.decode()) if in_hex else _DOUBLE_ESCAPES.get(other, other)

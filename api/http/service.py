@@ -1,0 +1,214 @@
+"""The service behind the command paths: the body of a request in, its answer out. Knows no HTTP.
+
+    POST /           a command
+    POST /pipeline   a list of them, each by itself
+    POST /multi      a list of them, all or nothing
+
+Both ways in use it, the Quart application for every body and the door for those that are not quick.
+
+The rules that hold here:
+
+- Nothing holds the event loop for long: what is not quick is parsed in a worker thread, one body at a time, and
+  answered in slices.
+- A reply that was given is handed over, or what it popped goes back. For a command there is no checkpoint between the
+  return of `submit` and the return of `answer`; a batch is settled as `answer` returns, or else withdrawn.
+- The body of a command is dropped as soon as it is parsed: a parked request holds its command, not its body. A batch
+  keeps its share of the budget until it is answered, and a larger one: its commands take more memory than its body.
+- A defect is logged with its traceback and answered without.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import trio
+
+from api.dialects import batches
+from api.dialects import bodies as dialects
+from api.http.body import BodyBudget, HeldBody
+from engine.calls import AnyCall, Batch, Call
+from engine.commands.grammar import Command
+from engine.embedded.checkpointer import Checkpoint
+from engine.limits import Limits
+from engine.replies import Error, Failure, Refused, Reply
+
+COMMAND, PIPELINE, MULTI = PATHS = ("/", "/pipeline", "/multi")
+"""Where commands are sent, each by POST."""
+
+BODIES_FULL = dialects.failure(503, Error.UNAVAILABLE.value, "too many request bodies at once")
+"""The answer to a body for which the budget has no share left."""
+
+_FREED_MAX = 4096
+"""Commands of a long batch that are freed in one go: 1 ms. The longest batch would take 13."""
+
+_Parsed = TypeVar("_Parsed")
+
+_logger = logging.getLogger("holdfast.http")
+
+
+class EngineFace(Protocol):
+    """What the translators need of an engine, the one in this process or a cluster."""
+
+    @property
+    def accepting(self) -> bool:
+        """False while shutting down."""
+
+    @property
+    def copies_values(self) -> bool:
+        """Whether the values of replies take memory of their own; else they are those of the store."""
+
+    async def submit(self, command: Command) -> Reply:
+        """Runs a command; cancelling it withdraws the command."""
+
+    def submit_nowait(self, command: Command, deliver: Callable[[Call], None]) -> Call:
+        """Runs a command and returns at once; `deliver` is called when its reply is there."""
+
+    def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
+        """Runs commands, and calls `deliver` when they are answered; then one of the two below must follow."""
+
+    def settle(self, call: AnyCall) -> None:
+        """Says that an answer was handed over."""
+
+    def withdraw(self, call: AnyCall) -> None:
+        """Says that the caller has left."""
+
+    def statistics(self) -> Any:
+        """A frozen dataclass of numbers."""
+
+    def readiness(self) -> Failure | Mapping[str, str | int]:
+        """What is in force while all commands are taken, or why they are not."""
+
+
+@runtime_checkable
+class Folds(Protocol):
+    """What an engine can do that has a log of its own."""
+
+    async def checkpoint(self) -> Checkpoint:
+        """Has the log folded into a snapshot; raises FoldFailed when that came to nothing."""
+
+
+class Service:
+    """Answers the bodies that are sent to `PATHS`.
+
+    Attributes:
+        engine: what runs the commands.
+        limits: of the product.
+        budget: what is left for bodies; whoever reads one takes its share here.
+    """
+
+    def __init__(self, engine: EngineFace, limits: Limits) -> None:
+        self.engine = engine
+        self.limits = limits
+        self.budget = BodyBudget(limits.bodies_bytes_max)
+        self._parser = trio.CapacityLimiter(1)
+
+    async def answer(self, path: str, body: HeldBody, keep: Callable[[AnyCall], None] | None = None) -> dialects.Answer:
+        """Runs what a body spells. Cancelling withdraws it.
+
+        Args:
+            path: one of `PATHS`.
+            body: read whole; released here.
+            keep: called with a batch that is answered, for whoever hands the answer over to settle or withdraw; None
+                has it settled when this returns.
+
+        Returns:
+            The answer to send.
+        """
+        assert path in PATHS
+        try:
+            if path == COMMAND:
+                return await self._answer_command(body)
+            return await self._answer_batch(body, keep or self.engine.settle, atomic=path == MULTI)
+        except dialects.BadRequest as bad:
+            return dialects.refuse(bad)
+        finally:
+            body.release()
+
+    async def _answer_command(self, body: HeldBody) -> dialects.Answer:
+        if dialects.is_quick(body.data):
+            request, command = dialects.understand(body.data, self.limits)
+        else:
+            request, command = await self._in_thread(partial(dialects.understand_in_steps, body.data, self.limits))
+        body.release()
+        reply = command if isinstance(command, Failure) else await self._run(command)
+        return dialects.answer(request, reply)
+
+    async def _run(self, command: Command) -> Reply:
+        try:
+            return await self.engine.submit(command)
+        except Exception:
+            _logger.exception("a command failed")
+            return Failure(Error.INTERNAL_ERROR)
+
+    async def _answer_batch(self, body: HeldBody, keep: Callable[[AnyCall], None], *, atomic: bool) -> dialects.Answer:
+        size = len(body.data)
+        batch = await self._parse_batch(body.data, atomic=atomic)
+        body.data = b""
+        if not body.hold(self.budget, size + batch.memory_bytes):
+            return BODIES_FULL
+        try:
+            return await self._run_batch(batch, keep)
+        except Exception:
+            _logger.exception("a batch failed")
+            return dialects.failure(500, Error.INTERNAL_ERROR.value)
+
+    async def _parse_batch(self, data: bytes, *, atomic: bool) -> batches.BatchRequest:
+        if batches.is_quick(data):
+            return batches.parse(data, self.limits, atomic=atomic)
+        return await self._in_thread(partial(batches.parse, data, self.limits, atomic=atomic))
+
+    async def _run_batch(self, batch: batches.BatchRequest, keep: Callable[[AnyCall], None]) -> dialects.Answer:
+        delivered = trio.Event()
+        call = self.engine.submit_many_nowait(batch.commands, batch.atomic, lambda _call: delivered.set())
+        try:
+            await delivered.wait()
+            assert call.reply is not None
+            answer = await self.word(batch, call.reply)
+        except BaseException:
+            self.engine.withdraw(call)
+            raise
+        keep(call)
+        return answer
+
+    async def word(self, batch: batches.BatchRequest, reply: list[Reply] | Refused) -> dialects.Answer:
+        """Turns the replies to a batch into its answer, in slices.
+
+        Args:
+            batch: what was asked; its commands are freed.
+            reply: what the engine answered.
+
+        Returns:
+            The answer to send.
+        """
+        if batches.is_quick_to_answer(reply):
+            return batches.answer(batch, reply)
+        assert not isinstance(reply, Refused)
+        slices = []
+        for one in batches.encode(batch, reply, self.limits.answer_bytes_max):
+            slices.append(one)
+            await trio.lowlevel.checkpoint()
+        while batch.commands:
+            del batch.commands[-_FREED_MAX:]
+            await trio.lowlevel.checkpoint()
+        return batches.list_of(slices)
+
+    async def _in_thread(self, parse: Callable[[], _Parsed]) -> _Parsed:
+        parsed = await trio.to_thread.run_sync(_parsed_or_bad, parse, limiter=self._parser)
+        if not isinstance(parsed, dialects.BadRequest):
+            return parsed
+        try:
+            raise parsed
+        finally:
+            del parsed, parse  # a cycle of the exception and this frame would keep the body until it is collected
+
+
+def _parsed_or_bad(parse: Callable[[], _Parsed]) -> _Parsed | dialects.BadRequest:
+    """Parses; a mistake is returned without its frames, all of which have the body."""
+    try:
+        return parse()
+    except dialects.BadRequest as bad:
+        bad.__context__ = None
+        return bad.with_traceback(None)

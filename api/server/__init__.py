@@ -1,0 +1,1 @@
+"""What starts and stops it all: listeners, an engine, HTTP, signals; the composition root."""

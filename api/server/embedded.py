@@ -1,0 +1,90 @@
+"""The engine in this process, put together: lock the data directory -> replay -> run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from api.server.progress import ReplayProgress
+from api.server.settings import ServerSettings, StartError
+from engine.collector import Collector
+from engine.embedded.actor import Engine
+from engine.embedded.checkpointer import in_child
+from engine.embedded.recovery import recover
+from engine.store.state import State
+from wal.files import DiskDirectory
+from wal.log import Log, segment_bytes_for
+from wal.replay import IMPORT_NAME
+
+_logger = logging.getLogger("holdfast.server")
+
+
+@asynccontextmanager
+async def embedded(
+    settings: ServerSettings, run: Callable[[Engine], Awaitable[None]], is_stopping: Callable[[], bool]
+) -> AsyncIterator[tuple[Engine, str]]:
+    """Opens the data directory and runs an engine on it.
+
+    Args:
+        settings: directory, limits, fsync policy, size of segments.
+        run: has the engine run in the background, and returns when it does; it must have ended in the end.
+        is_stopping: whether the replay is to be given up.
+
+    Yields:
+        The engine, and words for the start line.
+
+    Raises:
+        LockedError: another server holds the directory.
+        DirectoryError: the directory is none.
+        StartError: an import into it is not finished.
+        Damage, NewerFormat: the log cannot be replayed.
+        ReplayStopped: the replay was given up.
+        OSError: the disk fails.
+    """
+    directory = DiskDirectory(settings.data)
+    started_s = time.monotonic()
+    state, log = await _replay(settings, directory, is_stopping)
+    replay_s = time.monotonic() - started_s
+    with Collector(lambda: state.queue_count):
+        engine = Engine(
+            state,
+            log,
+            settings.limits,
+            fsync=settings.fsync,
+            wall_ms=time.time_ns() // 1_000_000,
+            fold=in_child(directory.path),
+            watches_files=True,
+        )
+        await run(engine)
+        records = log.recovery.records
+        replayed = f"{records:,} records in {replay_s:.3f} s ({records / max(replay_s, 1e-6):,.0f}/s)"
+        yield engine, f"data in {directory.path}, replayed {replayed}, fsync {settings.fsync.value}"
+    _logger.info("stopped, everything is on disk")
+
+
+async def _replay(
+    settings: ServerSettings, directory: DiskDirectory, is_stopping: Callable[[], bool]
+) -> tuple[State, Log]:
+    """Replays in a thread, so that signals are heard and the progress bar moves."""
+
+    def replay() -> tuple[State, Log]:
+        if IMPORT_NAME in directory.names():
+            raise StartError(f"{directory.path} holds an import that was not finished; the same command finishes it")
+        with ReplayProgress(is_stopping) as progress:
+            return recover(
+                directory,
+                settings.limits,
+                wall_ms=time.time_ns() // 1_000_000,
+                segment_bytes_max=settings.segment_bytes_max or segment_bytes_for(directory.capacity_bytes()),
+                progress=progress,
+            )
+
+    try:
+        return await trio.to_thread.run_sync(replay)
+    except BaseException:
+        directory.close()
+        raise

@@ -1,0 +1,113 @@
+"""The sockets that clients connect to, and who may be let in by them."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import resource
+import socket
+import time
+
+from api.http.sockets import BACKLOG, tune
+from api.server.settings import ServerSettings, StartError
+
+SELDOM_S = 30.0
+"""Between two lines about the same lasting trouble."""
+
+_logger = logging.getLogger("holdfast.server")
+
+
+def listen(settings: ServerSettings) -> list[socket.socket]:
+    """Takes the port on every address the host name has.
+
+    Args:
+        settings: host, port, and whether all the world may come in.
+
+    Returns:
+        Sockets that listen and do not block.
+
+    Raises:
+        StartError: it is not allowed to listen there, or cannot.
+    """
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise StartError(f"cannot listen on {settings.host}: {error.strerror}") from None
+    addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    _check_exposure(settings, [str(address[0]) for _, address in addresses])
+    listeners: list[socket.socket] = []
+    try:
+        for family, address in addresses:
+            listeners.append(_listener(family, address))
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror} (--bind)") from None
+    return listeners
+
+
+def _listener(family: int, address: tuple[object, ...]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        tune(listener)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _check_exposure(settings: ServerSettings, addresses: list[str]) -> None:
+    """Beyond loopback, everybody who reaches the port could read and write: that takes a token."""
+    exposed = [address for address in addresses if not ipaddress.ip_address(address.split("%")[0]).is_loopback]
+    if not exposed or settings.token is not None:
+        return
+    if not settings.insecure:
+        raise StartError(
+            f"{settings.host} is not a loopback address: set --token so that only clients who know it get in,"
+            " or --insecure to let everybody in"
+        )
+    _logger.warning("INSECURE: no token: everybody who can reach this machine may read and write all data")
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a listener is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def raise_descriptor_limit() -> None:
+    """Takes as many descriptors as the system lets us have: each parked client needs one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def complain_seldom() -> None:
+    """Has trio say now and then, and on one line, that it cannot accept for want of descriptors.
+
+    By itself it says so ten times a second, each time with a traceback.
+    """
+    logging.getLogger("trio.serve_listeners").addFilter(_SeldomFilter())
+
+
+class _SeldomFilter(logging.Filter):
+    """Lets a repeated complaint through once in `SELDOM_S`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_s = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Says whether a record is written."""
+        if time.monotonic() < self._next_s:
+            return False
+        self._next_s = time.monotonic() + SELDOM_S
+        if record.exc_info and record.exc_info[1] is not None:
+            record.msg, record.args = "cannot accept connections: %s", (record.exc_info[1],)
+            record.exc_info = None
+        return True

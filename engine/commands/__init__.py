@@ -1,0 +1,1 @@
+"""The grammar, and the table of commands by families; pure."""

@@ -1,0 +1,120 @@
+"""Folds a snapshot and the segments after it into a new snapshot: the part of a checkpoint that takes time.
+
+The server runs it in a process of its own, so that the actor never stops and its memory is given back:
+
+    python -m engine.embedded.fold DIRECTORY PARENT < plan > result
+
+It opens the directory beside the server, verifies every checksum of what it reads, and writes under a name of its own;
+it is the server that makes the result part of the log. If the server dies, so does this process, and leaves nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from engine.embedded.recovery import applying
+from engine.store import ops
+from engine.store.state import State
+from wal.files import Directory, DiskDirectory
+from wal.manifest import Snapshot
+from wal.replay import replay_sealed
+from wal.segment import Damage
+from wal.snapshot import FoldPlan, write_snapshot
+
+CHECK_RECORDS = 64
+"""Records written between two looks at whether the server still lives; each may be as long as a whole frame."""
+
+NICENESS = 10
+"""The server comes first."""
+
+
+class Orphaned(Exception):
+    """The server is gone."""
+
+
+def fold(directory: Directory, plan: FoldPlan, check: Callable[[], None] = lambda: None) -> Snapshot:
+    """Replays what a plan names, and writes the snapshot; without a clock, so that expired keys stay until swept.
+
+    Args:
+        directory: the data directory; another process may have it locked.
+        plan: what to fold.
+        check: called now and then; may raise to give up.
+
+    Returns:
+        The snapshot, durable under its temporary name.
+
+    Raises:
+        Damage: what is to be folded is not what was written.
+        OSError: reading or writing failed.
+    """
+    state = State()
+    apply = applying(state)
+    found = replay_sealed(directory, plan, apply, lambda _done, _total: check())
+    return write_snapshot(directory, plan, _records(state, check), found.time_ms)
+
+
+def _records(state: State, check: Callable[[], None]) -> Iterator[bytes]:
+    for number, op in enumerate(state.snapshot_ops()):
+        if number % CHECK_RECORDS == 0:
+            check()
+        yield ops.pack(op)
+
+
+def pack_result(outcome: Snapshot | Damage | OSError) -> bytes:
+    """What came of it, as bytes for the server."""
+    fields: tuple[Any, ...]
+    if isinstance(outcome, Snapshot):
+        fields = ("snapshot", outcome.number, outcome.snapshot_id, outcome.size_bytes, outcome.time_ms)
+    elif isinstance(outcome, Damage):
+        fields = ("damage", outcome.directory, outcome.file, outcome.offset, outcome.lsn, outcome.reason)
+    else:
+        fields = ("error", outcome.errno, outcome.strerror or str(outcome), outcome.filename)
+    packed: bytes = msgpack.packb(fields, unicode_errors="surrogateescape")  # paths need not be UTF-8
+    return packed
+
+
+def unpack_result(data: bytes) -> Snapshot:
+    """What came of it, from its bytes.
+
+    Raises:
+        Damage, OSError: as they were raised over there.
+        ValueError, TypeError: the bytes are none that `pack_result` made.
+    """
+    kind, *fields = msgpack.unpackb(data, unicode_errors="surrogateescape")
+    if kind == "damage":
+        raise Damage(*fields)
+    if kind == "error":
+        raise OSError(*fields)
+    return Snapshot(*fields)
+
+
+def main() -> None:
+    """Runs as the process described above."""
+    path, parent = Path(sys.argv[1]), int(sys.argv[2])
+    plan = FoldPlan.unpack(sys.stdin.buffer.read())
+    os.nice(NICENESS)
+    gc.disable()  # a state has no cycles, and this process ends soon
+
+    def check() -> None:
+        if os.getppid() != parent:
+            raise Orphaned
+
+    outcome: Snapshot | Damage | OSError
+    try:
+        outcome = fold(DiskDirectory(path, beside=True), plan, check)
+    except (Damage, OSError) as error:
+        outcome = error
+    sys.stdout.buffer.write(pack_result(outcome))
+    sys.stdout.buffer.flush()
+    os._exit(0)  # freeing millions of keys one by one takes seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What is stored, how commands decide and how ops apply; pure."""

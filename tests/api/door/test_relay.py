@@ -1,0 +1,195 @@
+"""The way from the door to the application: what is no command is answered as if there were no door."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from api.http.access import Access
+from api.server.http import serve_door
+from engine.commands.grammar import Ping, Set
+from engine.embedded.checkpointer import Checkpoint
+from tests.harness.http import (
+    HOST,
+    PING,
+    SETTINGS,
+    Client,
+    Server,
+    chunked,
+    http,
+    is_served,
+    post,
+    serving,
+    until,
+)
+
+GET_LIVEZ = http(b"GET /livez")
+
+
+@pytest.fixture
+async def server(nursery: trio.Nursery, patience: None) -> AsyncIterator[Server]:
+    server = Server(nursery, serve_door)
+    yield server
+    server.hang_up()
+
+
+async def test_what_is_not_a_command_is_answered_by_the_application(server: Server) -> None:
+    client = await server.connect()
+    for data, status, body in (
+        (http(b"GET /livez"), 200, {"status": "alive"}),
+        (http(b"GET /readyz?verbose"), 200, {"status": "ready", "fsync": "always"}),
+        (http(b"GET http://localhost/livez"), 200, {"status": "alive"}),
+        (http(b"GET /"), 405, {"error": "method not allowed"}),
+        (http(b"BREW /pipeline"), 405, {"error": "method not allowed"}),
+        (http(b"GET /nothing"), 404, {"error": "not found"}),
+        (
+            post(b"", path=b"/checkpoint"),
+            200,
+            {"segments": 2, "folded_bytes": 3000, "snapshot_bytes": 100, "duration_s": 0.5},
+        ),
+        (post(b"x" * 5_000_000, path=b"/nothing"), 404, {"error": "not found"}),
+        (chunked(b"5\r\nhello\r\n0\r\n\r\n").replace(b" / ", b" /nothing "), 404, {"error": "not found"}),
+    ):
+        await client.send(data)
+        answer = await client.answer()
+        assert (answer.status, answer.json) == (status, body)
+        assert answer.headers[b"content-type"] == b"application/json"
+        assert b"connection" not in answer.headers
+        assert b"date" in answer.headers
+        assert (b"allow" in answer.headers) == (status == 405)
+
+
+async def test_the_answer_to_head_has_no_body_also_when_it_is_refused(patience: None) -> None:
+    settings = dataclasses.replace(SETTINGS, access=Access(token="secret"))
+    async with serving(serve_door, settings) as server:
+        client = await server.connect()
+        for path, status in (("livez", 200), ("", 401), ("nothing", 401), ("readyz", 200)):
+            await client.send(http(b"HEAD /" + path.encode()))
+            answer = await client.answer(to_head=True)
+            assert (answer.status, int(answer.headers[b"content-length"]) > 0) == (status, True)
+        await client.send(http(b"HEAD /", host=HOST * 2))
+        assert [answer.status for answer in await client.read_to_end()] == [400]
+
+
+async def test_a_head_at_its_limits_is_not_over_them_behind_the_door(server: Server) -> None:
+    """F3: what the relay adds does not count."""
+    client = await server.connect()
+    fields = b"".join(b"a%d: b\r\n" % number for number in range(99))
+    rest = 16 * 1024 - len(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ")
+    for head in (HOST + fields, HOST + b"X: " + b"a" * rest + b"\r\n"):
+        await client.send(http(b"GET /livez", host=head))
+        assert (await client.answer()).status == 200
+
+
+async def test_the_socket_of_the_application_has_no_name_that_a_crash_could_leave_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, patience: None
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    async with serving(serve_door) as server:
+        client = await server.connect()
+        await client.send(GET_LIVEZ)
+        assert (await client.answer()).status == 200
+        assert list(await trio.Path(tmp_path).iterdir()) == []
+
+
+async def test_a_crowd_that_asks_for_the_application_at_the_same_moment_is_answered(server: Server) -> None:
+    """F13: more than the backlog of its socket."""
+    clients = [await server.connect() for _ in range(300)]
+    for client in clients:
+        os.write(client.stream.socket.fileno(), GET_LIVEZ)  # no turn of the event loop in between
+    assert {(await client.answer()).status for client in clients} == {200}
+
+
+async def test_http_1_0_needs_no_host_and_is_closed(server: Server) -> None:
+    for data in (b"GET /livez HTTP/1.0\r\n\r\n", post(PING, head=b"", version=b"1.0")):
+        (answer,) = await server.talk(data)
+        assert (answer.status, answer.headers[b"connection"]) == (200, b"close")
+
+
+async def test_f13_when_the_application_cannot_be_reached_that_is_answered_500(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F13"""
+
+    async def open_nothing(_path: str) -> trio.SocketStream:
+        raise ConnectionRefusedError
+
+    client = await server.connect()
+    with monkeypatch.context() as patch:
+        patch.setattr("api.door.relay.trio.open_unix_socket", open_nothing)
+        await client.send(GET_LIVEZ + post(PING))
+        answer = await client.answer()
+    assert (answer.status, answer.json) == (500, {"error": "internal error"})
+    assert "ConnectionRefusedError" in caplog.text
+    assert (await client.answer()).json == {"value": "PONG"}
+
+
+class _SlowCheckpoint:
+    """Stands where a checkpoint of the engine does, and takes as long as the test likes."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = trio.Event(), trio.Event()
+        self.cancelled = False
+
+    async def __call__(self) -> Checkpoint:
+        self.begun.set()
+        try:
+            await self.go_on.wait()
+        except trio.Cancelled:
+            self.cancelled = True
+            raise
+        return Checkpoint(segments=1, folded_bytes=2, snapshot_bytes=3, duration_s=4.0)
+
+
+async def _checkpoint(server: Server, monkeypatch: pytest.MonkeyPatch) -> tuple[Client, _SlowCheckpoint]:
+    """A client that waits for a checkpoint, with a command pipelined behind it."""
+    slow = _SlowCheckpoint()
+    monkeypatch.setattr(server.engine, "checkpoint", slow)
+    client = await server.connect()
+    await client.send(post(PING) + post(b"", path=b"/checkpoint") + post(b'{"command": "SET k v"}'))
+    await slow.begun.wait()
+    assert (await client.answer()).json == {"value": "PONG"}
+    return client, slow
+
+
+async def test_nothing_is_started_behind_what_the_application_works_on(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, slow = await _checkpoint(server, monkeypatch)
+    await is_served(server)
+    assert server.engine.commands == [Ping(), Ping()]
+    slow.go_on.set()
+    assert (await client.answer()).json["segments"] == 1
+    assert (await client.answer()).status == 200
+    assert server.engine.commands == [Ping(), Ping(), Set(b"k", b"v")]
+
+
+async def test_e3_a_client_that_leaves_takes_its_request_back_from_the_application(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E3"""
+    client, slow = await _checkpoint(server, monkeypatch)
+    client.reset()
+    await until(lambda: slow.cancelled)
+    await until(lambda: server.connections_open == 0)
+    assert server.engine.commands == [Ping()]
+
+
+async def test_h1_a_shutdown_waits_for_what_the_application_works_on(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H1"""
+    client, slow = await _checkpoint(server, monkeypatch)
+    server.stop()
+    await trio.testing.wait_all_tasks_blocked()
+    slow.go_on.set()
+    (answer,) = await client.read_to_end()
+    assert (answer.json["segments"], answer.headers[b"connection"]) == (1, b"close")
+    await server.stopped.wait()
+    assert server.engine.commands == [Ping()]

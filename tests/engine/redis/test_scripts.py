@@ -1,0 +1,228 @@
+"""The Lua scripts on a real Redis: all of them load, and a unit is done as a whole or not at all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from coredis.exceptions import ResponseError
+
+from engine.calls import Batch
+from engine.commands.grammar import parse
+from engine.limits import Limits
+from engine.redis.batches import Unit
+from engine.redis.receipts import Receipts
+from engine.redis.request import Request
+from engine.redis.scripts import SCRIPTS
+from engine.redis.slots import slot_of
+from engine.replies import OK, Error, Failure, Integer, Refused, Reply, Value
+from tests.harness.redis import RedisError, RedisNode, Wire
+
+KEYS = ("{k}a", "{k}b", "{k}c", "{k}d")
+UNITS = 300
+
+
+class WireRouter:
+    """Has requests done at once, by a real Redis."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+
+    def post(self, request: Request) -> None:
+        result: Any
+        try:
+            result = self.wire.do(request.name, *request.serialized_arguments)
+        except RedisError as error:
+            result = ResponseError(str(error))
+        request.done(result)
+
+    def slot_of(self, key: bytes) -> int:
+        return slot_of(key)
+
+    def is_up(self, _slot: int) -> bool:
+        return True
+
+    def takes_writes(self, _slot: int) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisNode]:
+    with RedisNode(tmp_path_factory.mktemp("redis")) as node:
+        yield node
+
+
+@pytest.fixture
+def wire(node: RedisNode) -> Iterator[Wire]:
+    with node.wire() as wire:
+        wire.do("FLUSHALL")
+        load_all(wire)
+        yield wire
+
+
+def load_all(wire: Wire) -> list[bytes]:
+    return [wire.do("SCRIPT", "LOAD", script.source) for script in SCRIPTS.values()]
+
+
+def unit(wire: Wire, *lines: str, popped_max: int = 1000) -> list[Reply] | Refused:
+    router = WireRouter(wire)
+    replies: list[list[Reply] | Refused] = []
+    batch = Batch([parse(line.encode().split(b" "), Limits()) for line in lines], True, lambda _batch: None)
+    Unit(batch, router, Receipts(b"front", router), popped_max, replies.append).send()
+    [reply] = replies
+    return reply
+
+
+def everything(wire: Wire) -> dict[bytes, tuple[bytes, int]]:
+    """Each key's content, byte for byte, and when it expires."""
+    return {key: (wire.do("DUMP", key), wire.do("PEXPIRETIME", key)) for key in wire.do("KEYS", "*")}
+
+
+def refused_without_a_trace(wire: Wire, *lines: str, popped_max: int = 1000) -> Refused:
+    before = everything(wire)
+    reply = unit(wire, *lines, popped_max=popped_max)
+    assert everything(wire) == before
+    assert isinstance(reply, Refused)
+    return reply
+
+
+def test_redis_takes_all_scripts_for_what_we_call_them(wire: Wire) -> None:
+    assert load_all(wire) == list(SCRIPTS)
+
+
+def test_a_unit_without_a_refusal_is_done(wire: Wire) -> None:
+    done = unit(
+        wire, "SET {k}a 1", "QPUSH {k}b x y", "QPOP {k}b", "BQPOP {k}b", "GET {k}a", "DELETE {k}a", "EXISTS {k}a"
+    )
+    assert isinstance(done, list)
+    assert done[2:] == [Value(b"y"), Value(b"x"), Value(b"1"), Integer(1), Integer(0)]
+    assert set(wire.do("KEYS", "*")) - {b"{k}b"} == {Receipts(b"front", WireRouter(wire)).key_for(slot_of(b"{k}"))}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("SET {k}plain new",),
+        ("SET {k}expiring new",),
+        ("SET {k}expiring new PX 1",),
+        ("SET {k}queue new",),
+        ("SET {k}list new",),
+        ("SET {k}hash new PX 1000", "SET {k}hash newer"),
+        ("SET {k}new 1", "SET {k}new 2", "DELETE {k}new", "QPUSH {k}new a"),
+        ("DELETE {k}plain {k}expiring {k}queue {k}empty {k}list {k}hash {k}nothing",),
+        ("DELETE {k}queue", "QPUSH {k}queue a b", "QPOP {k}queue", "BQPOP {k}queue", "SET {k}queue x"),
+        ("QPUSH {k}queue a b c",),
+        ("QPUSH {k}queue a b c", "QPOP {k}queue", "QPOP {k}queue", "QPOP {k}queue", "QPOP {k}queue"),
+        ("QPUSH {k}queue a", "BQPOP {k}queue", "BQPOP {k}queue", "BQPOP {k}queue", "BQPOP {k}queue"),
+        ("QPUSH {k}queue a", "DELETE {k}queue", "SET {k}queue v", "DELETE {k}queue", "QPUSH {k}queue b", "QPOP {k}q"),
+        ("QPUSH {k}empty a", "BQPOP {k}empty", "QPUSH {k}empty b"),
+        ("QPUSH {k}nothing a", "DELETE {k}nothing", "QPUSH {k}nothing b", "BQPOP {k}nothing"),
+        ("QPUSH {k}queue " + " ".join(map(str, range(2500))),),
+        ("QPUSH {k}nothing " + " ".join(map(str, range(2500))),),
+    ],
+)  # fmt: skip
+def test_a_refusal_at_the_end_takes_everything_back(wire: Wire, lines: tuple[str, ...]) -> None:
+    """I7"""
+    assert unit(
+        wire, "SET {k}plain v", "SET {k}expiring v EX 1000", "QPUSH {k}queue 1 2 3", "QPUSH {k}empty 1", "QPOP {k}empty"
+    )
+    wire.do("RPUSH", "{k}list", "no", "queue")
+    wire.do("HSET", "{k}hash", "a", 1)
+    refused = refused_without_a_trace(wire, *lines, "SET {k}other v XX")
+    assert refused == Refused(Failure(Error.KEY_NOT_FOUND), len(lines))
+
+
+def test_a_pop_beyond_what_an_answer_may_hold_is_taken_back_too(wire: Wire) -> None:
+    unit(wire, "QPUSH {k}queue aaaa bbbb cccc")
+    refused = refused_without_a_trace(wire, "QPOP {k}queue", "BQPOP {k}queue", "QPOP {k}queue", popped_max=8)
+    assert refused.index == 2
+    assert refused.failure.error is Error.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "forbidden", ["rename", "rpush", "set", "lpop", "lset", "rpop", "exists", "llen", "lindex", "get"]
+)
+def test_an_error_of_redis_in_the_middle_takes_everything_back(node: RedisNode, wire: Wire, forbidden: str) -> None:
+    """I7: here Redis does not permit its user everything."""
+    unit(wire, "SET {k}plain v", "QPUSH {k}queue 1 2 3")
+    wire.do("ACL", "SETUSER", "half", "reset", "on", ">pw", "~*", "+@all", f"-{forbidden}")
+    with node.wire() as limited:
+        limited.do("AUTH", "half", "pw")
+        before = everything(wire)
+        refused = unit(
+            limited,
+            *("QPUSH {k}queue 4", "QPOP {k}queue", "BQPOP {k}queue", "DELETE {k}queue", "QPUSH {k}new a"),
+            *("SET {k}plain w", "GET {k}plain", "QLEN {k}new", "SET {k}new v", "SET {k}nothing v XX"),
+        )
+    assert everything(wire) == before
+    assert isinstance(refused, Refused)
+
+
+def test_a_full_memory_refuses_a_unit_that_grows_and_does_one_that_does_not(wire: Wire) -> None:
+    """B3"""
+    unit(wire, "SET {k}plain v", "QPUSH {k}queue 1 2 3")
+    wire.do("CONFIG", "SET", "maxmemory", 1)
+    try:
+        refused = refused_without_a_trace(wire, "DELETE {k}plain", "SET {k}plain w")
+        done = unit(wire, "QPOP {k}queue", "BQPOP {k}queue", "DELETE {k}plain")
+    finally:
+        wire.do("CONFIG", "SET", "maxmemory", 0)
+    assert refused.failure.error is Error.STORAGE_FULL
+    assert done == [Value(b"3"), Value(b"1"), Integer(1)]
+
+
+def test_a_unit_of_as_many_commands_as_there_may_be(wire: Wire) -> None:
+    lines = [line for number in range(250) for line in (f"SET {{k}}{number} v", f"QPUSH {{k}}q {number}")]
+    lines += [line for number in range(250) for line in (f"DELETE {{k}}{number}", "QPOP {k}q")]
+    refused = refused_without_a_trace(wire, *lines[:999], "SET {k}nothing v XX")
+    assert refused.index == 999
+    done = unit(wire, *lines)
+    assert isinstance(done, list)
+    assert len(done) == Limits().unit_commands_max
+    assert wire.do("LLEN", "{k}q") == 1
+
+
+def command(rng: random.Random) -> str:
+    key = rng.choice(KEYS)
+    value = rng.choice(("v", "w" * 100, "x" * 9000))
+    return rng.choice(
+        (
+            *(f"SET {key} {value}", f"SET {key} {value} EX 100", f"SET {key} {value} NX", f"SET {key} {value} XX"),
+            *(f"QPUSH {key} {value}", f"QPUSH {key} 1 2 3", f"QPOP {key}", f"QPOP {key}", f"BQPOP {key} 0"),
+            *(f"DELETE {key}", f"DELETE {' '.join(KEYS)}", f"GET {key}", f"QLEN {key}", f"TTL {key}", "PING"),
+        )
+    )
+
+
+def test_units_at_random_are_done_or_leave_no_trace(wire: Wire) -> None:
+    """I7"""
+    rng = random.Random(5)
+    refused = 0
+    for number in range(UNITS):
+        if number % 20 == 0:  # what others left in our place
+            wire.do("DEL", *KEYS)
+            wire.do("RPUSH", rng.choice(KEYS), "no", "queue")
+        for line in (command(rng), command(rng)):  # by themselves, to begin with something
+            unit(wire, line)
+        lines = [command(rng) for _ in range(rng.randrange(2, 13))]
+        before = everything(wire)
+        reply = unit(wire, *lines, popped_max=20_000)
+        if isinstance(reply, Refused):
+            refused += 1
+            assert everything(wire) == before, lines
+        else:
+            assert len(reply) == len(lines)
+            assert not [key for key in wire.do("KEYS", "*") if b":unit:" in key], "what was moved aside is gone"
+    assert UNITS / 10 < refused < UNITS * 9 / 10
+
+
+def test_a_queue_that_a_unit_makes_anew_is_another_queue(wire: Wire) -> None:
+    unit(wire, "QPUSH {k}q a")
+    [first] = wire.do("LRANGE", "{k}q", 0, 0)
+    unit(wire, "DELETE {k}q", "QPUSH {k}q a", "DELETE {k}q", "QPUSH {k}q b", "QPUSH {k}r c")
+    marks = [first, *wire.do("LRANGE", "{k}q", 0, 0), *wire.do("LRANGE", "{k}r", 0, 0)]
+    assert all(one != other for one, other in pairwise(sorted(marks)))
+    assert unit(wire, "SET {k}a v") == [OK]
