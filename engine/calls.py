@@ -1,4 +1,4 @@
-"""Calls: submitted commands and whom to answer, and the values on their way to them."""
+"""Calls: submitted commands, and whom to answer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.commands.grammar import Command
 from engine.replies import Refused, Reply
-from engine.store.ops import Op
-from engine.store.state import Queue
+
+
+class Command:
+    """A command as it was parsed; `engine/commands` has a class for each, and says what it means."""
+
+    __slots__ = ()
 
 
 class Stage(enum.Enum):
@@ -26,15 +29,6 @@ class Stage(enum.Enum):
 
 QUEUED, PARKED, HELD, ANSWERED, SETTLED, WITHDRAWN = Stage
 """By these names they are found twice as fast as in the enum, and each call is asked several times."""
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A popped value on its way to a caller: its rank among all pops, the queue object, the op that undoes it."""
-
-    serial: int
-    queue: Queue
-    undo: Op
 
 
 @dataclass(slots=True, eq=False)

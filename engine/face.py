@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from engine.calls import PARKED, QUEUED, AnyCall, Batch, Call
-from engine.commands.grammar import Command
+from engine.calls import PARKED, QUEUED, AnyCall, Batch, Call, Command
 from engine.replies import Refused, Reply
 from engine.sleeper import Sleeper
 

@@ -81,16 +81,3 @@ MAILBOX_FULL = Failure(Error.UNAVAILABLE, "too many commands are waiting")
 WAITERS_FULL = Failure(Error.UNAVAILABLE, "too many clients are waiting")
 POPPED_ENOUGH = Failure(Error.TOO_LARGE, "the values popped before make the answer too long")
 """Refusals that say the same whichever engine gives them."""
-
-
-def wrong_type(name: str, *, foreign: bool = False) -> Failure:
-    """The refusal of a command whose key holds something else.
-
-    Args:
-        name: of the command.
-        foreign: whether that is nothing of Holdfast's, as in a Redis that others use as well: a hash, say.
-    """
-    held, needs = ("a queue", "reads plain values") if name == "GET" else ("a plain value", "needs a queue")
-    if foreign:
-        held = "something that is nothing of Holdfast's"
-    return Failure(Error.WRONG_TYPE, f"the key holds {held}, {name} {needs}")

@@ -12,7 +12,7 @@ import pytest
 
 from api.dialects import bodies as dialects
 from docs import make_commands
-from engine.commands import grammar as commands
+from engine.commands import table as commands
 from engine.limits import Limits
 from tests.harness.process import ROOT, Server
 
@@ -28,9 +28,9 @@ def test_both_examples_of_every_command_mean_the_same() -> None:
     examples = re.findall(r"^- (?:Line|Fields): `(\{.*?\})` answers", make_commands.render(), re.MULTILINE)
     assert len(examples) == 2 * len(commands.TABLE)
     found = [dialects.understand(example.encode(), Limits())[1] for example in examples]
-    for spec, line, fields in zip(commands.TABLE, found[::2], found[1::2], strict=True):
+    for row, line, fields in zip(commands.TABLE, found[::2], found[1::2], strict=True):
         assert line == fields
-        assert isinstance(line, spec.command)
+        assert isinstance(line, row.command)
 
 
 @pytest.mark.parametrize("page", [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])

@@ -28,7 +28,10 @@ from api.dialects.answers import value_member
 from api.dialects.bodies import LINE, Answer, BadRequest, Request
 from api.dialects.json_body import MARKS, Json, as_bytes, check_strings
 from api.dialects.json_list import ListReader, count_items
-from engine.commands.grammar import Command, Delete, Exists, Get, QPush
+from engine.calls import Command
+from engine.commands.keys import Delete, Exists
+from engine.commands.queues import QPush
+from engine.commands.values import Get
 from engine.limits import KIB, Limits
 from engine.replies import Error, Failure, Ok, Refused, Reply, Value
 

@@ -34,8 +34,10 @@ from api.dialects.answers import (
 )
 from api.dialects.json_body import BadRequest, Json, Number, as_bytes, check_strings, is_quick, parse_in_steps, scan
 from api.dialects.line import split_line
-from engine.commands import grammar as commands
-from engine.commands.grammar import Command, CommandError, Kind, Spec, lookup, show
+from engine.calls import Command
+from engine.commands import table as commands
+from engine.commands.grammar import CommandError, Kind, Row, show
+from engine.commands.table import lookup
 from engine.limits import KIB, Limits
 from engine.replies import Failure
 
@@ -300,42 +302,42 @@ def _argv(command: bytes, given: dict[Kind, _Given], options: Json, limits: Limi
     """Puts the words in the order of the command's row; CommandError for what the row does not take."""
     if not command or b" " in command:
         raise CommandError(f"beside key, value or options the command is one word, not {show(command)}")
-    spec = lookup(command)
-    if spec is None:
+    row = lookup(command)
+    if row is None:
         return [command]  # the grammar has the words for it
     argv = [command]
-    for parameter in spec.parameters:
+    for parameter in row.parameters:
         here = given.get(parameter.kind)
         if here is None or not here.words:
-            raise CommandError(f"{spec.name}: {parameter.kind.value} is missing, expected {spec.usage}")
+            raise CommandError(f"{row.name}: {parameter.kind.value} is missing, expected {row.usage}")
         if here.is_list and not parameter.many:
-            raise CommandError(f"{spec.name} takes one {parameter.kind.value}, not a list, expected {spec.usage}")
+            raise CommandError(f"{row.name} takes one {parameter.kind.value}, not a list, expected {row.usage}")
         argv += here.words
     for kind in given:
-        if all(parameter.kind is not kind for parameter in spec.parameters):
-            raise CommandError(f"{spec.name} takes no {kind.value}, expected {spec.usage}")
-    return argv + _option_words(spec, options, limits)
+        if all(parameter.kind is not kind for parameter in row.parameters):
+            raise CommandError(f"{row.name} takes no {kind.value}, expected {row.usage}")
+    return argv + _option_words(row, options, limits)
 
 
-def _option_words(spec: Spec, options: Json, limits: Limits) -> list[bytes]:
+def _option_words(row: Row, options: Json, limits: Limits) -> list[bytes]:
     if isinstance(options, dict):
-        return [word for name, value in options.items() for word in _named_option(spec, name, value)]
+        return [word for name, value in options.items() for word in _named_option(row, name, value)]
     if isinstance(options, list):
         words = [_word("options", value) for value in options]
     else:
         assert isinstance(options, bytes)
         words = split_line(options, limits.tokens_max)
-    if words and not spec.options:  # behind a list of keys or values they would be taken for more of them
-        raise CommandError(f"{spec.name} takes no options, expected {spec.usage}")
+    if words and not row.options:  # behind a list of keys or values they would be taken for more of them
+        raise CommandError(f"{row.name} takes no options, expected {row.usage}")
     return words
 
 
-def _named_option(spec: Spec, name: bytes, value: Json) -> list[bytes]:
-    option = next((option for option in spec.options if option.name.encode() == name.upper()), None)
+def _named_option(row: Row, name: bytes, value: Json) -> list[bytes]:
+    option = next((option for option in row.options if option.name.encode() == name.upper()), None)
     if option is None:
-        raise CommandError(f"{spec.name} does not take the option {show(name)}, expected {spec.usage}")
+        raise CommandError(f"{row.name} does not take the option {show(name)}, expected {row.usage}")
     if option.argument is not None:
         return [name, _word("options", value)]
     if not isinstance(value, bool):
-        raise CommandError(f"{spec.name}: {option.name} is true or false")
+        raise CommandError(f"{row.name}: {option.name} is true or false")
     return [name] if value else []

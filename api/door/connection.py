@@ -44,7 +44,7 @@ from api.door.request import BadBody, IncomingBody, RequestHead, refusal_of, too
 from api.http.body import HeldBody
 from api.http.head import HEAD_BYTES_MAX, INVALID, UNPARSABLE, BadHead, check_bytes
 from api.http.service import BODIES_FULL, COMMAND, MULTI, PIPELINE
-from engine.commands.grammar import BQPop
+from engine.commands.queues import BQPop
 from engine.limits import KIB
 from engine.replies import Error, Failure
 

@@ -29,8 +29,7 @@ import trio
 from api.dialects import batches
 from api.dialects import bodies as dialects
 from api.http.body import BodyBudget, HeldBody
-from engine.calls import AnyCall, Batch, Call
-from engine.commands.grammar import Command
+from engine.calls import AnyCall, Batch, Call, Command
 from engine.embedded.checkpointer import Checkpoint
 from engine.limits import Limits
 from engine.replies import Error, Failure, Refused, Reply

@@ -41,8 +41,8 @@ from typing import TypeVar
 
 import trio
 
-from engine.calls import QUEUED, SETTLED, WITHDRAWN, AnyCall, Batch, Call
-from engine.commands.grammar import Command, Ping
+from engine.calls import QUEUED, SETTLED, WITHDRAWN, AnyCall, Batch, Call, Command
+from engine.commands.table import FREE, LIGHT, weigh
 from engine.embedded.answers import Answers
 from engine.embedded.checkpointer import Checkpoint, Checkpointer, Fold, FoldFailed
 from engine.embedded.clock import Clock
@@ -50,7 +50,7 @@ from engine.embedded.commit_thread import CommitThread
 from engine.embedded.committer import Committer, FsyncPolicy, Group, RunCommit, in_thread
 from engine.embedded.effects import Effects
 from engine.embedded.mailbox import Mailbox
-from engine.embedded.performer import AT_ONCE, BATCH_MAX, LIGHT, Delay, Pausing, Performer, weigh
+from engine.embedded.performer import AT_ONCE, BATCH_MAX, Delay, Pausing, Performer
 from engine.embedded.pops import Pops
 from engine.embedded.statistics import Statistics
 from engine.embedded.sweeper import Sweeper
@@ -354,7 +354,7 @@ class Engine(Face):
                 self._wait_for_room(call)
             else:
                 self._park(call, now_ms)
-        elif isinstance(call.command, Ping) or (isinstance(reply, Failure) and reply in AT_ONCE):
+        elif type(call.command) in FREE or (isinstance(reply, Failure) and reply in AT_ONCE):
             self._answers.give(call, reply)  # it rests on nothing, so it need not wait for the disk
         else:
             self._answers.hold(call, reply)

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
-from engine.calls import AnyCall, Batch, Taken
-from engine.commands.grammar import BQPop, Command, Delete, Exists, Get, QPop, QPush, Set
+from engine.calls import AnyCall, Batch, Command
+from engine.commands.grammar import Effect
+from engine.commands.table import LIGHT, TAKING, in_pieces, row_of, weigh
 from engine.embedded.committer import GROUP_BYTES_MAX, Committer
 from engine.embedded.effects import Effects
-from engine.embedded.pops import GROWING, UNDO, Pops
+from engine.embedded.pops import Pops, Taken
 from engine.embedded.sweeper import Sweeper, expiry_bytes
 from engine.replies import NULL, POPPED_ENOUGH, Error, Failure, Integer, Refused, Reply, Value
 from engine.store import ops
@@ -39,13 +39,6 @@ TOO_LONG = Failure(Error.TOO_LARGE, f"the records would have more than {COMMAND_
 AT_ONCE = (DISK_FULL, DISK_BEHIND, TOO_LONG)
 """Refusals that rest on nothing in the state, so that they need not wait for the disk."""
 
-_STORING = {ops.PUT, ops.PUSH}
-"""Ops that a full disk refuses; all others let data go, or bring back what was let go."""
-
-_CHANGING = (Set, Delete, QPush, QPop, BQPop)
-"""Commands whose refusal refuses a unit; a read that finds nothing is an answer."""
-
-
 BATCH_MAX = 256
 """Weight of what is done before other tasks get their turn: so many commands, keys or values; some ms of work."""
 
@@ -53,20 +46,6 @@ T = TypeVar("T")
 Pausing = Generator[None, None, T]
 """Work that pauses now and then: other tasks may have their turn, but nobody may look at the state or change it. It is
 half changed by then, and the actor, who is the only one to do that, waits for the end."""
-
-
-def weigh(command: Command) -> int:
-    """How much work a command is, in plain commands."""
-    if isinstance(command, QPush):
-        return len(command.values)
-    return len(command.keys) if isinstance(command, (Delete, Exists)) else 1
-
-
-LIGHT = {Set, Get, QPop, BQPop}
-"""Those that are asked for most often, so that they need not be weighed."""
-
-
-_POPPING = {QPop, BQPop}
 
 
 class Delay(enum.Enum):
@@ -131,10 +110,10 @@ class Performer:
             if refusal is not None:
                 return refusal
             code, key = effects[-1][:2]
-            if code in UNDO:
+            if code in ops.PUTS_BACK:
                 taken.append(self._pops.taking(effects[-1], reply))
             self._effects.apply(effects, records, records_bytes)
-            if code == ops.PUSH and self._pops.waiters:
+            if code in ops.GROWING and self._pops.waiters:
                 self._pops.serve((key,))
         return reply
 
@@ -158,7 +137,7 @@ class Performer:
             left -= weight
             if weight > BATCH_MAX:
                 reply = yield from self.do_slowly(command, now_ms, taken)
-            elif type(command) in _POPPING:
+            elif type(command) in TAKING:
                 reply = self._pop(command, now_ms, batch)
             else:
                 reply = self.do(command, now_ms, taken)
@@ -214,7 +193,7 @@ class Performer:
         if journal.records:
             self._committer.open.add(journal.records, journal.records_bytes)
         taken += unit_taken
-        self._pops.serve({op[1]: None for op in journal.effects if op[0] in GROWING})
+        self._pops.serve({op[1]: None for op in journal.effects if op[0] in ops.GROWING})
         return outcome
 
     def _decide_all(
@@ -225,11 +204,11 @@ class Performer:
         popped_bytes = 0
         for index, command in enumerate(commands):
             reply = yield from self._decide_one(command, now_ms, journal, taken)
-            if type(command) in _POPPING and isinstance(reply, Value) and reply.value is not None:
+            if type(command) in TAKING and isinstance(reply, Value) and reply.value is not None:
                 popped_bytes += len(reply.value)
                 if popped_bytes > self._answer_bytes_max:
                     reply = POPPED_ENOUGH
-            if isinstance(reply, Failure) and isinstance(command, _CHANGING):
+            if isinstance(reply, Failure) and row_of(command).effect is Effect.CHANGES:
                 return Refused(reply, index)
             replies.append(reply)
         refusal = self._refusal(journal.effects, journal.records_bytes) if journal.effects else None
@@ -244,7 +223,7 @@ class Performer:
         for piece in _pieces((command,)):
             effects, reply = self._state.decide(piece, now_ms)
             for op in effects:
-                if op[0] in UNDO:
+                if op[0] in ops.PUTS_BACK:
                     assert reply is not None
                     taken.append(self._pops.taking(op, reply))
                 journal.apply(op)
@@ -265,7 +244,7 @@ class Performer:
             return TOO_LONG
         if not committer.has_room(records_bytes):
             return self._without_room(records_bytes)
-        if committer.room.full and any(op[0] in _STORING for op in effects):
+        if committer.room.full and any(op[0] in ops.STORING for op in effects):
             return DISK_FULL
         return None
 
@@ -280,13 +259,12 @@ class Performer:
 def _pieces(commands: Iterable[Command]) -> Iterator[Command]:
     """The commands, those with too many keys as several with fewer."""
     for command in commands:
-        if isinstance(command, (Delete, Exists)) and len(command.keys) > BATCH_MAX:
-            for start in range(0, len(command.keys), BATCH_MAX):
-                yield replace(command, keys=command.keys[start : start + BATCH_MAX])
+        if weigh(command) > BATCH_MAX and row_of(command).adds_up:
+            yield from in_pieces(command, BATCH_MAX)
         else:
             yield command
 
 
 def _first_storing(commands: Sequence[Command]) -> int | None:
     """Which is the first command that a full disk refuses."""
-    return next((index for index, command in enumerate(commands) if isinstance(command, (Set, QPush))), None)
+    return next((index for index, command in enumerate(commands) if row_of(command).stores), None)

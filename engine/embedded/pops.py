@@ -6,10 +6,11 @@ Calls park here, and are served, oldest first, when a queue has grown, or told t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 
-from engine.calls import PARKED, AnyCall, Call, Taken
-from engine.commands.grammar import BQPop
+from engine.calls import PARKED, AnyCall, Call
+from engine.commands.queues import BQPop
 from engine.embedded.answers import Answers
 from engine.embedded.committer import Committer
 from engine.embedded.effects import Effects
@@ -17,16 +18,20 @@ from engine.replies import NULL, Failure, Reply, Value
 from engine.store import ops
 from engine.store.ops import Op
 from engine.store.state import State
+from engine.store.store import Queue
 from engine.store.waiters import Waiter, Waiters
-
-UNDO = {ops.POP_FIRST: ops.RETURN_FIRST, ops.POP_LAST: ops.RETURN_LAST}
-"""Which op puts back what a pop took."""
-
-GROWING = {ops.PUSH, ops.RETURN_FIRST, ops.RETURN_LAST}
-"""Ops after which somebody who waits may be served."""
 
 TIMEOUTS_MAX = 256
 """Waiters that are told in one go that their time is up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A popped value on its way to a caller: its rank among all pops, the queue object, the op that undoes it."""
+
+    serial: int
+    queue: Queue
+    undo: Op
 
 
 class Pops:
@@ -93,7 +98,7 @@ class Pops:
         assert queue is not None
         assert isinstance(reply, Value)
         self._pops += 1
-        return Taken(self._pops, queue, (UNDO[code], key, reply.value))
+        return Taken(self._pops, queue, (ops.PUTS_BACK[code], key, reply.value))
 
     def serve(self, grown: Iterable[bytes]) -> None:
         """Hands the values of queues that have just grown to those who wait for them, the oldest first."""

@@ -12,16 +12,19 @@ from typing import Any
 
 import msgpack
 
-from engine.calls import Batch
-from engine.commands.grammar import BQPop, Command, Delete, Exists, QPop, QPush, Set
+from engine.calls import Batch, Command
+from engine.commands.keys import Delete, Exists
+from engine.commands.queues import BQPop, QPop, QPush
+from engine.commands.table import keys_of, row_of, wrong_type
+from engine.commands.values import Set
 from engine.redis.errors import Lost, NotReplicated
-from engine.redis.faults import name_of, refusal, refusal_of_script
+from engine.redis.faults import refusal, refusal_of_script
 from engine.redis.format import MARK_PREFIX, new_mark
-from engine.redis.performer import Performer, keys_of, own_name
+from engine.redis.performer import Performer, own_name
 from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts, receipt_of
 from engine.redis.request import script_call
 from engine.redis.scripts import SHRINKING_UNIT, UNIT
-from engine.replies import NULL, OK, POPPED_ENOUGH, Error, Failure, Integer, Ok, Refused, Reply, Value, wrong_type
+from engine.replies import NULL, OK, POPPED_ENOUGH, Error, Failure, Integer, Ok, Refused, Reply, Value
 
 SLICE_MAX = 128
 """Commands of a pipeline that are under way at once; and so many are begun in one turn of the event loop."""
@@ -204,7 +207,7 @@ _OTHER_SLOT = Failure(
 
 def _words(command: Command) -> list[bytes]:
     """A command of a unit as the script takes it."""
-    name = name_of(command).encode()
+    name = row_of(command).name.encode()
     if isinstance(command, Set):
         ttl = b"" if command.ttl_ms is None else b"%d" % command.ttl_ms
         condition = b"" if command.condition is None else command.condition.value.encode()
@@ -232,12 +235,11 @@ _ERRORS = {error.value for error in Error}
 
 
 def _failure(command: Command, error: bytes) -> Failure:
-    name = name_of(command)
     match error:
         case b"plain" | b"foreign":
-            return wrong_type(name, foreign=error == b"foreign")
+            return wrong_type(command, foreign=error == b"foreign")
         case b"queue":
-            return wrong_type("GET")
+            return wrong_type(command)
         case b"popped enough":
             return POPPED_ENOUGH
     text = error.decode()

@@ -24,8 +24,8 @@ from typing import Any
 
 import trio
 
-from engine.calls import ANSWERED, PARKED, SETTLED, WITHDRAWN, AnyCall, Batch, Call
-from engine.commands.grammar import BQPop, Command
+from engine.calls import ANSWERED, PARKED, SETTLED, WITHDRAWN, AnyCall, Batch, Call, Command
+from engine.commands.queues import BQPop
 from engine.face import BATCHED_COMMANDS_MAX, Face
 from engine.limits import Limits
 from engine.redis.batches import Pipeline, Unit

@@ -14,9 +14,10 @@ from coredis.exceptions import (
     WrongTypeError,
 )
 
-from engine.commands.grammar import BQPop, Command, QPop
+from engine.calls import Command
+from engine.commands.table import TAKING, row_of, wrong_type
 from engine.redis.errors import Lost, NotReplicated, NotSent
-from engine.replies import Error, Failure, wrong_type
+from engine.replies import Error, Failure
 
 _logger = logging.getLogger("holdfast.redis")
 
@@ -35,20 +36,20 @@ def refusal(error: Exception, command: Command) -> Failure:
     """
     text = str(error)
     if isinstance(error, WrongTypeError):
-        return wrong_type(name_of(command), foreign="foreign" in text)
+        return wrong_type(command, foreign="foreign" in text)
     if isinstance(error, NotSent):
         return Failure(Error.UNAVAILABLE, text)
     if isinstance(error, Lost):
         return Failure(Error.UNAVAILABLE, f"{text}; the command may have been done, or not")
     if isinstance(error, NotReplicated):
-        return _UNDONE if isinstance(command, (QPop, BQPop)) else _BEHIND
+        return _UNDONE if type(command) in TAKING else _BEHIND
     if isinstance(error, (RedisClusterError, ReadOnlyError, BusyLoadingError)) or text.startswith(_UNAVAILABLE_CODES):
         return Failure(Error.UNAVAILABLE, f"redis: {text}")
     if isinstance(error, (AuthenticationError, AuthorizationError)) or text.startswith("ACL failure in script"):
         return Failure(Error.UNAVAILABLE, "redis does not permit this to the server's user")
     if isinstance(error, ResponseError) and text.startswith("OOM"):
         return Failure(Error.STORAGE_FULL, "redis has reached its maxmemory")
-    _logger.error("redis refused %s: %s", name_of(command), text)
+    _logger.error("redis refused %s: %s", row_of(command).name, text)
     return Failure(Error.INTERNAL_ERROR)
 
 
@@ -60,8 +61,3 @@ def refusal_of_script(text: str, command: Command) -> Failure:
         command: that was to be done.
     """
     return refusal(ResponseError(text), command)
-
-
-def name_of(command: Command) -> str:
-    """The name of a command."""
-    return type(command).__name__.upper()

@@ -31,7 +31,7 @@ from coredis.exceptions import WrongTypeError
 from sortedcontainers import SortedList
 
 from engine.calls import PARKED, Call
-from engine.commands.grammar import BQPop
+from engine.commands.queues import BQPop
 from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.redis.faults import refusal
 from engine.redis.receipts import FIRST, Posts, Receipt, Receipts, receipt_of

@@ -15,28 +15,20 @@ from typing import Any, TypeAlias
 import msgpack
 from coredis.exceptions import TryAgainError, WrongTypeError
 
-from engine.commands.grammar import (
-    BQPop,
-    Command,
-    Condition,
-    Delete,
-    Exists,
-    Get,
-    Ping,
-    QLen,
-    QPop,
-    QPush,
-    Set,
-    Ttl,
-    show,
-)
+from engine.calls import Command
+from engine.commands.grammar import show
+from engine.commands.keys import Delete, Exists, Ttl
+from engine.commands.queues import BQPop, QLen, QPop, QPush
+from engine.commands.server import Ping
+from engine.commands.table import keys_of, wrong_type
+from engine.commands.values import Condition, Get, Set
 from engine.redis.errors import Lost, NotReplicated
 from engine.redis.faults import refusal
 from engine.redis.format import is_own_key, new_mark
 from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts, receipt_of
 from engine.redis.request import Request, script_call
 from engine.redis.scripts import BQPOP, QLEN, QPOP, QPUSH
-from engine.replies import NULL, OK, PONG, Error, Failure, Integer, Ok, Reply, Value, wrong_type
+from engine.replies import NULL, OK, PONG, Error, Failure, Integer, Ok, Reply, Value
 
 Finish: TypeAlias = Callable[[Reply], None]
 
@@ -45,13 +37,6 @@ KEYS_MAX = 256
 
 EMPTY = Failure(Error.QUEUE_IS_EMPTY)
 KEY_NOT_FOUND = Failure(Error.KEY_NOT_FOUND)
-
-
-def keys_of(command: Command) -> tuple[bytes, ...]:
-    """The keys that a command names."""
-    if isinstance(command, (Delete, Exists)):
-        return command.keys
-    return () if isinstance(command, Ping) else (command.key,)
 
 
 def own_name(command: Command) -> Failure | None:
@@ -124,7 +109,7 @@ class Performer:
         """Says what a key holds, of which Redis has only said that it is no plain value."""
 
         def done(kind: Any) -> None:
-            finish(wrong_type("GET", foreign=isinstance(kind, bytes) and kind != b"list"))
+            finish(wrong_type(command, foreign=isinstance(kind, bytes) and kind != b"list"))
 
         self._router.post(Request(b"TYPE", (command.key,), self._router.slot_of(command.key), done))
 

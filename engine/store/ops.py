@@ -35,6 +35,15 @@ Op = tuple[Any, ...]
 Record = tuple[Any, ...]
 """What may be an op: read from a log, not checked."""
 
+STORING = {PUT, PUSH}
+"""Ops that a full disk refuses; all others let data go, or bring back what was let go."""
+
+PUTS_BACK = {POP_FIRST: RETURN_FIRST, POP_LAST: RETURN_LAST}
+"""Which op puts back what a pop took."""
+
+GROWING = {PUSH, RETURN_FIRST, RETURN_LAST}
+"""Ops after which somebody who waits for a value may be served."""
+
 _packer = msgpack.Packer(use_bin_type=True)
 
 

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import trio
 import trio.testing
 
-from engine.calls import AnyCall
-from engine.commands.grammar import Command, parse
+from engine.calls import AnyCall, Command
+from engine.commands.table import parse
 from engine.embedded.actor import Engine
 from engine.limits import Limits
 from engine.redis.endpoint import parse_endpoint

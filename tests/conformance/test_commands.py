@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from engine.commands.grammar import BQPop, Delete, QPop, QPush, Set
+from engine.commands.keys import Delete
+from engine.commands.queues import BQPop, QPop, QPush
+from engine.commands.values import Set
 from engine.replies import Error, Failure, Integer, Ok, Refused, Reply, Value
 from tests.conformance.store import Store
 from tests.harness.cases import AS_IT_WAS, CASES, KINDS, NOT_FOUND, NULL, OK, WAITS

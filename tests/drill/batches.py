@@ -76,7 +76,7 @@ BATCHES: tuple[Bug, ...] = (
                 "journal.apply(op)",
                 """
                 journal.apply(op)
-                if op[0] in GROWING and op[1] in self._pops.waiters:
+                if op[0] in ops.GROWING and op[1] in self._pops.waiters:
                     planted()
                     self._committer.open.add(journal.records, journal.records_bytes)
                     journal.records, journal.records_bytes = [], 0

@@ -14,6 +14,7 @@ from engine.embedded.pops import Pops
 from engine.embedded.recovery import recover
 from engine.embedded.sweeper import Sweeper
 from engine.store.state import State
+from engine.store.store import Store
 from engine.store.waiters import Waiters
 from tests.drill.batches import BATCHES
 from tests.drill.plant import HISTORY, UNREADABLE, Bug, Edit, Kind
@@ -376,8 +377,8 @@ MORE: tuple[Bug, ...] = (
         (
             Edit(
                 State.snapshot_ops,
-                "yield (ops.PUT, key, entry, self._deadlines.get(key))",
-                "yield (ops.PUT, key, entry, None if self._deadlines.get(key) is None else planted() and None)",
+                "yield (ops.PUT, key, entry, self.deadlines.get(key))",
+                "yield (ops.PUT, key, entry, None if self.deadlines.get(key) is None else planted() and None)",
             ),
         ),
         (*HISTORY, Kind.REPLAY, *UNREADABLE),
@@ -388,9 +389,9 @@ MORE: tuple[Bug, ...] = (
         (
             Edit(
                 State.snapshot_ops,
-                "entry = self._entries.get(key)",
+                "entry = self.entries.get(key)",
                 """
-                entry = self._entries.get(key)
+                entry = self.entries.get(key)
                 if type(entry) is Queue and not entry:
                     planted()
                     continue
@@ -404,11 +405,11 @@ MORE: tuple[Bug, ...] = (
         "A value that was written over goes when its predecessor's time is up.",
         (
             Edit(
-                State._put,
-                "_, key, value, deadline_ms = op",
+                Store.put,
+                "shard = self.entries.shards[hash(key) % SHARDS]",
                 """
-                _, key, value, deadline_ms = op
-                if deadline_ms is None and (deadline_ms := self._deadlines.get(key)) is not None:
+                shard = self.entries.shards[hash(key) % SHARDS]
+                if deadline_ms is None and (deadline_ms := self.deadlines.get(key)) is not None:
                     planted()
                 """,
             ),
@@ -421,7 +422,7 @@ MORE: tuple[Bug, ...] = (
         (
             Edit(
                 Pops.taking,
-                "return Taken(self._pops, queue, (UNDO[code], key, reply.value))",
+                "return Taken(self._pops, queue, (ops.PUTS_BACK[code], key, reply.value))",
                 """
                 planted()
                 return Taken(self._pops, queue, (ops.RETURN_LAST, key, reply.value))

@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from engine.calls import AnyCall, Batch, Call, Stage
-from engine.commands.grammar import BQPop, Command, Get, Ping, QPush, Set, Ttl
+from engine.calls import AnyCall, Batch, Call, Command, Stage
+from engine.commands.keys import Ttl
+from engine.commands.queues import BQPop, QPush
+from engine.commands.server import Ping
+from engine.commands.values import Get, Set
 from engine.embedded.checkpointer import Checkpoint
 from engine.replies import Error, Failure, Ok, Reply, Value
 

@@ -26,7 +26,8 @@ from typing import Any
 
 import trio
 
-from engine.commands.grammar import Command, parse
+from engine.calls import Command
+from engine.commands.table import parse
 from engine.limits import Limits
 from engine.redis.endpoint import parse_endpoint
 from engine.redis.engine import ClusterEngine

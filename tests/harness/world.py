@@ -21,7 +21,8 @@ from typing import Any, Generic, TypeVar
 import trio
 import trio.testing
 
-from engine.commands.grammar import Command, parse
+from engine.calls import Command
+from engine.commands.table import parse
 from engine.embedded.actor import Engine
 from engine.embedded.committer import FsyncPolicy
 from engine.embedded.fold import fold

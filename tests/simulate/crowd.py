@@ -8,7 +8,7 @@ from collections.abc import Callable
 import trio
 
 from engine.calls import AnyCall
-from engine.commands.grammar import parse
+from engine.commands.table import parse
 from engine.embedded.actor import Engine
 from engine.limits import Limits
 from engine.replies import Refused, Reply

@@ -18,7 +18,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from api.app.application import HttpApp, HttpSettings, create_app
 from api.http import body as body_module
 from api.http.access import Access
-from engine.commands.grammar import Command, Ping
+from engine.calls import Command
+from engine.commands.server import Ping
 from engine.limits import Limits
 from engine.replies import Error, Failure, Reply, Value
 from tests.harness.fake_engine import FakeEngine, FakeFront

@@ -20,7 +20,8 @@ from api.app.hypercorn_fixes import hypercorn_config
 from api.http.sockets import spread_probes, tune
 from api.server import http as front
 from api.server.http import serve_door, serve_hypercorn
-from engine.commands.grammar import BQPop, Ping
+from engine.commands.queues import BQPop
+from engine.commands.server import Ping
 from engine.limits import Limits
 from tests.harness.http import HOST, PARK, PING, SETTINGS, SOON_S, Client, Serve, Server, chunked, post, serving, until
 

@@ -16,7 +16,10 @@ from api.dialects import bodies as dialects
 from api.dialects.batches import BatchRequest
 from api.dialects.bodies import BadRequest
 from api.dialects.json_list import ListReader
-from engine.commands.grammar import Delete, Get, Ping, QPop, QPush, Set
+from engine.commands.keys import Delete
+from engine.commands.queues import QPop, QPush
+from engine.commands.server import Ping
+from engine.commands.values import Get, Set
 from engine.limits import KIB, MIB, Limits
 from engine.replies import NULL, Error, Failure, Integer, Ok, Refused, Reply, Value
 from tests.api.dialects.test_bodies import A_LIST, NOT_PLAIN, PLAIN, bodies, line_bodies

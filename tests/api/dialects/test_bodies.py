@@ -15,7 +15,7 @@ from api.dialects import bodies as dialects
 from api.dialects.bodies import Answer, BadRequest, Dialect, Request
 from api.dialects.json_body import is_quick, parse_in_steps
 from api.dialects.line import split_line
-from engine.commands import grammar as commands
+from engine.commands import table as commands
 from engine.commands.grammar import CommandError
 from engine.limits import Limits
 from engine.replies import Error, Failure, Integer, Ok, Reply, Value
@@ -285,10 +285,10 @@ def test_an_unknown_command_gets_the_grammars_own_answer() -> None:
 
 
 def test_no_row_of_the_grammar_is_ambiguous_in_the_fields_dialect() -> None:
-    for spec in commands.TABLE:
-        kinds = [parameter.kind for parameter in spec.parameters]
-        assert len(kinds) == len(set(kinds)), f"{spec.name}: one member cannot fill two parameters"
-        assert not (spec.options and any(parameter.many for parameter in spec.parameters)), spec.name
+    for row in commands.TABLE:
+        kinds = [parameter.kind for parameter in row.parameters]
+        assert len(kinds) == len(set(kinds)), f"{row.name}: one member cannot fill two parameters"
+        assert not (row.options and any(parameter.many for parameter in row.parameters)), row.name
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_any_stored_bytes_can_be_had_back_from_an_answer(stored: bytes) -> None:
 
 scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 shapes = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=3), scalars, max_size=3)
-names = st.sampled_from([*(spec.name for spec in commands.TABLE), "del", "", "a b"])
+names = st.sampled_from([*(row.name for row in commands.TABLE), "del", "", "a b"])
 
 
 @given(names, st.dictionaries(st.sampled_from(["key", "value", "options"]), shapes))

@@ -13,10 +13,12 @@ from api.dialects.bodies import Dialect, Request
 from api.door.exchange import Exchange
 from api.door.outbox import Outbox
 from api.door.request import RequestHead
-from engine.calls import Call, Stage, Taken
-from engine.commands.grammar import BQPop, Ping
+from engine.calls import Call, Stage
+from engine.commands.queues import BQPop
+from engine.commands.server import Ping
+from engine.embedded.pops import Taken
 from engine.replies import Value
-from engine.store.state import Queue
+from engine.store.store import Queue
 
 HEAD = RequestHead(b"POST", b"/", "1.1", (), "/", 0, True, False, None)
 GONE = OSError(errno.ECONNRESET, "Connection reset by peer")

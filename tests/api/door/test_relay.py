@@ -13,7 +13,8 @@ import trio.testing
 
 from api.http.access import Access
 from api.server.http import serve_door
-from engine.commands.grammar import Ping, Set
+from engine.commands.server import Ping
+from engine.commands.values import Set
 from engine.embedded.checkpointer import Checkpoint
 from tests.harness.http import (
     HOST,

@@ -4,26 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.commands import grammar as commands
-from engine.commands.grammar import (
-    TABLE,
-    BQPop,
-    Command,
-    CommandError,
-    Condition,
-    Delete,
-    Exists,
-    Get,
-    Ping,
-    QLen,
-    QPop,
-    QPush,
-    Set,
-    Ttl,
-    lookup,
-    parse,
-    show,
-)
+from engine.calls import Command
+from engine.commands import table as commands
+from engine.commands.grammar import CommandError, show
+from engine.commands.keys import Delete, Exists, Ttl
+from engine.commands.queues import BQPop, QLen, QPop, QPush
+from engine.commands.server import Ping
+from engine.commands.table import TABLE, lookup, parse
+from engine.commands.values import Condition, Get, Set
 from engine.limits import Limits
 from engine.replies import Error
 
@@ -219,20 +207,20 @@ def test_letters_beyond_ascii_are_not_folded_into_a_name() -> None:
     ],
 )
 def test_the_usage_reads_as_documentation_writes_it(name: str, usage: str) -> None:
-    spec = lookup(name.encode())
-    assert spec is not None
-    assert spec.usage == usage
+    row = lookup(name.encode())
+    assert row is not None
+    assert row.usage == usage
 
 
 def test_every_row_of_the_table_builds_its_command() -> None:
-    for spec in TABLE:
-        words = [b"w" for _ in spec.parameters]
-        assert type(parse([spec.name.encode(), *words], LIMITS)) is spec.command
-        for option in spec.options:
+    for row in TABLE:
+        words = [b"w" for _ in row.parameters]
+        assert type(parse([row.name.encode(), *words], LIMITS)) is row.command
+        for option in row.options:
             argument = [] if option.argument is None else [b"1"]
-            command = parse([spec.name.encode(), *words, option.name.encode(), *argument], LIMITS)
+            command = parse([row.name.encode(), *words, option.name.encode(), *argument], LIMITS)
             assert getattr(command, option.fills) is not None
-        assert not any(parameter.many for parameter in spec.parameters[:-1]), "only the last may take many words"
+        assert not any(parameter.many for parameter in row.parameters[:-1]), "only the last may take many words"
 
 
 def test_a_message_shows_words_short_and_without_control_characters() -> None:
@@ -243,7 +231,7 @@ def test_a_message_shows_words_short_and_without_control_characters() -> None:
 
 WORDS = st.one_of(
     st.binary(max_size=20),
-    st.sampled_from([word for spec in TABLE for word in (spec.name.encode(), spec.name.lower().encode())]),
+    st.sampled_from([word for row in TABLE for word in (row.name.encode(), row.name.lower().encode())]),
     st.sampled_from([b"EX", b"PX", b"NX", b"XX", b"EX60", b"px1", b"TIMEOUT", b"timeout5", b"60", b"0", b"-1", b"1.5"]),
     st.lists(st.sampled_from([b"0", b"7", b".", b"-", b"e", b"_"]), max_size=20).map(b"".join),
 )
@@ -261,9 +249,9 @@ def test_any_words_are_a_command_or_a_command_error(argv: list[bytes]) -> None:
         assert command.detail.isprintable()
         assert 0 < len(command.detail) < 300
     else:
-        spec = lookup(argv[0])
-        assert spec is not None
-        assert type(command) is spec.command
+        row = lookup(argv[0])
+        assert row is not None
+        assert type(command) is row.command
 
 
 @settings(max_examples=300)
@@ -279,10 +267,8 @@ def test_a_plain_command_is_what_the_rows_of_the_table_make_of_it(argv: list[byt
 
 
 def test_most_rows_have_plain_commands() -> None:
-    plain = [
-        spec.name for spec in TABLE if commands.plain([spec.name.encode(), *[b"w"] * len(spec.parameters)], LIMITS)
-    ]
-    assert plain == [spec.name for spec in TABLE if spec.parameters]
+    plain = [row.name for row in TABLE if commands.plain([row.name.encode(), *[b"w"] * len(row.parameters)], LIMITS)]
+    assert plain == [row.name for row in TABLE if row.parameters]
 
 
 def test_commands_are_equal_by_name_and_fields_and_can_be_members_of_sets() -> None:

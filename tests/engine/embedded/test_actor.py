@@ -11,8 +11,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from engine.calls import Call
-from engine.commands.grammar import BQPop, Command, Get, Ping, QPop, QPush, Set, parse
+from engine.calls import Call, Command
+from engine.commands.queues import BQPop, QPop, QPush
+from engine.commands.server import Ping
+from engine.commands.table import parse
+from engine.commands.values import Get, Set
 from engine.embedded import committer, performer, sweeper
 from engine.embedded.actor import Engine
 from engine.embedded.clock import Clock

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from engine.calls import Call
-from engine.commands.grammar import Command, Delete, Set
+from engine.calls import Call, Command
+from engine.commands.keys import Delete
+from engine.commands.values import Set
 from engine.embedded import actor, committer, performer
 from engine.limits import Limits
 from engine.replies import NULL, Error, Failure, Integer, Ok, Refused, Reply, Value
-from engine.store.state import BIG_QUEUE_LENGTH, State
+from engine.store.state import State
+from engine.store.store import BIG_QUEUE_LENGTH
 from tests.harness.disk import FakeDisk
 from tests.harness.folding import FoldingWorld
 from tests.harness.stepper import Stepper
@@ -52,9 +54,9 @@ def accounts(state: State) -> tuple[Any, ...]:
         state.live_bytes,
         state.next_deadline_ms,
         state.has_garbage,
-        [queue.values_bytes for key in state._entries if (queue := state.queue(key)) is not None],
-        list(state._deadlines.order()),
-        sorted(state._deadlines._by_key),
+        [queue.values_bytes for key in state.entries if (queue := state.queue(key)) is not None],
+        list(state.deadlines.order()),
+        sorted(state.deadlines._by_key),
     )
 
 

@@ -8,8 +8,10 @@ import msgpack
 import pytest
 from coredis.exceptions import ResponseError, TryAgainError
 
-from engine.calls import Batch
-from engine.commands.grammar import Command, Delete, Get, parse
+from engine.calls import Batch, Command
+from engine.commands.keys import Delete
+from engine.commands.table import parse
+from engine.commands.values import Get
 from engine.limits import Limits
 from engine.redis.batches import SLICE_MAX, SLICE_POPS_MAX, Pipeline, Unit
 from engine.redis.errors import Lost, NotReplicated, NotSent

@@ -12,8 +12,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from engine.calls import ANSWERED, SETTLED, AnyCall, Batch, Call
-from engine.commands.grammar import BQPop, Command, parse
+from engine.calls import ANSWERED, SETTLED, AnyCall, Batch, Call, Command
+from engine.commands.queues import BQPop
+from engine.commands.table import parse
 from engine.limits import Limits
 from engine.redis.endpoint import parse_endpoint
 from engine.redis.engine import CLOSE_WITHIN_S, ClusterEngine

@@ -11,7 +11,7 @@ from coredis.exceptions import ClusterDownError, ResponseError, WrongTypeError
 from trio.testing import wait_all_tasks_blocked
 
 from engine.calls import Call
-from engine.commands.grammar import BQPop
+from engine.commands.queues import BQPop
 from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.redis.lines import REFUSED_S, TAKE_MAX, TELL_MAX, TRIES_MAX, TRY_AGAIN_S, Lines
 from engine.redis.receipts import RETRY_S, Receipt, Receipts

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine.calls import Call
-from engine.commands.grammar import BQPop
+from engine.commands.queues import BQPop
 from engine.redis.errors import Lost, NotSent
 from engine.redis.lines import Lines
 from engine.redis.receipts import Receipts

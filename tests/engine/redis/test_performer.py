@@ -17,7 +17,10 @@ from coredis.exceptions import (
     WrongTypeError,
 )
 
-from engine.commands.grammar import BQPop, Command, Delete, Exists, QPop, QPush, parse
+from engine.calls import Command
+from engine.commands.keys import Delete, Exists
+from engine.commands.queues import BQPop, QPop, QPush
+from engine.commands.table import parse
 from engine.limits import Limits
 from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.redis.format import is_mark

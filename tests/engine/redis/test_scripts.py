@@ -11,7 +11,7 @@ import pytest
 from coredis.exceptions import ResponseError
 
 from engine.calls import Batch
-from engine.commands.grammar import parse
+from engine.commands.table import parse
 from engine.limits import Limits
 from engine.redis.batches import Unit
 from engine.redis.receipts import Receipts

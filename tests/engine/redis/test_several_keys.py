@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from coredis.exceptions import TryAgainError
 
-from engine.commands.grammar import Command, Delete, Exists
+from engine.calls import Command
+from engine.commands.keys import Delete, Exists
 from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.redis.performer import KEYS_MAX, Performer
 from engine.redis.receipts import Receipts

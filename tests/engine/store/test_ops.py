@@ -33,7 +33,7 @@ def test_an_op_comes_back_from_its_record_as_it_was(op: Op) -> None:
 
 def test_the_codes_are_for_ever() -> None:
     """A log of any version must replay: a number here may be added, never changed."""
-    codes = {name: value for name, value in vars(ops).items() if name.isupper() and not name.startswith("_")}
+    codes = {name: value for name, value in vars(ops).items() if name.isupper() and type(value) is int}
     assert codes == {
         "PUT": 1,
         "REMOVE": 2,

@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.commands.grammar import Command, parse
+from engine.calls import Command
+from engine.commands.table import parse
 from engine.limits import Limits
 from engine.replies import Error, Failure, Integer, Reply, Value
 from engine.store import ops
 from engine.store.ops import BadOp, Op
-from engine.store.state import BIG_QUEUE_LENGTH, ITEM_RECORD_BYTES, PUSH_BYTES_MAX, State
+from engine.store.queues import PUSH_BYTES_MAX
+from engine.store.state import State
+from engine.store.store import BIG_QUEUE_LENGTH, ITEM_RECORD_BYTES
 from tests.harness.cases import AS_IT_WAS, CASES, OK
 from tests.harness.model import Content
 
