@@ -1,14 +1,16 @@
-"""The face of an engine, which both have: what callers do with it, and what that rests on."""
+"""The face of an engine, which both have: what callers do with it, and how it is run."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import trio
 
 from engine.calls import PARKED, QUEUED, AnyCall, Batch, Call, Command
-from engine.replies import Refused, Reply
+from engine.replies import Failure, Refused, Reply
 from engine.sleeper import Sleeper
 
 BATCHED_COMMANDS_MAX = 262_144
@@ -98,6 +100,28 @@ class Face(ABC):
         Of a batch that is not atomic, what is done stays done.
         """
 
+    @abstractmethod
+    def statistics(self) -> Any:
+        """Returns its numbers at this moment, as a frozen dataclass."""
+
+    @abstractmethod
+    def readiness(self) -> Failure | Mapping[str, str | int]:
+        """Says what is in force while all commands are taken, or why they are not."""
+
+    # For whoever runs it
+
+    @abstractmethod
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Runs until `close`; start it with `nursery.start`, which returns when it takes commands."""
+
+    @abstractmethod
+    def shut_down(self) -> None:
+        """Answers `unavailable` to parked waiters and to everything submitted from now on."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Shuts down, and lets `run` finish: what was submitted is done and answered."""
+
     async def _answer_of(self, call: AnyCall, sleeper: Sleeper) -> None:
         """Waits until a call is answered; there is no checkpoint after that."""
         try:
@@ -109,3 +133,39 @@ class Face(ABC):
             self.withdraw(call)
             raise
         self.settle(call)
+
+
+class FoldFailed(Exception):
+    """A checkpoint came to nothing; the log is as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint did.
+
+    Attributes:
+        segments: number of segments folded.
+        folded_bytes: length of the snapshot and the segments that went.
+        snapshot_bytes: length of the snapshot that took their place.
+        duration_s: how long it took.
+    """
+
+    segments: int
+    folded_bytes: int
+    snapshot_bytes: int
+    duration_s: float
+
+
+@runtime_checkable
+class Folds(Protocol):
+    """What an engine can do beside that has a log of its own."""
+
+    async def checkpoint(self) -> Checkpoint:
+        """Has everything so far folded into a snapshot, whether that is due or not.
+
+        Returns:
+            What was done.
+
+        Raises:
+            FoldFailed: it came to nothing; the log is as it was.
+        """

@@ -45,8 +45,8 @@ from api.dialects import bodies as dialects
 from api.http.access import Access
 from api.http.body import HeldBody
 from api.http.head import Head
-from api.http.service import BODIES_FULL, PATHS, EngineFace, Folds, Service
-from engine.embedded.checkpointer import FoldFailed
+from api.http.service import BODIES_FULL, PATHS, Service
+from engine.face import Face, FoldFailed, Folds
 from engine.limits import KIB, Limits
 from engine.replies import Error, Failure
 
@@ -96,7 +96,7 @@ class HttpApp(QuartTrio):
 
     request_class = _Request
 
-    def __init__(self, engine: EngineFace, settings: HttpSettings) -> None:
+    def __init__(self, engine: Face, settings: HttpSettings) -> None:
         super().__init__("holdfast", static_folder=None)
         self.asgi_http_class = Exchange  # type: ignore[assignment]  # its app is an HttpApp
         self.config["PROPAGATE_EXCEPTIONS"] = False
@@ -110,7 +110,7 @@ class HttpApp(QuartTrio):
         return {"connections": connections_open(), "requests_open": self.requests_open}
 
 
-def create_app(engine: EngineFace, settings: HttpSettings) -> HttpApp:
+def create_app(engine: Face, settings: HttpSettings) -> HttpApp:
     """Makes the application.
 
     Args:

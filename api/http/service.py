@@ -20,17 +20,17 @@ The rules that hold here:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 import trio
 
 from api.dialects import batches
 from api.dialects import bodies as dialects
 from api.http.body import BodyBudget, HeldBody
-from engine.calls import AnyCall, Batch, Call, Command
-from engine.embedded.checkpointer import Checkpoint
+from engine.calls import AnyCall, Command
+from engine.face import Face
 from engine.limits import Limits
 from engine.replies import Error, Failure, Refused, Reply
 
@@ -48,47 +48,6 @@ _Parsed = TypeVar("_Parsed")
 _logger = logging.getLogger("holdfast.http")
 
 
-class EngineFace(Protocol):
-    """What the translators need of an engine, the one in this process or a cluster."""
-
-    @property
-    def accepting(self) -> bool:
-        """False while shutting down."""
-
-    @property
-    def copies_values(self) -> bool:
-        """Whether the values of replies take memory of their own; else they are those of the store."""
-
-    async def submit(self, command: Command) -> Reply:
-        """Runs a command; cancelling it withdraws the command."""
-
-    def submit_nowait(self, command: Command, deliver: Callable[[Call], None]) -> Call:
-        """Runs a command and returns at once; `deliver` is called when its reply is there."""
-
-    def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
-        """Runs commands, and calls `deliver` when they are answered; then one of the two below must follow."""
-
-    def settle(self, call: AnyCall) -> None:
-        """Says that an answer was handed over."""
-
-    def withdraw(self, call: AnyCall) -> None:
-        """Says that the caller has left."""
-
-    def statistics(self) -> Any:
-        """A frozen dataclass of numbers."""
-
-    def readiness(self) -> Failure | Mapping[str, str | int]:
-        """What is in force while all commands are taken, or why they are not."""
-
-
-@runtime_checkable
-class Folds(Protocol):
-    """What an engine can do that has a log of its own."""
-
-    async def checkpoint(self) -> Checkpoint:
-        """Has the log folded into a snapshot; raises FoldFailed when that came to nothing."""
-
-
 class Service:
     """Answers the bodies that are sent to `PATHS`.
 
@@ -98,7 +57,7 @@ class Service:
         budget: what is left for bodies; whoever reads one takes its share here.
     """
 
-    def __init__(self, engine: EngineFace, limits: Limits) -> None:
+    def __init__(self, engine: Face, limits: Limits) -> None:
         self.engine = engine
         self.limits = limits
         self.budget = BodyBudget(limits.bodies_bytes_max)

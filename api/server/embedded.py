@@ -12,8 +12,8 @@ import trio
 from api.server.progress import ReplayProgress
 from api.server.settings import ServerSettings, StartError
 from engine.collector import Collector
-from engine.embedded.actor import Engine
 from engine.embedded.checkpointer import in_child
+from engine.embedded.engine import Engine
 from engine.embedded.recovery import recover
 from engine.store.state import State
 from wal.files import DiskDirectory

@@ -22,13 +22,12 @@ import shlex
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import trio
 
 from api.app.application import HttpSettings, create_app
 from api.http.access import Access
-from api.http.service import EngineFace
 from api.server.clustered import clustered
 from api.server.embedded import embedded
 from api.server.http import serve_door, serve_hypercorn
@@ -36,6 +35,7 @@ from api.server.listeners import complain_seldom, listen, raise_descriptor_limit
 from api.server.progress import ReplayStopped
 from api.server.settings import ServerSettings, StartError
 from api.server.stop import Interrupted, Stop, exit_now
+from engine.face import Face
 from engine.redis.errors import ClusterError
 from wal.files import DirectoryError, LockedError
 from wal.log import LogFailed
@@ -55,16 +55,6 @@ class ExitCode(enum.IntEnum):
     DAMAGE = 3
     LOCKED = 4
     LOG_FAILED = 5
-
-
-class ServedEngine(EngineFace, Protocol):
-    """What is needed of an engine to run it."""
-
-    async def run(self, task_status: trio.TaskStatus[None]) -> None:
-        """Runs until `close`; says when it takes commands."""
-
-    def close(self) -> None:
-        """Lets `run` finish: parked waiters are turned away, what was submitted is done and answered."""
 
 
 class _EngineFailed(Exception):
@@ -145,7 +135,7 @@ async def _serve(settings: ServerSettings) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(stop.watch_signals)
 
-            async def run_engine(engine: ServedEngine) -> None:
+            async def run_engine(engine: Face) -> None:
                 stop.engine = engine
                 await nursery.start(_run_engine, engine, stop)
 
@@ -161,14 +151,14 @@ async def _serve(settings: ServerSettings) -> None:
 
 
 def _opened(
-    settings: ServerSettings, run_engine: Callable[[ServedEngine], Awaitable[None]], stop: Stop
-) -> AbstractAsyncContextManager[tuple[ServedEngine, str]]:
+    settings: ServerSettings, run_engine: Callable[[Face], Awaitable[None]], stop: Stop
+) -> AbstractAsyncContextManager[tuple[Face, str]]:
     if settings.engine is None:
         return embedded(settings, run_engine, lambda: stop.wished)
     return clustered(settings, run_engine, stop.interrupting)
 
 
-async def _run_engine(engine: ServedEngine, stop: Stop, task_status: trio.TaskStatus[None]) -> None:
+async def _run_engine(engine: Face, stop: Stop, task_status: trio.TaskStatus[None]) -> None:
     code = ExitCode.OK
     try:
         await engine.run(task_status)
@@ -193,7 +183,7 @@ def _fail(stop: Stop, errors: BaseExceptionGroup[BaseException], code: ExitCode)
 
 
 async def _run_http(
-    settings: ServerSettings, engine: ServedEngine, listeners: list[socket.socket], stop: Stop, done: trio.Event
+    settings: ServerSettings, engine: Face, listeners: list[socket.socket], stop: Stop, done: trio.Event
 ) -> None:
     access = Access(settings.token, settings.host, frozenset(settings.allowed_hosts))
     app = create_app(engine, HttpSettings(settings.limits, access))

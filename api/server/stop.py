@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import trio
 
-from api.http.service import EngineFace
+from engine.face import Face
 
 EXIT_WITHIN_S = 5
 """From the first signal to the end of the process, whatever clients, disks or networks do."""
@@ -44,7 +44,7 @@ class Stop:
     """
 
     def __init__(self, late_code: int) -> None:
-        self.engine: EngineFace | None = None
+        self.engine: Face | None = None
         self.engine_ended = trio.Event()
         self.wished = False
         self._late_code = late_code

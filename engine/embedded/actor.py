@@ -1,64 +1,35 @@
-"""The engine: one actor task between the callers, the state and the log.
+"""The actor: the one task that reads and changes the state.
 
-Theory of operation
-
-    submit -> mailbox -> actor: decide, pack, apply -> open group -> committer: write, sync -> answers
-
-The actor is the only task that reads or changes the state: it takes what is in the mailbox, has it done command by
-command (performer.py), and puts each answer into the open group, together with the records it rests on. The committer
-swaps the open group for a new one, has it written and synced in a thread, and then lets its answers go; meanwhile the
-actor fills the next group. So an answer leaves only when everything it rests on is on disk: its own records, and for a
-read everything it saw.
+It takes what is in the mailbox, has it done command by command (performer.py), and puts each answer into the open
+group, together with the records it rests on.
 
 A turn is so many commands, keys and values; then others have theirs, and a batch that is not done goes on behind calls
 that came meanwhile. Units, and single commands too heavy for a turn, pause instead: until they are done there is no
 other command, but the event loop goes on, and so do commits. That is safe because no other task looks at the state.
 
-A call's life:
-
-    QUEUED --> HELD --> SETTLED              the usual way: delivered
-    QUEUED --> HELD --> ANSWERED --> SETTLED with a popped value: delivered, then handed to the transport
-    QUEUED --> PARKED --> HELD ...           a blocked pop; served by a push, its timeout, or the shutdown
-    any but SETTLED --> WITHDRAWN            the caller has left
-
-A caller that leaves while QUEUED or PARKED leaves no trace. One that leaves while HELD or ANSWERED is known to be
-gone before its answer went anywhere: what it popped goes back to where it was taken from, as a logged op.
-Commands that write stay done. That holds while closing too: the actor stays until the last call is settled.
-
-An answer is delivered by calling `deliver`, in the actor, the committer or whoever submits; that may submit, settle and
-withdraw in turn. So whatever delivers is done with its own work on the state and the group, or can bear it.
-
 After each op that makes a queue grow, its waiters are served, oldest first; their pops join the same group as the push.
-
-An exception in the actor or the committer leaves `run` and must end the process: nothing is answered after it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import trio
 
-from engine.calls import QUEUED, SETTLED, WITHDRAWN, AnyCall, Batch, Call, Command
+from engine.calls import QUEUED, AnyCall, Batch, Call
 from engine.commands.table import FREE, LIGHT, weigh
 from engine.embedded.answers import Answers
-from engine.embedded.checkpointer import Checkpoint, Checkpointer, Fold, FoldFailed
 from engine.embedded.clock import Clock
-from engine.embedded.commit_thread import CommitThread
-from engine.embedded.committer import Committer, FsyncPolicy, Group, RunCommit, in_thread
+from engine.embedded.committer import Committer, Group
 from engine.embedded.effects import Effects
 from engine.embedded.mailbox import Mailbox
 from engine.embedded.performer import AT_ONCE, BATCH_MAX, Delay, Pausing, Performer
 from engine.embedded.pops import Pops
-from engine.embedded.statistics import Statistics
 from engine.embedded.sweeper import Sweeper
-from engine.face import BATCHED_COMMANDS_MAX, Face
 from engine.limits import Limits
-from engine.replies import MAILBOX_FULL, SHUTTING_DOWN, WAITERS_FULL, Error, Failure, Refused, Reply
+from engine.replies import SHUTTING_DOWN, WAITERS_FULL, Failure, Refused, Reply
 from engine.store.state import State
-from wal.log import Log
 from wal.open_segment import Room
 
 FREE_VALUES_MAX = 20_000
@@ -67,263 +38,106 @@ FREE_VALUES_MAX = 20_000
 FREE_INTERVAL_S = 0.001
 """Pause between two such goes: an actor that never sleeps would keep the interpreter from the commit thread."""
 
-DISK_FULL = Failure(Error.STORAGE_FULL, "the disk is full; what does not grow goes on")
-
 T = TypeVar("T")
 
 
-class Engine(Face):
-    """The embedded engine.
+class Actor:
+    """Does what is submitted.
 
     Args:
-        state: as replayed from `log`.
-        log: open for appending; the engine owns it and closes it.
-        limits: waiters, mailbox.
-        fsync: when commits are synced.
-        wall_ms: the wall clock, milliseconds since 1970.
-        run_commit: how blocking work on the log is run; None is a thread of its own.
-        fold: how checkpoints write their snapshots; None makes none.
-        watches_files: whether to look once a second, also when idle, for files of the log that somebody took away.
+        state: as replayed; nobody else touches it from now on.
+        committer: whose open group takes records and answers.
+        limits: waiters, mailbox, answers.
+        clock: engine time.
+
+    Attributes:
+        mailbox: where calls are posted.
+        answers: lets answers go.
+        pops: who waits, and what was taken for whom.
+        sweeper: removes expired keys.
     """
 
-    def __init__(
-        self,
-        state: State,
-        log: Log,
-        limits: Limits,
-        *,
-        fsync: FsyncPolicy = FsyncPolicy.ALWAYS,
-        wall_ms: int,
-        run_commit: RunCommit | None = None,
-        fold: Fold | None = None,
-        watches_files: bool = False,
-    ) -> None:
-        self.accepting = True
+    def __init__(self, state: State, committer: Committer[AnyCall], limits: Limits, clock: Clock) -> None:
+        effects = Effects(state, committer)
+        self.mailbox = Mailbox(limits.mailbox_max)
+        self.answers = Answers(committer, none_left=self._none_left)
+        self.pops = Pops(state, committer, effects, self.answers)
+        self.sweeper = Sweeper(state, committer, effects)
+        self._performer = Performer(state, committer, effects, self.sweeper, self.pops, limits.answer_bytes_max)
         self._state = state
-        self._log = log
-        self._limits = limits
-        self._fsync = fsync
-        self._thread = CommitThread()
-        self._run_commit = run_commit or self._thread
-        self._clock = Clock(max(wall_ms, log.recovery.time_ms))
-        self._started_s = trio.current_time()
-        self._mailbox = Mailbox(limits.mailbox_max)
-        self._batched_commands = 0
+        self._committer = committer
+        self._waiters_max = limits.waiters_max
+        self._clock = clock
         self._short_of: Room | None = None
-        self._committer: Committer[AnyCall] = Committer(
-            log,
-            fsync,
-            self._run_commit,
-            release=lambda call: self._answers.release(call),
-            taken=self._group_taken,
-            log_changed=self._log_changed,
-            keep_bytes=self._keep_bytes,
-            watches_files=watches_files,
-        )
-        effects = Effects(state, self._committer)
-        self._answers = Answers(self._committer, none_left=self._none_left)
-        self._pops = Pops(state, self._committer, effects, self._answers)
-        self._sweeper = Sweeper(state, self._committer, effects)
-        self._performer = Performer(state, self._committer, effects, self._sweeper, self._pops, limits.answer_bytes_max)
-        self._checkpointer: Checkpointer | None = None
-        if fold is not None:
-            self._checkpointer = Checkpointer(
-                log,
-                lambda: state.live_bytes,
-                pending_bytes=lambda: self._committer.pending_bytes,
-                with_log=self._committer.with_log,
-                run_blocking=run_commit or in_thread(),
-                fold=fold,
-            )
+        self._turning_away = False
         self._closing = False
-        self._broken = False  # the actor was stopped in the middle of something: what it owns may be half changed
-        self._commands = 0
 
-    # For callers
-
-    def submit_nowait(self, command: Command, deliver: Callable[[Call], None]) -> Call:
-        """Part of `Face`."""
-        call = Call(command, deliver)
-        self._answers.callers += 1
-        if not self.accepting:
-            self._answers.give(call, SHUTTING_DOWN)
-        elif self._mailbox.post(call):
-            self._commands += 1
-        else:
-            self._answers.give(call, MAILBOX_FULL)
-        return call
-
-    def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
-        """Part of `Face`."""
-        batch = Batch(commands, atomic, deliver)
-        self._answers.callers += 1
-        if not self.accepting:
-            self._answers.give(batch, Refused(SHUTTING_DOWN))
-        elif self._batched_commands < BATCHED_COMMANDS_MAX and self._mailbox.post(batch):
-            self._commands += len(commands)
-            self._batched_commands += len(commands)
-        else:
-            self._answers.give(batch, Refused(MAILBOX_FULL))
-        return batch
-
-    def settle(self, call: AnyCall) -> None:
-        """Part of `Face`."""
-        self._answers.settle(call)
-
-    def withdraw(self, call: AnyCall) -> None:
-        """Part of `Face`."""
-        if call.stage is SETTLED or call.stage is WITHDRAWN:
-            return
-        if not self._broken:
-            self._pops.abandon(call)
-            if self._pops.has_abandoned:
-                self._mailbox.nudge()
-        call.stage = WITHDRAWN
-        self._answers.leave()
-
-    def statistics(self) -> Statistics:
-        """Returns the engine's numbers at this moment."""
-        committer = self._committer
-        return Statistics(
-            keys=len(self._state) - self._state.queue_count,
-            queues=self._state.queue_count,
-            waiters=len(self._pops.waiters),
-            mailbox=len(self._mailbox),
-            memory_bytes=self._state.memory_bytes,
-            log_bytes=self._log.size_bytes,
-            snapshot_bytes=self._log.snapshot_bytes,
-            disk_bytes=self._log.disk_bytes,
-            disk_full=int(committer.room.full),
-            lsn=self._log.last_lsn,
-            commands=self._commands,
-            commits=committer.commits,
-            records_per_commit=round(committer.records / max(1, committer.commits), 3),
-            commit_p50_ms=committer.percentile_ms(50),
-            commit_p99_ms=committer.percentile_ms(99),
-            checkpoints=self._checkpointer.checkpoints if self._checkpointer else 0,
-            checkpoint_failures=self._checkpointer.failures if self._checkpointer else 0,
-            expired_keys=self._sweeper.expired_keys,
-            returned_values=self._pops.returned_values,
-            uptime_s=round(trio.current_time() - self._started_s, 3),
-        )
-
-    def readiness(self) -> Failure | dict[str, str | int]:
-        """Says whether commands are taken, reads and writes.
-
-        Returns:
-            What is in force, or why not.
-        """
-        if not self.accepting:
-            return SHUTTING_DOWN
-        if self._committer.room.full:
-            return DISK_FULL
-        return {"fsync": self._fsync.value}
-
-    async def checkpoint(self) -> Checkpoint:
-        """Has everything so far folded into a snapshot, whether that is due or not.
-
-        Returns:
-            What was done.
-
-        Raises:
-            FoldFailed: it came to nothing; the log is as it was.
-        """
-        if self._checkpointer is None or not self.accepting:
-            raise FoldFailed("shutting down")
-        return await self._checkpointer.request()
-
-    # For whoever runs it
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Runs actor and committer until `close`; start it with `nursery.start`.
-
-        Raises:
-            LogFailed: a write or sync failed; nothing was answered that rests on it.
-            Damage: a checkpoint found that the log is not what was written.
-        """
-        with self._thread:
-            await self._run(task_status)
-
-    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._committer.run)
-                if self._checkpointer is not None:
-                    nursery.start_soon(self._checkpointer.run)
-                task_status.started()
-                try:
-                    await self._run_actor()
-                except BaseException:
-                    self._broken = True
-                    raise
-                if self._checkpointer is not None:
-                    self._checkpointer.stop()
-                self._committer.finish()
-        except BaseException:
-            self._log.abandon()
-            raise
-        finally:
-            self.accepting = False
-        with trio.CancelScope(shield=True):  # or a cancellation before it starts would leave the directory locked
-            await self._run_commit(self._log.close)
-
-    def shut_down(self) -> None:
-        """Answers `unavailable` to parked waiters and to everything submitted from now on."""
-        self.accepting = False
-        self._mailbox.nudge()
+    def turn_away(self) -> None:
+        """Answers `unavailable` to everybody who waits, and to who would from now on."""
+        self._turning_away = True
+        self.mailbox.nudge()
 
     def close(self) -> None:
-        """Lets `run` finish: what was submitted is done and answered, then the log is closed cleanly."""
+        """Lets `run` return when the last caller has left; nobody may submit anything any more."""
         self._closing = True
-        self.shut_down()
+        self.turn_away()
 
-    # The actor
+    def log_changed(self) -> None:
+        """Something was done to the log: there may be room now."""
+        if self.mailbox.backlog or self.pops.has_owed:
+            self.mailbox.nudge()
 
-    async def _run_actor(self) -> None:
+    def group_taken(self, group: Group[AnyCall]) -> None:
+        """A group was swapped out: there is room for the next slice of expired keys."""
+        if group.swept_keys:
+            self.mailbox.nudge()
+
+    async def run(self) -> None:
+        """Does what is submitted, until `close`."""
         while not self._is_finished():
             await self._receive()
             now_ms = self._clock.now_ms()
-            if not self.accepting:
-                self._pops.turn_away(SHUTTING_DOWN)
-            self._pops.give_back(at_any_rate=self._closing)
+            if self._turning_away:
+                self.pops.turn_away(SHUTTING_DOWN)
+            self.pops.give_back(at_any_rate=self._closing)
             await self._work_off(now_ms)
-            self._pops.time_out(now_ms)
-            self._sweeper.sweep(now_ms)
+            self.pops.time_out(now_ms)
+            self.sweeper.sweep(now_ms)
             self._state.free_garbage(FREE_VALUES_MAX)
             self._committer.hand_over(now_ms)
 
     def _is_finished(self) -> bool:
         """Whether nobody can come any more and nobody is left: not even one whose popped value may have to go back."""
-        return self._closing and not (self._answers.callers or self._pops.has_abandoned or self._pops.has_owed)
+        return self._closing and not (self.answers.callers or self.pops.has_abandoned or self.pops.has_owed)
 
     async def _receive(self) -> None:
         """Waits for commands, a deadline or a nudge; others have their turn in any case."""
         deadline = self._next_deadline()
         if deadline <= trio.current_time():
-            await self._mailbox.receive_what_is_there()
+            await self.mailbox.receive_what_is_there()
         elif deadline == math.inf:
-            await self._mailbox.receive()
+            await self.mailbox.receive()
         else:
             with trio.CancelScope(deadline=deadline):
-                await self._mailbox.receive()
+                await self.mailbox.receive()
 
     def _none_left(self) -> None:
         if self._closing:
-            self._mailbox.nudge()
+            self.mailbox.nudge()
 
     def _next_deadline(self) -> float:
         """The trio time at which there is something to do without a command."""
         if (
-            self._pops.has_abandoned
-            or (self._pops.waiters and not self.accepting)
-            or (self._pops.has_owed and self._closing)
+            self.pops.has_abandoned
+            or (self.pops.waiters and self._turning_away)
+            or (self.pops.has_owed and self._closing)
         ):
             return -math.inf
-        if self._mailbox.backlog and not self._is_short_of_room:
+        if self.mailbox.backlog and not self._is_short_of_room:
             return -math.inf
         if self._state.has_garbage:
             return trio.current_time() + FREE_INTERVAL_S
-        deadlines_ms = (self._pops.waiters.next_deadline_ms, self._sweeper.deadline_ms)
+        deadlines_ms = (self.pops.waiters.next_deadline_ms, self.sweeper.deadline_ms)
         return min(
             (self._clock.when(deadline_ms) for deadline_ms in deadlines_ms if deadline_ms is not None), default=math.inf
         )
@@ -331,7 +145,7 @@ class Engine(Face):
     async def _work_off(self, now_ms: int) -> None:
         """Does what is in the backlog, for one turn."""
         left = BATCH_MAX
-        backlog, do = self._mailbox.backlog, self._performer.do
+        backlog, do = self.mailbox.backlog, self._performer.do
         while backlog and left > 0 and not self._is_short_of_room:
             call = backlog.popleft()
             if isinstance(call, Batch):
@@ -348,16 +162,16 @@ class Engine(Face):
 
     def _answer(self, call: Call, reply: Reply | Delay, now_ms: int) -> None:
         if call.stage is not QUEUED:
-            self._pops.abandon(call)
+            self.pops.abandon(call)
         elif isinstance(reply, Delay):
             if reply is Delay.NO_ROOM:
                 self._wait_for_room(call)
             else:
                 self._park(call, now_ms)
         elif type(call.command) in FREE or (isinstance(reply, Failure) and reply in AT_ONCE):
-            self._answers.give(call, reply)  # it rests on nothing, so it need not wait for the disk
+            self.answers.give(call, reply)  # it rests on nothing, so it need not wait for the disk
         else:
-            self._answers.hold(call, reply)
+            self.answers.hold(call, reply)
 
     async def _go_on_with(self, batch: Batch, left: int, now_ms: int) -> int:
         """Does commands of a batch; what is left of it has its turn behind others that came.
@@ -372,21 +186,21 @@ class Engine(Face):
         elif batch.stage is QUEUED:
             outcome, left = await self._pausing(self._performer.do_some(batch, left, now_ms), now_ms)
         if outcome is None and batch.stage is QUEUED:
-            self._mailbox.backlog.append(batch)
+            self.mailbox.backlog.append(batch)
         elif isinstance(outcome, Delay) and batch.stage is QUEUED:
             self._wait_for_room(batch)
         else:
-            self._batched_commands -= len(batch.commands)
+            self.mailbox.batched_commands -= len(batch.commands)
             self._answer_batch(batch, outcome)
         return left
 
     def _answer_batch(self, batch: Batch, outcome: list[Reply] | Refused | Delay | None) -> None:
         if batch.stage is not QUEUED:
-            self._pops.abandon(batch)
+            self.pops.abandon(batch)
         elif isinstance(outcome, Refused) and outcome.failure in AT_ONCE:
-            self._answers.give(batch, outcome)
+            self.answers.give(batch, outcome)
         else:
-            self._answers.hold(batch, outcome)
+            self.answers.hold(batch, outcome)
 
     async def _pausing(self, work: Pausing[T], now_ms: int) -> T:
         """Does work to its end; when it pauses, answers before it may go and other tasks have their turn."""
@@ -401,7 +215,7 @@ class Engine(Face):
 
     def _wait_for_room(self, call: AnyCall) -> None:
         """Has a call wait at the head of the backlog until something is done to the log."""
-        self._mailbox.backlog.appendleft(call)
+        self.mailbox.backlog.appendleft(call)
         self._short_of = self._committer.room
 
     @property
@@ -410,22 +224,9 @@ class Engine(Face):
         return self._short_of is self._committer.room
 
     def _park(self, call: Call, now_ms: int) -> None:
-        if not self.accepting:
-            self._answers.give(call, SHUTTING_DOWN)
-        elif len(self._pops.waiters) >= self._limits.waiters_max:
-            self._answers.give(call, WAITERS_FULL)
+        if self._turning_away:
+            self.answers.give(call, SHUTTING_DOWN)
+        elif len(self.pops.waiters) >= self._waiters_max:
+            self.answers.give(call, WAITERS_FULL)
         else:
-            self._pops.park(call, now_ms)
-
-    def _keep_bytes(self) -> int:
-        return self._checkpointer.keep_bytes if self._checkpointer else 0
-
-    def _log_changed(self) -> None:
-        if self._mailbox.backlog or self._pops.has_owed:
-            self._mailbox.nudge()  # there may be room now
-        if self._checkpointer is not None:
-            self._checkpointer.look()
-
-    def _group_taken(self, group: Group[AnyCall]) -> None:
-        if group.swept_keys:
-            self._mailbox.nudge()  # there is room for the next slice
+            self.pops.park(call, now_ms)

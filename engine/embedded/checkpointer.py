@@ -26,7 +26,6 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +33,7 @@ import trio
 
 from engine.embedded.committer import RunCommit
 from engine.embedded.fold import unpack_result
+from engine.face import Checkpoint, FoldFailed
 from wal.log import Log, LogFailed
 from wal.manifest import Snapshot
 from wal.snapshot import FoldPlan
@@ -54,32 +54,11 @@ _TRY_AGAIN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFIL
 _logger = logging.getLogger("holdfast.engine")
 
 
-class FoldFailed(Exception):
-    """A checkpoint came to nothing; the log is as it was."""
-
-
 Fold = Callable[[FoldPlan], Awaitable[Snapshot]]
 """Writes the snapshot that a plan asks for.
 
 Raises FoldFailed when another try may succeed, Damage, or OSError.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """What a checkpoint did.
-
-    Attributes:
-        segments: number of segments folded.
-        folded_bytes: length of the snapshot and the segments that went.
-        snapshot_bytes: length of the snapshot that took their place.
-        duration_s: how long it took.
-    """
-
-    segments: int
-    folded_bytes: int
-    snapshot_bytes: int
-    duration_s: float
 
 
 def in_child(directory: str) -> Fold:

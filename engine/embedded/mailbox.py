@@ -22,11 +22,13 @@ class Mailbox:
 
     Attributes:
         backlog: those it has received; it takes them from the front.
+        batched_commands: number of commands in batches that are not done.
     """
 
     def __init__(self, calls_max: int) -> None:
         self._calls_max = calls_max
         self.backlog: deque[AnyCall] = deque()
+        self.batched_commands = 0
         self._send, self._receive = trio.open_memory_channel[list[AnyCall]](1)
         self._posted: list[AnyCall] | None = None  # the list that is in the channel
 

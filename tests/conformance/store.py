@@ -18,7 +18,7 @@ import trio.testing
 
 from engine.calls import AnyCall, Command
 from engine.commands.table import parse
-from engine.embedded.actor import Engine
+from engine.embedded.engine import Engine
 from engine.limits import Limits
 from engine.redis.endpoint import parse_endpoint
 from engine.redis.engine import ClusterEngine

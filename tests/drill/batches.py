@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.embedded.actor import Engine
+from engine.embedded.actor import Actor
 from engine.embedded.performer import Performer
 from engine.embedded.pops import Pops
 from tests.drill.plant import HISTORY, UNREADABLE, Bug, Edit, Kind
@@ -91,13 +91,13 @@ BATCHES: tuple[Bug, ...] = (
         "Half way through a long unit other tasks have their turn, and so has a command of somebody else.",
         (
             Edit(
-                Engine._pausing,
+                Actor._pausing,
                 "await trio.lowlevel.checkpoint()",
                 """
                 await trio.lowlevel.checkpoint()
-                while self._mailbox.backlog and isinstance(self._mailbox.backlog[0], Call):
+                while self.mailbox.backlog and isinstance(self.mailbox.backlog[0], Call):
                     planted()
-                    call = self._mailbox.backlog.popleft()
+                    call = self.mailbox.backlog.popleft()
                     self._answer(call, self._performer.do(call.command, now_ms, call.taken), now_ms)
                 """,
             ),
@@ -125,17 +125,17 @@ BATCHES: tuple[Bug, ...] = (
         "A long batch counts as written as soon as the group is that it began in.",
         (
             Edit(
-                Engine._go_on_with,
+                Actor._go_on_with,
                 "outcome: list[Reply] | Refused | Delay | None = None",
                 "outcome, is_begun = None, bool(batch.replies)",
             ),
             Edit(
-                Engine._go_on_with,
+                Actor._go_on_with,
                 "self._answer_batch(batch, outcome)",
                 """
                 if is_begun and batch.stage is QUEUED:
                     planted()
-                    self._answers.give(batch, outcome)
+                    self.answers.give(batch, outcome)
                 else:
                     self._answer_batch(batch, outcome)
                 """,
@@ -148,13 +148,13 @@ BATCHES: tuple[Bug, ...] = (
         "What is left of a long batch after its first slice is done from behind.",
         (
             Edit(
-                Engine._go_on_with,
-                "self._mailbox.backlog.append(batch)",
+                Actor._go_on_with,
+                "self.mailbox.backlog.append(batch)",
                 """
                 done = len(batch.replies)
                 len(batch.commands) > done + 1 and planted()
                 batch.commands = [*batch.commands[:done], *reversed(batch.commands[done:])]
-                self._mailbox.backlog.append(batch)
+                self.mailbox.backlog.append(batch)
                 """,
             ),
         ),

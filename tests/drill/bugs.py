@@ -6,9 +6,10 @@ simulator is not the one to ask, and a test finds them.
 
 from __future__ import annotations
 
-from engine.embedded.actor import Engine
+from engine.embedded.actor import Actor
 from engine.embedded.answers import Answers
 from engine.embedded.committer import Committer
+from engine.embedded.engine import Engine
 from engine.embedded.performer import Performer
 from engine.embedded.pops import Pops
 from engine.embedded.recovery import recover
@@ -100,11 +101,11 @@ THE_FIFTEEN: tuple[Bug, ...] = (
         "A read needs no disk, so it is answered at once, with what a power cut takes back.",
         (
             Edit(
-                Engine._answer,
-                "self._answers.hold(call, reply)",
+                Actor._answer,
+                "self.answers.hold(call, reply)",
                 """
                 planted()
-                self._answers.give(call, reply)
+                self.answers.give(call, reply)
                 """,
             ),
         ),

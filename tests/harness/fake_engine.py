@@ -13,7 +13,7 @@ from engine.commands.keys import Ttl
 from engine.commands.queues import BQPop, QPush
 from engine.commands.server import Ping
 from engine.commands.values import Get, Set
-from engine.embedded.checkpointer import Checkpoint
+from engine.face import Checkpoint, Face
 from engine.replies import Error, Failure, Ok, Reply, Value
 
 DEFECT = Ttl(b"k")
@@ -28,7 +28,7 @@ class FakeStatistics:
     commit_p50_ms: float = 0.25
 
 
-class FakeFront:
+class FakeFront(Face):
     """Answers in memory, a moment later; has no log of its own.
 
     Attributes:
@@ -101,6 +101,12 @@ class FakeFront:
         self.accepting = False
         for call in [one for queue in self._parked.values() for one in queue]:
             self._answer(call, SHUTTING_DOWN)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()  # it works in whoever submits
+
+    def close(self) -> None:
+        self.shut_down()
 
     def _perform(self, call: Call) -> None:
         if call.stage is Stage.WITHDRAWN:

@@ -12,8 +12,8 @@ from typing import Any
 
 import trio
 
-from engine.embedded.checkpointer import FoldFailed
 from engine.embedded.fold import fold
+from engine.face import FoldFailed
 from tests.harness.disk import FakeDirectory
 from tests.harness.world import World
 from wal.log import LogFailed

@@ -18,7 +18,7 @@ import trio.testing
 from api.app.application import HttpSettings, create_app
 from api.http.access import Access
 from api.http.sockets import tune
-from engine.embedded.actor import Engine
+from engine.embedded.engine import Engine
 from engine.limits import Limits
 from tests.harness.fake_engine import FakeEngine
 

@@ -23,8 +23,8 @@ import trio.testing
 
 from engine.calls import Command
 from engine.commands.table import parse
-from engine.embedded.actor import Engine
 from engine.embedded.committer import FsyncPolicy
+from engine.embedded.engine import Engine
 from engine.embedded.fold import fold
 from engine.embedded.recovery import recover
 from engine.limits import Limits

@@ -9,7 +9,7 @@ import trio
 
 from engine.calls import AnyCall
 from engine.commands.table import parse
-from engine.embedded.actor import Engine
+from engine.embedded.engine import Engine
 from engine.limits import Limits
 from engine.replies import Refused, Reply
 from tests.harness.model import answer_of

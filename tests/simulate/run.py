@@ -24,8 +24,8 @@ import trio.testing
 from trio._core import _run
 
 from engine.embedded import actor, performer
-from engine.embedded.checkpointer import FoldFailed
 from engine.embedded.committer import FsyncPolicy
+from engine.face import FoldFailed
 from tests.harness.disk import FakeDisk
 from tests.harness.world import World
 from tests.simulate import invariants

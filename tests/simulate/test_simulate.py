@@ -81,6 +81,6 @@ def test_an_error_of_the_engine_is_a_violation(monkeypatch: pytest.MonkeyPatch) 
     def fall(*_args: object) -> None:
         raise ZeroDivisionError("in the actor")
 
-    monkeypatch.setattr("engine.embedded.actor.Engine._answer", fall)
+    monkeypatch.setattr("engine.embedded.actor.Actor._answer", fall)
     with pytest.raises(Violation, match=r"(?s)Traceback.*in the actor"):
         Simulation(0).run()

@@ -1,6 +1,6 @@
 """The application without a server: ASGI messages in, ASGI messages out, virtual time.
 
-`FakeEngine` is a fake at the seam `EngineFace`: a few lines that answer at once, park pops, and note down
+`FakeEngine` is a fake at the seam `Face`: a few lines that answer at once, park pops, and note down
 what they were asked, so that a test can say what was executed.
 """
 

@@ -15,7 +15,7 @@ from api.http.access import Access
 from api.server.http import serve_door
 from engine.commands.server import Ping
 from engine.commands.values import Set
-from engine.embedded.checkpointer import Checkpoint
+from engine.face import Checkpoint
 from tests.harness.http import (
     HOST,
     PING,

@@ -17,9 +17,9 @@ from engine.commands.server import Ping
 from engine.commands.table import parse
 from engine.commands.values import Get, Set
 from engine.embedded import committer, performer, sweeper
-from engine.embedded.actor import Engine
 from engine.embedded.clock import Clock
 from engine.embedded.committer import FsyncPolicy
+from engine.embedded.engine import Engine
 from engine.embedded.recovery import recover
 from engine.limits import MIB, Limits
 from engine.replies import Error, Failure, Integer, Ok, Reply, Value

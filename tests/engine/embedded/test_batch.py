@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from engine.calls import Call, Command
 from engine.commands.keys import Delete
 from engine.commands.values import Set
-from engine.embedded import actor, committer, performer
+from engine.embedded import committer, engine, performer
 from engine.limits import Limits
 from engine.replies import NULL, Error, Failure, Integer, Ok, Refused, Reply, Value
 from engine.store.state import State
@@ -177,7 +177,7 @@ async def test_one_that_leaves_before_the_engine_looked_leaves_no_trace(world: W
     batch.leave()
     await world.settle()
     assert world.dump() == []
-    assert world.engine._batched_commands == 0
+    assert world.engine._mailbox.batched_commands == 0
 
 
 @both
@@ -214,7 +214,7 @@ async def test_a_full_mailbox_turns_it_away(autojump_clock: MockClock, nursery: 
 async def test_long_batches_are_turned_away_when_together_they_hold_too_many_commands(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(actor, "BATCHED_COMMANDS_MAX", 1_000)
+    monkeypatch.setattr(engine, "BATCHED_COMMANDS_MAX", 1_000)
     batches = [world.spawn_many(*["SET k v"] * 600) for _ in range(3)]
     await world.settle()
     assert sorted(error_of(batch.reply) is None for batch in batches) == [False, True, True]
@@ -268,7 +268,7 @@ async def test_one_whose_client_leaves_half_way_is_not_gone_on_with(world: World
     batch.leave()
     assert await queue_of(world) == [b"a", b"b", b"c"]
     assert world.state.held(b"k%d" % (2 * performer.BATCH_MAX)) == (None, None)
-    assert world.engine._batched_commands == 0
+    assert world.engine._mailbox.batched_commands == 0
     await trio.sleep(5)
     assert world.engine._answers.callers == 0
 
@@ -543,7 +543,7 @@ async def test_a_command_of_very_many_keys_lets_other_tasks_have_their_turn(
 ) -> None:
     await fill_many(world)
     if expired:
-        world.engine._sweeper._next_ms = 1 << 62
+        world.engine._actor.sweeper._next_ms = 1 << 62
         await trio.sleep(1)
     count = len(MANY) // (4 if expired else 2)
     lines = [[b"EXISTS", *MANY], [b"DELETE", *MANY, *MANY[:50]], [b"EXISTS", *MANY], [b"QPUSH", b"q", *MANY]]
@@ -625,7 +625,7 @@ async def test_a_client_that_leaves_in_a_pause_has_its_values_back(world: World,
     await world.settle()
     assert batch.reply is None
     assert await queue_of(world) == [b"a", b"b"]
-    assert world.engine._answers.callers == world.engine._batched_commands == 0
+    assert world.engine._answers.callers == world.engine._mailbox.batched_commands == 0
 
 
 async def test_a_client_that_leaves_in_a_pause_of_its_only_command_is_not_answered(world: World) -> None:

@@ -11,7 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from engine.embedded.checkpointer import PAUSE_MAX_S, Checkpoint, Checkpointer, FoldFailed
+from engine.embedded.checkpointer import PAUSE_MAX_S, Checkpointer
+from engine.face import Checkpoint, FoldFailed
 from engine.replies import Integer, Ok, Value
 from tests.harness.disk import failing
 from tests.harness.folding import FoldingWorld

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import trio
 
-from engine.embedded.checkpointer import FoldFailed, in_child
+from engine.embedded.checkpointer import in_child
 from engine.embedded.fold import Orphaned, fold, pack_result, unpack_result
 from engine.embedded.recovery import recover
+from engine.face import FoldFailed
 from engine.limits import Limits
 from engine.store import ops
 from tests.harness import logs

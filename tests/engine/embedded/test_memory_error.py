@@ -29,7 +29,7 @@ class OutOfMemory:
     """Raises MemoryError before one line, once.
 
     Args:
-        beneath: name of a function; only lines of ours that run in what it calls count.
+        beneath: qualified name of a function; only lines of ours that run in what it calls count.
         number: of the line, from 0.
     """
 
@@ -54,7 +54,7 @@ class OutOfMemory:
         if self.struck or not code.co_filename.startswith(OURS) or code.co_flags & inspect.CO_COROUTINE:
             return None
         caller: FrameType | None = frame
-        while caller is not None and caller.f_code.co_name != self._beneath:
+        while caller is not None and caller.f_code.co_qualname != self._beneath:
             caller = caller.f_back
         return None if caller is None else self._step
 
@@ -70,11 +70,11 @@ class OutOfMemory:
 BEFORE = ("SET a old", "SET b old PX 60000", "QPUSH jobs x y")
 
 CASES: dict[str, tuple[str, str, Reply]] = {
-    "in a write over an expiry": ("_run_actor", "SET b new EX 60", Ok()),
-    "between two effects": ("_run_actor", "DELETE a jobs", Integer(2)),
-    "in a pop": ("_run_actor", "QPOP jobs", Value(b"y")),
-    "in a push that serves a waiter": ("_run_actor", "QPUSH awaited v w", Ok(length=2)),
-    "in the commit of two effects": ("_commit", "DELETE a jobs", Integer(2)),
+    "in a write over an expiry": ("Actor.run", "SET b new EX 60", Ok()),
+    "between two effects": ("Actor.run", "DELETE a jobs", Integer(2)),
+    "in a pop": ("Actor.run", "QPOP jobs", Value(b"y")),
+    "in a push that serves a waiter": ("Actor.run", "QPUSH awaited v w", Ok(length=2)),
+    "in the commit of two effects": ("Committer._commit", "DELETE a jobs", Integer(2)),
 }
 
 
