@@ -1,4 +1,4 @@
-"""`python -m api serve`: the console script under another name; Holdfast must be installed all the same."""
+"""`python -m api serve`: the console script for the source directory; Holdfast must be installed all the same."""
 
 from api.cli.main import main
 

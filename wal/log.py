@@ -4,7 +4,8 @@ A `Log` that exists has been replayed and can be appended to; `recover` is the o
 reads everything and decides, then changes the disk: when it refuses, not one byte has changed.
 
     recover   manifest -> snapshot, each segment: header, frames -> apply -> mend the tail -> manifest, without a footer
-    append    one frame, handed to the system (and a roll before it, when the segment is full)
+              (wal/recovery.py)
+    append    one frame, handed to the system, and a roll before it when the segment is full (wal/roll.py)
     commit    fdatasync: everything appended is durable; `durable_lsn` says up to where
     close     commit, then the manifest with the exact end: the footer of a clean close
 
@@ -12,13 +13,14 @@ Room. `room` says what may be appended, and whoever appends asks it first; `make
 full disk only what lets data go should be appended (wal/open_segment.py).
 
 Checkpoints. `plan_fold` says what another process is to fold into a snapshot; `install` makes it part of the log in
-place of what was folded, which `remove_folded` then removes.
+place of what was folded, which `remove_folded` then removes (wal/checkpoint.py).
 
-After any error in append or commit the log has failed: what is on disk beyond `durable_lsn` is unknown, and
-a second fdatasync may lie (after an error the kernel takes the pages for clean, and shows them to readers all
-the same). It never writes again; the process must end. The next start reads what is there, and before it relies
-on frames that no later frame proves durable, it writes the same bytes once more over themselves and syncs. A file of
-the log that somebody removed, renamed or cut is such an error: nothing is acknowledged into a file nobody will find.
+All of these work on the same files (wal/log_files.py), and pass on what the system says; what follows is decided
+here, in `_failing`. After any error in append or commit the log has failed: what is on disk beyond `durable_lsn` is
+unknown, and a second fdatasync may lie (after an error the kernel takes the pages for clean, and shows them to readers
+all the same). It never writes again; the process must end. The next start reads what is there, and before it relies on
+frames that no later frame proves durable, it writes the same bytes once more over themselves and syncs. A file of the
+log that somebody removed, renamed or cut is such an error: nothing is acknowledged into a file nobody will find.
 
 Not safe for use by several threads at once, but for `remove_folded`; the engine calls it from one at a time.
 """
@@ -27,33 +29,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
 
-from wal.files import Directory, File
-from wal.frame import Tail, encode
-from wal.manifest import (
-    MANIFEST_NAME,
-    CleanClose,
-    Manifest,
-    Snapshot,
-    encode_manifest,
-    read_manifest,
-    write_manifest,
-)
-from wal.open_segment import NO_DESCRIPTOR, NO_ROOM, OpenSegment, Room, check_size
-from wal.replay import Apply, Progress, check_end, check_names, mend, replay
-from wal.segment import (
-    HEADER_BYTES,
-    SEGMENT_ID_BYTES,
-    STORE_ID_BYTES,
-    SegmentHeader,
-    create_file,
-    segment_name,
-    segment_number,
-    snapshot_name,
-    snapshot_number,
-)
+from wal import checkpoint
+from wal.files import Directory
+from wal.frame import encode
+from wal.log_files import LogFiles
+from wal.manifest import Snapshot
+from wal.open_segment import Room
+from wal.recovery import Recovery, recover
+from wal.replay import Apply, Progress
+from wal.roll import Roller
 from wal.snapshot import FoldPlan
 
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
@@ -72,21 +58,6 @@ class LogFailed(Exception):
     """A write or sync failed: nothing that was not durable before can be acknowledged any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """What replay found.
-
-    Attributes:
-        records: number of records replayed, those of the snapshot included.
-        time_ms: engine time of the last commit; 0 when there was none.
-        torn_bytes: length of the torn tail that was cut off.
-    """
-
-    records: int
-    time_ms: int
-    torn_bytes: int
-
-
 def segment_bytes_for(capacity_bytes: int) -> int:
     """The size of segments that suits a disk of this size, in bytes."""
     return max(SEGMENT_BYTES_MIN, min(SEGMENT_BYTES_MAX, capacity_bytes // DISK_SHARE))
@@ -95,31 +66,19 @@ def segment_bytes_for(capacity_bytes: int) -> int:
 class Log:
     """The log of one data directory, open for appending."""
 
-    def __init__(
-        self,
-        directory: Directory,
-        manifest: Manifest,
-        header: SegmentHeader,
-        file: File,
-        *,
-        size_bytes: int,
-        segment_bytes_max: int,
-    ) -> None:
+    def __init__(self, files: LogFiles, recovery: Recovery, segment_bytes_max: int) -> None:
         """Private: use `recover`."""
-        self._directory = directory
-        self._manifest = manifest
-        self._open = OpenSegment(directory, header, file, size_bytes, segment_bytes_max)
-        self._segment_bytes_max = segment_bytes_max
-        self._roll_at_bytes = segment_bytes_max
-        # Replaced, never changed: the statistics look at it while the commit thread rolls.
-        self._sealed: dict[str, int] = {}
-        self._failed = False
+        self._files = files
+        self._open = files.open
+        self._roller = Roller(files, segment_bytes_max)
         self._folding: FoldPlan | None = None
+        self._failed = False
+        self.segment_bytes_max = segment_bytes_max
+        """Size at which segments roll."""
         self.keep_bytes = 0
         """What `make_room` leaves on the disk for the next snapshot; whoever makes checkpoints sets it."""
-        self.last_lsn = header.first_lsn - 1
-        self.durable_lsn = self.last_lsn
-        self.recovery = Recovery(0, 0, 0)
+        self.recovery = recovery
+        """What replay found."""
 
     @classmethod
     def recover(
@@ -148,21 +107,20 @@ class Log:
             NewerFormat: written by a later version; the disk is unchanged.
             OSError: reading or mending failed; the next try starts from the same log.
         """
-        names = directory.names()
-        if MANIFEST_NAME in names:
-            log = cls._reopen(directory, names, apply, time_ms, segment_bytes_max, progress)
-        else:
-            log = cls._create(directory, check_names(directory, names, None), segment_bytes_max)
-        try:
-            if MANIFEST_NAME not in names or directory.read(MANIFEST_NAME) != encode_manifest(log._manifest):
-                write_manifest(directory, log._manifest)  # not otherwise: a full disk may have no room for it
-            log._open.allocate()
-        except BaseException:
-            log._open.close()
-            raise
-        return log
+        files, recovery = recover(directory, apply, progress, time_ms=time_ms, segment_bytes_max=segment_bytes_max)
+        return cls(files, recovery, segment_bytes_max)
 
     # What it holds
+
+    @property
+    def last_lsn(self) -> int:
+        """LSN of the last record appended; 0 before the first."""
+        return self._files.last_lsn
+
+    @property
+    def durable_lsn(self) -> int:
+        """LSN up to which all is known to be on disk."""
+        return self._files.durable_lsn
 
     @property
     def size_bytes(self) -> int:
@@ -177,17 +135,12 @@ class Log:
     @property
     def snapshot_bytes(self) -> int:
         """Length of the snapshot; 0 without one."""
-        return 0 if self._manifest.snapshot is None else self._manifest.snapshot.size_bytes
+        return self._files.snapshot_bytes
 
     @property
     def sealed_bytes(self) -> int:
         """Length of the segments that are full."""
-        return sum(self._sealed.values())
-
-    @property
-    def segment_bytes_max(self) -> int:
-        """Size at which segments roll."""
-        return self._segment_bytes_max
+        return self._files.sealed_bytes
 
     @property
     def room(self) -> Room:
@@ -209,15 +162,16 @@ class Log:
         Raises:
             LogFailed: now or earlier a write or sync failed.
         """
-        first_lsn = self.last_lsn + 1
+        files = self._files
+        first_lsn = files.last_lsn + 1
         with self._failing():
-            data = encode(self._open.header.identity, first_lsn, time_ms, self.durable_lsn, records)
-            if self._must_roll(len(data)):
-                self._try_to_roll(len(data))
-                data = encode(self._open.header.identity, first_lsn, time_ms, self.durable_lsn, records)
+            data = encode(self._open.header.identity, first_lsn, time_ms, files.durable_lsn, records)
+            if self._roller.is_due(len(data)):
+                self._roller.roll(len(data))
+                data = encode(self._open.header.identity, first_lsn, time_ms, files.durable_lsn, records)
             self._open.write(data)
-        self.last_lsn += len(records)
-        return self.last_lsn
+            files.last_lsn += len(records)
+        return files.last_lsn
 
     def commit(self) -> None:
         """Returns when everything appended is on disk, in a file that is still in its place.
@@ -226,8 +180,7 @@ class Log:
             LogFailed: now or earlier a write or sync failed, or somebody took the file away.
         """
         with self._failing():
-            self._open.sync()
-        self.durable_lsn = self.last_lsn
+            self._files.sync()
 
     def check_files(self) -> None:
         """Looks whether every file of the log is still in its place, with its length.
@@ -236,16 +189,7 @@ class Log:
             LogFailed: somebody removed, renamed or cut one.
         """
         with self._failing():
-            if not self._directory.is_in_place():
-                raise OSError(f"{self._directory.path} was moved or removed by somebody else")
-            self._open.check_in_place()
-            expected = dict(self._sealed)
-            if self._manifest.snapshot is not None:
-                expected[snapshot_name(self._manifest.snapshot.number)] = self._manifest.snapshot.size_bytes
-            for name, size_bytes in expected.items():
-                check_size(self._directory, name, size_bytes, size_bytes)
-            manifest_bytes = len(encode_manifest(self._manifest))
-            check_size(self._directory, MANIFEST_NAME, manifest_bytes, manifest_bytes)
+            self._files.check_in_place()
 
     def make_room(self, wanted_bytes: int = 0) -> None:
         """Allocates what comes next, ahead of need; that the disk is full is noted in `room`, not raised.
@@ -257,7 +201,10 @@ class Log:
             LogFailed: the disk failed otherwise.
         """
         with self._failing():
-            self._open.make_room(wanted_bytes, max(0, self.keep_bytes - self._folded_bytes()))
+            keep_bytes = self.keep_bytes
+            if self._folding is not None:
+                keep_bytes = max(0, keep_bytes - checkpoint.written_bytes(self._files.directory, self._folding))
+            self._open.make_room(wanted_bytes, keep_bytes)
 
     def seal(self, pending_bytes: int = 0) -> None:
         """Begins a new segment, so that all that was appended can be folded; on a full disk a short one.
@@ -269,12 +216,8 @@ class Log:
             OSError: there is neither room nor a descriptor for it; the log goes on in the old one.
             LogFailed: now or earlier a write or sync failed.
         """
-        refused = None
         with self._failing():
-            if self._open.size_bytes > HEADER_BYTES:
-                refused = self._try_to_roll(pending_bytes, squeeze=self._open.full)
-                if refused is not None and self._open.full:
-                    self._open.allocate()  # what was given back for it
+            refused = self._roller.seal(pending_bytes)
         if refused is not None:
             raise refused
 
@@ -291,40 +234,22 @@ class Log:
             if self._open.full:
                 self.commit()
             else:
-                self._close_cleanly()
+                with self._failing():
+                    refused = self._files.note_clean_close()
+                if refused is not None:
+                    _logger.warning("%s: everything is on disk, but not that the log was closed", refused)
         finally:
             self.abandon()
 
-    def _close_cleanly(self) -> None:
-        with self._failing():
-            self._open.drop_spare()
-            self._open.cut()
-        self.commit()
-        footer = CleanClose(self.last_lsn, self._open.size_bytes)
-        with self._failing():
-            refused = self._replace_manifest(replace(self._manifest, clean_close=footer))
-        if refused is not None:
-            _logger.warning("%s: everything is on disk, but not that the log was closed", refused)
-
     def abandon(self) -> None:
         """Gives up the directory as a crash would: no sync, no footer."""
-        try:
-            self._open.close()
-        finally:
-            self._directory.close()
+        self._files.close()
 
     # Checkpoints
 
     def plan_fold(self) -> FoldPlan | None:
         """Says what a checkpoint has to fold; None when no segment is sealed."""
-        sealed = self._manifest.segments[:-1]
-        if not sealed:
-            return None
-        folded = replace(self._manifest, segments=sealed, clean_close=None)
-        header = replace(
-            self._open.header, number=sealed[-1][0], segment_id=self._directory.random_bytes(SEGMENT_ID_BYTES)
-        )
-        self._folding = FoldPlan(folded, header)
+        self._folding = checkpoint.plan_fold(self._files)
         return self._folding
 
     def install(self, plan: FoldPlan, snapshot: Snapshot) -> None:
@@ -340,20 +265,14 @@ class Log:
         """
         self._folding = None
         with self._failing():
-            refused = self._give_name(plan) or self._replace_manifest(self._manifest.with_snapshot(snapshot))
+            refused = checkpoint.install(self._files, plan, snapshot)
         if refused is not None:
-            for name in (plan.name, plan.temporary_name):
-                with suppress(OSError):  # the next start removes it as well
-                    self._directory.remove(name)
             raise refused
-        folded = {segment_name(number) for number, _ in plan.manifest.segments}
-        self._sealed = {name: size for name, size in self._sealed.items() if name not in folded}
 
     def discard(self, plan: FoldPlan) -> None:
         """Removes what a fold may have left when its process was killed; the next start would as well."""
         self._folding = None
-        with suppress(OSError):
-            self._directory.remove(plan.temporary_name)
+        checkpoint.discard(self._files.directory, plan)
 
     def remove_folded(self) -> None:
         """Removes what the last `install` made superfluous; the manifest that does not name it is durable.
@@ -361,131 +280,9 @@ class Log:
         Raises:
             OSError: the disk refused; the next checkpoint or start tries again.
         """
-        snapshot = self._manifest.snapshot
+        snapshot = self._files.manifest.snapshot
         assert snapshot is not None
-        for name in self._directory.names():
-            number = segment_number(name)
-            folded = number is not None and number <= snapshot.number
-            if folded or (snapshot_number(name) or snapshot.number) < snapshot.number:
-                self._directory.remove(name)
-        self._directory.sync()
-
-    # Opening
-
-    @classmethod
-    def _create(cls, directory: Directory, leftovers: list[str], segment_bytes_max: int) -> Log:
-        _remove(directory, leftovers)
-        store_id = directory.random_bytes(STORE_ID_BYTES)
-        header = SegmentHeader(1, store_id, directory.random_bytes(SEGMENT_ID_BYTES), first_lsn=1)
-        file = create_file(directory, header.name, header.encode())
-        manifest = Manifest(store_id, ()).with_segment(header)
-        return cls(directory, manifest, header, file, size_bytes=HEADER_BYTES, segment_bytes_max=segment_bytes_max)
-
-    @classmethod
-    def _reopen(
-        cls,
-        directory: Directory,
-        names: list[str],
-        apply: Apply,
-        time_ms: int,
-        segment_bytes_max: int,
-        progress: Progress | None,
-    ) -> Log:
-        manifest = read_manifest(directory)
-        leftovers = check_names(directory, names, manifest)
-        found = replay(directory, manifest, apply, progress or (lambda _done, _total: None))
-        check_end(directory, manifest.clean_close, found)
-        # From here on the disk is changed. First room is made: on a full disk all the rest may need it.
-        directory.sync()  # the manifest that does not name the leftovers may be durable only now
-        _remove(directory, leftovers)
-        file = mend(directory, names, found, time_ms, clean=manifest.clean_close is not None)
-        manifest = replace(manifest, clean_close=None)
-        size_bytes = max(HEADER_BYTES, found.scan.offset)
-        log = cls(directory, manifest, found.header, file, size_bytes=size_bytes, segment_bytes_max=segment_bytes_max)
-        log._sealed = {name: directory.size(name) for name in map(segment_name, manifest.numbers[:-1])}
-        log.last_lsn = log.durable_lsn = found.scan.next_lsn - 1
-        torn_bytes = len(found.scan.rest) if found.scan.tail is Tail.TORN else 0
-        log.recovery = Recovery(found.records, found.time_ms, torn_bytes)
-        return log
-
-    # Rolling
-
-    def _must_roll(self, frame_bytes: int) -> bool:
-        if self._open.is_short_for(frame_bytes):  # also while it is empty: on a full disk it may have been made short
-            return True
-        return self._open.size_bytes > HEADER_BYTES and self._open.size_bytes + frame_bytes > self._roll_at_bytes
-
-    def _try_to_roll(self, frame_bytes: int, *, squeeze: bool = False) -> OSError | None:
-        """Rolls, or goes on in the old segment and says why the process or the disk has nothing left for a new one."""
-        name = self._open.header.name
-        refused = self._roll(frame_bytes, squeeze=squeeze)
-        if refused is None:
-            self._roll_at_bytes = self._segment_bytes_max
-            return None
-        if self._roll_at_bytes == self._segment_bytes_max:
-            _logger.warning("%s: no new segment, going on in %s", refused, name)
-        self._roll_at_bytes = self._open.size_bytes + self._segment_bytes_max // 16  # a try costs a sync
-        return refused
-
-    def _roll(self, frame_bytes: int, *, squeeze: bool) -> OSError | None:
-        """Seals the segment, durably, and goes on in the spare; returns why not when there was no room for one.
-
-        A failed sync of what was written is never for want of room, whatever it says.
-        """
-        with _refusal() as refused:
-            self._open.prepare_spare(frame_bytes, squeeze=squeeze)
-        if refused:
-            return refused[0]
-        self._open.cut()
-        self._open.sync()
-        self.durable_lsn = self.last_lsn
-        before = self._open.header
-        header = SegmentHeader(
-            number=before.number + 1,
-            store_id=before.store_id,
-            segment_id=self._directory.random_bytes(SEGMENT_ID_BYTES),
-            first_lsn=self.last_lsn + 1,
-            previous_id=before.segment_id,
-            previous_bytes=self._open.size_bytes,
-        )
-        with _refusal() as refused:
-            spare = self._open.name_spare(header)
-        if refused:
-            return refused[0]
-        error = self._replace_manifest(self._manifest.with_segment(header))
-        if error is not None:
-            self._open.give_up(spare)
-            return error
-        self._sealed = {**self._sealed, before.name: self._open.size_bytes}
-        self._open.advance(spare)
-        return None
-
-    def _folded_bytes(self) -> int:
-        """How much of a snapshot that is being written is on the disk already."""
-        if self._folding is None:
-            return 0
-        try:
-            return self._directory.size(self._folding.temporary_name)
-        except FileNotFoundError:
-            return 0
-
-    def _give_name(self, plan: FoldPlan) -> OSError | None:
-        """Gives a new snapshot its name, durably; returns why not when there was no room. No manifest names it yet."""
-        with _refusal() as refused:
-            self._directory.rename(plan.temporary_name, plan.name)
-            self._directory.sync()
-        return refused[0] if refused else None
-
-    def _replace_manifest(self, manifest: Manifest) -> OSError | None:
-        """Replaces the manifest; returns why not when there was no room and the old one still stands."""
-        with _refusal() as refused:
-            write_manifest(self._directory, manifest)
-        if not refused:
-            self._manifest = manifest
-            return None
-        if read_manifest(self._directory) != self._manifest:
-            raise refused[0]
-        return refused[0]
+        checkpoint.remove_folded(self._files.directory, snapshot)
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
@@ -497,24 +294,5 @@ class Log:
         except BaseException as error:
             self._failed = True
             if isinstance(error, OSError):
-                raise LogFailed(f"writing the log in {self._directory.path} failed: {error}") from error
+                raise LogFailed(f"writing the log in {self._files.directory.path} failed: {error}") from error
             raise
-
-
-@contextmanager
-def _refusal() -> Iterator[list[OSError]]:
-    """Catches an error that says that there is no room or no descriptor left, and puts it into the list it yields."""
-    refused: list[OSError] = []
-    try:
-        yield refused
-    except OSError as error:
-        if error.errno not in (*NO_ROOM, *NO_DESCRIPTOR):
-            raise
-        refused.append(error)
-
-
-def _remove(directory: Directory, names: list[str]) -> None:
-    """Removes files that are no part of the log."""
-    # Not synced: what a power cut brings back, the next start removes, and no name is used before it is replaced.
-    for name in names:
-        directory.remove(name)

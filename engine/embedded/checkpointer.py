@@ -23,16 +23,14 @@ import errno
 import logging
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import trio
 
 from engine.embedded.committer import RunCommit
-from engine.embedded.fold import unpack_result
+from engine.embedded.fold import child_command, unpack_result
 from engine.face import Checkpoint, FoldFailed
 from wal.log import Log, LogFailed
 from wal.manifest import Snapshot
@@ -67,8 +65,6 @@ def in_child(directory: str) -> Fold:
     Args:
         directory: path of the data directory.
     """
-    command = [sys.executable, "-m", "engine.embedded.fold", directory, str(os.getpid())]
-    root = Path(__file__).parents[2]
 
     async def kill(process: trio.Process) -> None:
         process.kill()
@@ -76,13 +72,12 @@ def in_child(directory: str) -> Fold:
     async def fold(plan: FoldPlan) -> Snapshot:
         try:
             done = await trio.run_process(
-                command,
+                child_command(directory, os.getpid()),
                 stdin=plan.pack(),
                 capture_stdout=True,
                 capture_stderr=True,
                 check=False,
                 deliver_cancel=kill,
-                cwd=root,
             )
         except OSError as error:  # none of the disk's: the interpreter may have been replaced by an update
             raise FoldFailed(f"its process cannot be started: {error}") from error

@@ -1,11 +1,9 @@
 """Folds a snapshot and the segments after it into a new snapshot: the part of a checkpoint that takes time.
 
-The server runs it in a process of its own, so that the actor never stops and its memory is given back:
-
-    python -m engine.embedded.fold DIRECTORY PARENT < plan > result
-
-It opens the directory beside the server, verifies every checksum of what it reads, and writes under a name of its own;
-it is the server that makes the result part of the log. If the server dies, so does this process, and leaves nothing.
+The server runs it in a process of its own (`child_command`), so that the actor never stops and its memory is given
+back. The process reads the plan from stdin, and writes to stdout what came of it. It opens the directory beside the
+server, verifies every checksum of what it reads, and writes under a name of its own; it is the server that makes the
+result part of the log. If the server dies, so does this process, and leaves nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +31,12 @@ CHECK_RECORDS = 64
 
 NICENESS = 10
 """The server comes first."""
+
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); import engine, wal; del sys.path[0];"
+    " from engine.embedded.fold import main; main()"
+)
+"""Our packages are imported from where the server has them, whatever PYTHONPATH leads to (see api/cli/entry.py)."""
 
 
 class Orphaned(Exception):
@@ -67,6 +71,17 @@ def _records(state: State, check: Callable[[], None]) -> Iterator[bytes]:
         yield ops.pack(op)
 
 
+def child_command(directory: str, parent: int) -> list[str]:
+    """The command that folds in a process of its own; takes `plan.pack()`, and gives what `unpack_result` takes.
+
+    Args:
+        directory: path of the data directory.
+        parent: id of the process that starts it, without which it ends.
+    """
+    root = str(Path(__file__).parents[2])
+    return [sys.executable, "-P", "-c", _PROGRAM, root, directory, str(parent)]  # -P: nor whatever the cwd holds
+
+
 def pack_result(outcome: Snapshot | Damage | OSError) -> bytes:
     """What came of it, as bytes for the server."""
     fields: tuple[Any, ...]
@@ -96,7 +111,7 @@ def unpack_result(data: bytes) -> Snapshot:
 
 
 def main() -> None:
-    """Runs as the process described above."""
+    """Runs as the process that `child_command` starts."""
     path, parent = Path(sys.argv[1]), int(sys.argv[2])
     plan = FoldPlan.unpack(sys.stdin.buffer.read())
     os.nice(NICENESS)
@@ -114,7 +129,3 @@ def main() -> None:
     sys.stdout.buffer.write(pack_result(outcome))
     sys.stdout.buffer.flush()
     os._exit(0)  # freeing millions of keys one by one takes seconds
-
-
-if __name__ == "__main__":
-    main()

@@ -19,11 +19,14 @@ from engine.store.store import Store
 from engine.store.waiters import Waiters
 from tests.drill.batches import BATCHES
 from tests.drill.plant import HISTORY, UNREADABLE, Bug, Edit, Kind
+from wal.checkpoint import install, remove_folded
 from wal.frame import Scan
 from wal.log import Log
 from wal.manifest import write_manifest
 from wal.open_segment import OpenSegment
+from wal.recovery import _reopen
 from wal.replay import mend
+from wal.roll import Roller
 from wal.segment import SegmentHeader, finish_file
 
 THE_FIFTEEN: tuple[Bug, ...] = (
@@ -117,9 +120,9 @@ THE_FIFTEEN: tuple[Bug, ...] = (
         " it belongs to: what it held is replayed once more. Three lines, because three layers stand against it.",
         (
             Edit(
-                Log.remove_folded,
-                "self._directory.remove(name)",
-                'self._directory.rename(name, "reused") if folded else self._directory.remove(name)',
+                remove_folded,
+                "directory.remove(name)",
+                'directory.rename(name, "reused") if folded else directory.remove(name)',
             ),
             Edit(
                 OpenSegment._make_spare,
@@ -169,7 +172,7 @@ THE_FIFTEEN: tuple[Bug, ...] = (
         "Off by one: the segment after those that were folded goes with them.",
         (
             Edit(
-                Log.remove_folded,
+                remove_folded,
                 "folded = number is not None and number <= snapshot.number",
                 "folded = number is not None and number <= snapshot.number + planted()",
             ),
@@ -284,14 +287,15 @@ MORE: tuple[Bug, ...] = (
         "A crash in between leaves a manifest that names files which are gone.",
         (
             Edit(
-                Log.install,
-                "refused = self._give_name(plan) or self._replace_manifest(self._manifest.with_snapshot(snapshot))",
+                install,
+                "refused = _give_name(files.directory, plan)"
+                " or files.replace_manifest(files.manifest.with_snapshot(snapshot))",
                 """
-                refused = self._give_name(plan)
+                refused = _give_name(files.directory, plan)
                 for number, _ in () if refused else plan.manifest.segments:
                     planted()
-                    self._directory.remove(segment_name(number))
-                refused = refused or self._replace_manifest(self._manifest.with_snapshot(snapshot))
+                    files.directory.remove(segment_name(number))
+                refused = refused or files.replace_manifest(files.manifest.with_snapshot(snapshot))
                 """,
             ),
         ),
@@ -322,14 +326,14 @@ MORE: tuple[Bug, ...] = (
     Bug(
         "footer kept after a start",
         "The mark of a clean close is not taken back: the next crash looks like damage.",
-        (Edit(Log._reopen, "manifest = replace(manifest, clean_close=None)", "planted()"),),
+        (Edit(_reopen, "manifest = replace(manifest, clean_close=None)", "planted()"),),
         UNREADABLE,
     ),
     Bug(
         "rolled without a sync",
         "A segment is sealed, and what was written last in it is still in the cache when later commits are"
         " acknowledged.",
-        (Edit(Log._roll, "self._open.sync()", "planted()"),),
+        (Edit(Roller._try, "files.sync()", "files.durable_lsn = files.last_lsn\nplanted()"),),
         (*HISTORY, *UNREADABLE),
     ),
     Bug(
@@ -339,11 +343,11 @@ MORE: tuple[Bug, ...] = (
         (
             Edit(
                 Log.append,
-                "first_lsn = self.last_lsn + 1",
+                "first_lsn = files.last_lsn + 1",
                 """
-                first_lsn = self.last_lsn + 1
-                self.durable_lsn < self.last_lsn and planted()
-                self.durable_lsn = self.last_lsn
+                first_lsn = files.last_lsn + 1
+                files.durable_lsn < files.last_lsn and planted()
+                files.durable_lsn = files.last_lsn
                 """,
             ),
         ),

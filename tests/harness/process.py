@@ -41,14 +41,23 @@ class Server:
         options: further options of `holdfast serve`.
         engine: URL of the Redis that a front keeps its data in; None is the embedded engine.
         under: a command and its options that run the server, like strace; it must leave it the process we started.
+        program: the command line of Holdfast.
     """
 
-    def __init__(self, data: Path, *options: str, engine: str | None = None, under: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *options: str,
+        engine: str | None = None,
+        under: Sequence[str] = (),
+        program: Sequence[str] = (sys.executable, "-m", "api"),
+    ) -> None:
         self.data = data
         self.log_file = data.parent / f"{data.name}.log"
         self.host, self.port = "127.0.0.1", 0
         self.engine = engine
         self.under = under
+        self._program = program
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self._client = httpx.Client(timeout=60, trust_env=False)
@@ -88,7 +97,7 @@ class Server:
     def launch(self) -> None:
         """Starts the process without waiting for it."""
         place = ("--data", str(self.data)) if self.engine is None else ("--engine", self.engine)
-        command = [*self.under, sys.executable, "-m", "api", "serve", *place, "--bind", "127.0.0.1:0"]
+        command = [*self.under, *self._program, "serve", *place, "--bind", "127.0.0.1:0"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
@@ -178,7 +187,7 @@ def create_and_stop(self, name):
     os.kill(os.getpid(), signal.SIGSTOP)
     return file
 
-if "engine.embedded.fold" in sys.orig_argv and not mark.exists():
+if any("engine.embedded.fold" in word for word in sys.orig_argv) and not mark.exists():
     DiskDirectory.create = create_and_stop
 """
 

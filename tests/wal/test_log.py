@@ -16,8 +16,9 @@ from tests.harness.disk import CHANGING, FakeDisk, Fault, failing
 from tests.harness.logs import COMMITS
 from wal.files import DiskDirectory, LockedError
 from wal.frame import Frame
-from wal.log import Log, LogFailed, Recovery
+from wal.log import Log, LogFailed
 from wal.manifest import MANIFEST_NAME
+from wal.recovery import Recovery
 from wal.replay import replay_sealed
 from wal.segment import HEADER_BYTES
 

@@ -4,8 +4,9 @@ What comes out is always a state that once was: the log as it stood at some comm
 goes, because a log with a hole in it would lead to a state that never was. Where nothing is missing but what can be
 known from the rest (a header, the manifest), that is written anew and nothing goes.
 
-First everything is decided, on an overlay in memory over files that are only read: find the first damage as a start
-would, mend it, look again, until a start would take it. So the plan says exactly what will be there.
+First everything is decided, on an overlay in memory (wal/tools/overlay.py) over files that are only read: find the
+first damage as a start would, mend it, look again, until a start would take it. So the plan says exactly what will be
+there.
 
 Then, if it is to be, the disk is changed. Every file that is changed or goes is kept as `<name>.damaged-<ms>`. New
 content is never written into a file but takes its place, because a backup may hold the same file under another name.
@@ -36,6 +37,7 @@ from wal.segment import (
 )
 from wal.tools.check import Check, Report, stated_header
 from wal.tools.copying import link_or_copy
+from wal.tools.overlay import Overlay
 from wal.tools.rebuild import read_header, rebuild
 from wal.tools.view import NoLog, listed
 from wal.tools.walk import walk
@@ -47,44 +49,6 @@ class CannotRepair(Exception):
     def __init__(self, damage: Damage, reason: str) -> None:
         super().__init__(reason)
         self.damage = damage
-
-
-class Overlay:
-    """A `Readable` over another, with changes in memory."""
-
-    def __init__(self, source: Readable) -> None:
-        self.changed: dict[str, bytes] = {}
-        self.removed: set[str] = set()
-        self._source = source
-
-    @property
-    def path(self) -> str:
-        """How messages name the directory."""
-        return self._source.path
-
-    def names(self) -> list[str]:
-        """Names of the files as they are to be, sorted."""
-        return sorted({*self._source.names(), *self.changed} - self.removed)
-
-    def size(self, name: str) -> int:
-        """Length of a file, in bytes."""
-        return len(self.changed[name]) if name in self.changed else self._source.size(name)
-
-    def read(self, name: str, offset: int = 0, count: int | None = None) -> bytes:
-        """The content of a file from `offset` on, `count` bytes at most; None is all of it."""
-        if name not in self.changed:
-            return self._source.read(name, offset, count)
-        return self.changed[name][offset : None if count is None else offset + count]
-
-    def put(self, name: str, data: bytes) -> None:
-        """Makes or replaces a file."""
-        self.changed[name] = data
-        self.removed.discard(name)
-
-    def remove(self, name: str) -> None:
-        """Takes a file away."""
-        self.changed.pop(name, None)
-        self.removed.add(name)
 
 
 @dataclass(slots=True)

@@ -15,14 +15,13 @@ import pytest
 import trio
 
 from engine.embedded.checkpointer import in_child
-from engine.embedded.fold import Orphaned, fold, pack_result, unpack_result
+from engine.embedded.fold import Orphaned, child_command, fold, pack_result, unpack_result
 from engine.embedded.recovery import recover
 from engine.face import FoldFailed
 from engine.limits import Limits
 from engine.store import ops
 from tests.harness import logs
 from tests.harness.logs import COMMITS, DUMPS, TIME_MS
-from tests.harness.process import ROOT
 from wal.files import DiskDirectory
 from wal.log import Log
 from wal.manifest import Snapshot
@@ -191,10 +190,23 @@ async def test_a_fold_that_is_given_up_ends_its_process(data: Path, log: Log, mo
         os.kill(int(note.read_text()), 0)
 
 
+async def test_packages_of_the_same_names_are_not_in_the_way(
+    data: Path, log: Log, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whether they come by PYTHONPATH or lie where the server was started."""
+    for name in ("api", "engine", "wal"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('this is the one of the project')")
+    monkeypatch.chdir(tmp_path)
+    for path in ("", ".", str(tmp_path)):
+        monkeypatch.setenv("PYTHONPATH", path)
+        plan = plan_of(log)
+        assert (await in_child(str(data))(plan)).number == plan.header.number
+        (data / plan.temporary_name).unlink()
+
+
 def launch(data: Path, plan: bytes, parent: int) -> subprocess.CompletedProcess[bytes]:
     """Runs the process with a plan, as a child of `parent`."""
-    command = [sys.executable, "-m", "engine.embedded.fold", str(data), str(parent)]
-    return subprocess.run(command, input=plan, capture_output=True, cwd=ROOT, timeout=60, check=False)
+    return subprocess.run(child_command(str(data), parent), input=plan, capture_output=True, timeout=60, check=False)
 
 
 def test_a_process_whose_server_is_gone_leaves_nothing(data: Path, log: Log) -> None:

@@ -1,0 +1,31 @@
+"""Where the console script enters; installed as `holdfast_entry`, a name that nobody else has (pyproject.toml).
+
+`api`, `engine` and `wal` are names that a user's project may have as well, and with `PYTHONPATH=.` the packages of that
+project come first. This module is found all the same, and ours stand in its directory, or in one that comes later in
+the search path (a .pth file in its directory leads there from an editable install).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Runs the command line of Holdfast, whatever else is called `api`, `engine` or `wal`."""
+    _import_packages()
+    from api.cli.main import main as run
+
+    run()
+
+
+def _import_packages() -> None:
+    """Imports our packages; what they consist of is then found in their own directories."""
+    path = sys.path.copy()
+    sys.path[:0] = path[path.index(str(Path(__file__).parent)) :]
+    try:
+        for name in ("api", "engine", "wal"):
+            importlib.import_module(name)
+    finally:
+        sys.path[:] = path  # nothing else that is installed may come before the standard library
