@@ -1,120 +1,187 @@
-"""Who may import whom: api -> engine -> wal, never back; each library where it belongs and nowhere else."""
+"""The rooms of the house: which may use which, which libraries each may know, and that nothing goes in a circle."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.harness.process import ROOT
 
-LAYERS = ("wal", "engine", "api")
-ALLOWED_THIRD_PARTY = {
-    "wal": {"msgpack"},
-    "engine": {"msgpack", "sortedcontainers"},
-    "engine/embedded/actor.py": {"trio"},
-    "engine/embedded/checkpointer.py": {"trio"},
-    "engine/embedded/clock.py": {"trio"},
-    "engine/redis/engine.py": {"coredis", "trio"},
-    "engine/embedded/commit_thread.py": {"trio"},
-    "engine/embedded/committer.py": {"trio"},
-    "engine/face.py": {"trio"},
-    "engine/embedded/mailbox.py": {"trio"},
-    "engine/redis": {"coredis", "trio"},
-    "engine/sleeper.py": {"trio"},
-    "api": {"click", "h11", "httptools", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},
-}
-PURE = (
-    *(f"api/{name}.py" for name in ("access", "answers", "batches", "dialects", "json_body", "json_list", "line")),
-    *("api/cli/export_lines.py", "engine/moving/items.py", "engine/moving/move.py", "engine/moving/tally.py"),
-    *(f"engine/redis/{name}.py" for name in ("batches", "endpoint", "errors", "format", "request", "slots")),
-)
-TOOLS = ("moving.py", "reporting.py", "tool_output.py", "tools.py")
-TOOLS_REACH = {
-    f"wal.{name}"
-    for name in (
-        *("files", "frame", "replay", "segment"),
-        *("tools.backup", "tools.check", "tools.dump", "tools.repair", "tools.view"),
-    )
-}
-"""The tools read logs, and mend them; they neither open one for appending nor run an engine."""
-ENGINES = ("engine.embedded.actor", "engine.redis.engine")
-COMPOSITION = ("server.py", "embedded.py", "clustered.py", "cli.py")
-MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+
+class Room(NamedTuple):
+    """A folder of the product.
+
+    Attributes:
+        may_use: rooms that its modules may import from, beside itself.
+        libraries: that it may know, beside the standard library.
+    """
+
+    may_use: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
 
 
-def imported(path: Path) -> set[str]:
-    names: set[str] = set()
+# From the ground up: a room uses only what stands above it in this table.
+ROOMS = {
+    "wal": Room((), ("msgpack",)),
+    "wal/tools": Room(("wal",), ("msgpack",)),
+    "engine": Room((), ("trio",)),
+    "engine/commands": Room(("engine",)),
+    "engine/store": Room(("engine", "engine/commands"), ("msgpack", "sortedcontainers")),
+    "engine/embedded": Room(("wal", "engine", "engine/commands", "engine/store"), ("msgpack", "trio")),
+    "engine/redis": Room(("engine", "engine/commands"), ("coredis", "msgpack", "sortedcontainers", "trio")),
+    "engine/moving": Room(
+        ("wal", "wal/tools", "engine", "engine/commands", "engine/store", "engine/embedded", "engine/redis"),
+        ("coredis", "msgpack", "trio"),
+    ),
+    "api/dialects": Room(("engine", "engine/commands")),
+    "api/http": Room(("engine", "api/dialects"), ("hypercorn", "trio")),
+    "api/app": Room(
+        ("engine", "api/dialects", "api/http"), ("h11", "hypercorn", "quart", "quart_trio", "trio", "werkzeug")
+    ),
+    "api/door": Room(
+        ("engine", "engine/commands", "api/dialects", "api/http", "api/app"), ("httptools", "hypercorn", "trio")
+    ),
+    "api/server": Room(
+        ("wal", "engine", "engine/store", "engine/embedded", "engine/redis", "api/http", "api/app", "api/door"),
+        ("click", "hypercorn", "trio"),
+    ),
+    "api/cli": Room(
+        (
+            *("wal", "wal/tools", "engine", "engine/store", "engine/embedded", "engine/redis", "engine/moving"),
+            "api/server",
+        ),
+        ("click", "trio"),
+    ),
+    "api": Room(("api/cli",)),
+}
+
+PURE = {
+    "engine/commands": {"io", "os", "pathlib", "random", "socket", "threading", "time"},
+    "engine/store": {"io", "os", "pathlib", "random", "socket", "threading", "time"},
+    "api/dialects": {"io", "os", "pathlib", "random", "socket", "threading"},  # a parser lets go of the GIL by `time`
+}
+"""Rooms that do no I/O, and what they do not import from the standard library."""
+
+FILE_LINES_MAX = 400
+CLASS_LINES_MAX = 250
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {
+    module_of(path): path
+    for top in ("wal", "engine", "api")
+    for path in sorted((ROOT / top).rglob("*.py"))
+    if path.name != "__init__.py"
+}
+
+
+def room_of(module: str) -> str:
+    return module.rpartition(".")[0].replace(".", "/")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules that a file imports, also within functions and for type checkers alone."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            names.add(node.module or "")
-    return names
+            module = node.module or ""
+            inside = {f"{module}.{alias.name}" for alias in node.names} & set(MODULES)
+            yield from inside or {module}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
-    name = str(path.relative_to(ROOT))
-    layer = name.split("/")[0]
-    tops = {module.split(".")[0] for module in imported(path)}
-    below = set(LAYERS[: LAYERS.index(layer) + 1])
-    places = (layer, str(path.parent.relative_to(ROOT)), name)
-    third_party = set().union(*(ALLOWED_THIRD_PARTY.get(place, set()) for place in places))
-    assert tops <= set(sys.stdlib_module_names) | below | third_party
+USES = {module: set(imported(path)) for module, path in MODULES.items()}
 
 
-def test_only_files_py_touches_the_file_system() -> None:
-    for path in (ROOT / "wal").rglob("*.py"):
-        assert path.name == "files.py" or not imported(path) & {"os", "io", "pathlib", "shutil", "fcntl"}
+def test_rooms_stand_on_what_is_below_them() -> None:
+    below: list[str] = []
+    for name, room in ROOMS.items():
+        unbuilt = set(room.may_use) - set(below)
+        assert not unbuilt, f"{name} may use {unbuilt}, but that is not below it"
+        below.append(name)
 
 
-def test_the_log_does_not_know_its_tools() -> None:
-    for path in [*(ROOT / "wal").glob("*.py"), *(ROOT / "engine").glob("*.py")]:
-        assert not [name for name in imported(path) if name.startswith("wal.tools")], path.name
-
-
-def test_the_engines_do_not_know_of_moving_house() -> None:
-    """What moves uses the log, and the connections to Redis; they do not use it."""
-    moving = [ROOT / "engine" / "redis" / f"{name}.py" for name in ("masters", "moving", "scan")]
-    for path in [*(ROOT / "engine").glob("*.py"), *(ROOT / "engine/redis").glob("*.py")]:
-        if path not in moving:
-            assert not [name for name in imported(path) if name.startswith("engine.moving")], path.name
-
-
-def test_the_engine_on_redis_knows_neither_the_log_nor_the_embedded_engine() -> None:
-    for path in [ROOT / "engine/redis/engine.py", *(ROOT / "engine/redis").glob("*.py")]:
-        foreign = {
-            name
-            for name in imported(path)
-            if name.startswith("wal") or name in ("engine.embedded.actor", "engine.store.state")
-        }
-        assert not foreign, path.name
-
-
-def test_the_embedded_engine_and_the_log_know_nothing_of_redis() -> None:
-    for path in [*(ROOT / "wal").rglob("*.py"), *(ROOT / "engine").glob("*.py")]:
-        if path.name != "cluster.py":
-            assert not [name for name in imported(path) if name.startswith(("engine.redis", "engine.redis.engine"))], (
-                path.name
-            )
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_uses_only_the_rooms_and_libraries_that_its_room_may(module: str) -> None:
+    name = room_of(module)
+    assert name in ROOMS, f"{name} is a new room: say here what it may use"
+    room = ROOMS[name]
+    for used in USES[module]:
+        if used in MODULES:
+            other = room_of(used)
+            assert other in (name, *room.may_use), f"{module} uses {used}, but {name} may not use {other}"
+        else:
+            library = used.partition(".")[0]
+            known = library in sys.stdlib_module_names or library in room.libraries
+            assert known, f"{module} imports {used}, but {name} may not know {library}"
 
 
 @pytest.mark.parametrize("name", PURE)
-def test_the_pure_modules_do_no_io(name: str) -> None:
-    tops = {module.split(".")[0] for module in imported(ROOT / name)}
-    assert not tops & {"coredis", "trio", "quart", "hypercorn", "socket", "os"}
+def test_a_pure_room_does_no_io(name: str) -> None:
+    for module in MODULES:
+        if room_of(module) == name:
+            found = {used.partition(".")[0] for used in USES[module]} & PURE[name]
+            assert not found, f"{module} imports {found}, but {name} is pure"
 
 
-def test_only_the_composition_root_and_the_command_line_know_an_engine_and_the_log() -> None:
-    for path in (ROOT / "api").glob("*.py"):
-        if path.name not in COMPOSITION:
-            reached = {name for name in imported(path) if name.startswith("wal") or name in ENGINES}
-            assert reached <= (TOOLS_REACH if path.name in TOOLS else set()), path.name
+def test_no_imports_go_in_a_circle() -> None:
+    """Neither at run time nor for type checkers."""
+    left = {module: used & set(MODULES) for module, used in USES.items()}
+    while outside := {module for module in left if not left[module] or module not in set().union(*left.values())}:
+        left = {module: used - outside for module, used in left.items() if module not in outside}
+    assert not left, f"these modules import each other in a circle, or lie between two: {sorted(left)}"
+
+
+def test_a_folder_says_in_its_init_what_lives_there_and_imports_nothing() -> None:
+    for name in ROOMS:
+        tree = ast.parse((ROOT / name / "__init__.py").read_text())
+        assert ast.get_docstring(tree), f"{name}/__init__.py does not say what lives there"
+        assert len(tree.body) == 1, f"{name}/__init__.py holds more than that: whoever imports one module gets others"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_and_classes_are_of_a_size_that_is_read_in_one_go(module: str) -> None:
+    text = MODULES[module].read_text()
+    assert text.count("\n") <= FILE_LINES_MAX, f"{module} is longer than {FILE_LINES_MAX} lines: look for its seams"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= CLASS_LINES_MAX, f"{module}.{node.name} is longer than {CLASS_LINES_MAX} lines"
+
+
+# What the rooms do not say by themselves
+
+
+def test_only_files_py_touches_the_file_system() -> None:
+    for module in MODULES:
+        if module.startswith("wal.") and module != "wal.files":
+            found = USES[module] & {"os", "io", "pathlib", "shutil", "fcntl"}
+            assert not found, f"{module} imports {found}: the seam for faults of the disk is wal.files"
+
+
+def test_the_command_line_opens_no_log_for_appending_and_runs_no_engine() -> None:
+    """Its tools read logs, and mend them; what serves is put together in api/server."""
+    for module in MODULES:
+        if module.startswith("api.cli."):
+            found = USES[module] & {"wal.log", "engine.embedded.engine", "engine.embedded.actor", "engine.redis.engine"}
+            assert not found, f"{module} uses {found}"
+
+
+def test_only_the_composition_root_knows_both_engines() -> None:
+    for module in MODULES:
+        if module.startswith("api.server."):
+            both = {"api.server.embedded", "api.server.clustered"} & USES[module]
+            assert not both or module == "api.server.root", f"{module} uses {both}"
 
 
 def test_the_library_for_redis_is_not_imported_before_it_is_needed() -> None:
