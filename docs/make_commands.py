@@ -1,8 +1,12 @@
-"""Writes docs/commands.md from the command table: `python -m docs.make_commands`. A test fails when it is stale."""
+"""Writes docs/commands.md from the command table, and the lists of names that other pages show.
+
+`python -m docs.make_commands`; a test fails when something is stale.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from engine.commands.grammar import Kind, Parameter, Row
@@ -10,6 +14,8 @@ from engine.commands.table import TABLE
 from engine.limits import KIB, MIB, Limits
 
 TARGET = Path(__file__).with_name("commands.md")
+PAGES = (Path(__file__).parents[1] / "README.md", Path(__file__).with_name("http.md"))
+"""Pages that show the names of all commands."""
 
 _HEADER = """\
 # Commands
@@ -40,6 +46,13 @@ def render() -> str:
     """Returns the whole document."""
     rows = "".join(f"| [{row.name}](#{row.name.lower()}) | {row.summary} |\n" for row in TABLE)
     return _HEADER + rows + "\n" + _limits() + "\n" + "\n".join(map(_section, TABLE)) + "\n" + _FOOTER
+
+
+def refreshed(page: str) -> str:
+    """Returns a page with the lists of names in it as the table has them."""
+    names = [row.name for row in TABLE]
+    page = re.sub(r"(?<=expected one of )[A-Z]+(, [A-Z]+)*", ", ".join(names), page)
+    return re.sub(r"(?<=All commands: `)[A-Z ]+(?=`)", " ".join(names), page)
 
 
 def _limits() -> str:
@@ -87,3 +100,5 @@ def _fields_example(row: Row) -> str:
 
 if __name__ == "__main__":
     TARGET.write_text(render())
+    for path in PAGES:
+        path.write_text(refreshed(path.read_text()))

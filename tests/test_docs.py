@@ -24,6 +24,12 @@ def test_the_command_reference_is_fresh() -> None:
     assert make_commands.TARGET.read_text() == make_commands.render(), "run python -m docs.make_commands"
 
 
+@pytest.mark.parametrize("path", make_commands.PAGES, ids=lambda path: path.name)
+def test_the_names_of_commands_are_all_there(path: Path) -> None:
+    page = path.read_text()
+    assert page == make_commands.refreshed(page), "run python -m docs.make_commands"
+
+
 def test_both_examples_of_every_command_mean_the_same() -> None:
     examples = re.findall(r"^- (?:Line|Fields): `(\{.*?\})` answers", make_commands.render(), re.MULTILINE)
     assert len(examples) == 2 * len(commands.TABLE)
