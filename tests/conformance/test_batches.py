@@ -10,8 +10,8 @@ import trio
 
 from engine.limits import KIB, Limits
 from engine.replies import Error, Failure, Integer, Ok, Refused, Value
+from tests.conformance.cases import ALREADY_EXISTS, EMPTY, GET_OF_A_QUEUE, NOT_FOUND, NULL, OK, wrong_type
 from tests.conformance.store import Backend, Line, Store
-from tests.harness.cases import ALREADY_EXISTS, EMPTY, GET_OF_A_QUEUE, NOT_FOUND, NULL, OK, wrong_type
 from tests.harness.waiting import WITHIN_S, until
 
 PONG = Value(b"PONG")

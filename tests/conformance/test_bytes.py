@@ -8,8 +8,8 @@ import pytest
 
 from engine.limits import KIB, MIB
 from engine.replies import Integer, Ok, Value
+from tests.conformance.cases import NULL, OK
 from tests.conformance.store import Store
-from tests.harness.cases import NULL, OK
 
 MARK = b"holdfast:queue:" + b"0" * 32
 """What a queue in Redis begins with."""

@@ -7,9 +7,10 @@ import pytest
 from engine.commands.keys import Delete
 from engine.commands.queues import BQPop, QPop, QPush
 from engine.commands.values import Set
-from engine.replies import Error, Failure, Integer, Ok, Refused, Reply, Value
+from engine.replies import Failure, Integer, Refused, Reply, Value
+from tests.conformance.cases import AS_IT_WAS, KINDS, NULL, WAITS
 from tests.conformance.store import Store
-from tests.harness.cases import AS_IT_WAS, CASES, KINDS, NOT_FOUND, NULL, OK, WAITS
+from tests.conformance.table import CASES
 from tests.harness.model import Content
 from tests.harness.waiting import until
 
@@ -116,9 +117,6 @@ async def test_each_command_meets_each_kind_of_key_in_a_unit(store: Store, line:
         check_content(before, store.content(), content)
 
 
-# Expiry
-
-
 async def test_a_key_is_gone_for_every_command_when_its_time_is_up(store: Store) -> None:
     for line in (
         "GET k",
@@ -135,95 +133,3 @@ async def test_a_key_is_gone_for_every_command_when_its_time_is_up(store: Store)
         never_there = await store.do_many(line)
         await make(store, "expired")
         assert await store.do_many(line) == never_there, line
-
-
-async def test_a_set_drops_an_older_expiry_and_a_refused_one_does_not(store: Store) -> None:
-    await store.do("SET k v EX 1000")
-    before = store.content()
-    assert await store.do("SET k w NX") == Failure(Error.KEY_ALREADY_EXISTS)
-    assert await store.do("SET k w EX 5 NX") == Failure(Error.KEY_ALREADY_EXISTS)
-    assert store.content() == before
-    assert await store.do("SET k w XX") == OK
-    assert await store.do("TTL k") == Integer(-1)
-    assert await store.do("SET k w PX 5000000 XX") == OK
-    await store.do("DELETE k")
-    await store.do("QPUSH k a")
-    assert await store.do("TTL k") == Integer(-1), "and a queue has none"
-
-
-async def test_the_seconds_left_are_rounded_up_and_never_zero_while_the_key_is_there(store: Store) -> None:
-    for ttl_ms in (1, 30, 60, 999, 1000, 1001, 1500, 2001, 60_000):
-        await store.do(f"SET k v PX {ttl_ms}")
-        for _ in range(20):
-            before_ms = store.left_ms(b"k")
-            reply = await store.do("TTL k")
-            after_ms = store.left_ms(b"k")
-            assert isinstance(reply, Integer)
-            if reply != Integer(-2):
-                assert before_ms is not None
-                assert seconds(after_ms or 1) <= reply.value <= seconds(before_ms or 1)
-            else:
-                assert after_ms is None
-
-
-def seconds(ms: int) -> int:
-    return -(-ms // 1000)
-
-
-async def test_the_longest_expiry_is_kept(store: Store) -> None:
-    assert await store.do(f"SET k v EX {10**12}") == OK
-    left = await store.do("TTL k")
-    assert isinstance(left, Integer)
-    assert 10**12 - 60 < left.value <= 10**12
-    assert await store.do(f"SET k v PX {10**15}") == OK
-    assert await store.do("GET k") == Value(b"v")
-
-
-# Queues
-
-
-async def test_qpop_takes_the_last_and_bqpop_the_first(store: Store) -> None:
-    assert await store.do("QPUSH q a b c d") == Ok(length=4)
-    assert await store.do("QPUSH q e") == Ok(length=5)
-    replies = [await store.do(line) for line in ("QPOP q", "BQPOP q", "QPOP q", "BQPOP q 0", "BQPOP q 5")]
-    assert replies == [Value(b"e"), Value(b"a"), Value(b"d"), Value(b"b"), Value(b"c")]
-
-
-async def test_an_emptied_queue_exists_until_it_is_deleted_or_overwritten(store: Store) -> None:
-    for pop in ("QPOP q", "BQPOP q"):
-        await store.do("QPUSH q a")
-        assert await store.do(pop) == Value(b"a")
-        assert store.content() == {b"q": ("queue",)}
-        assert await store.do("EXISTS q") == Integer(1)
-        assert await store.do("QPOP q") == Failure(Error.QUEUE_IS_EMPTY)
-        assert await store.do("BQPOP q 0") == NULL
-        assert await store.do("SET q v NX") == Failure(Error.KEY_ALREADY_EXISTS)
-        assert await store.do("DELETE q") == Integer(1)
-        assert await store.do("QPOP q") == NULL
-    await store.do_many("QPUSH q a", "QPOP q")
-    assert await store.do("SET q v XX") == OK
-    assert await store.do("GET q") == Value(b"v")
-
-
-# Several keys
-
-
-async def test_exists_counts_a_key_as_often_as_it_is_named_and_delete_once(store: Store) -> None:
-    keys = [f"key{number}" for number in range(50)]
-    for key in keys[:20]:
-        await store.do(f"SET {key} v")
-    await store.do("QPUSH key20 a")
-    assert await store.do("EXISTS " + " ".join(keys)) == Integer(21)
-    assert await store.do("EXISTS " + " ".join([*keys, *keys, keys[0]])) == Integer(43)
-    assert await store.do("DELETE " + " ".join([*keys, *keys])) == Integer(21)
-    assert await store.do("DELETE " + " ".join(keys)) == NOT_FOUND
-    assert await store.do("EXISTS " + " ".join(keys)) == Integer(0)
-    assert store.content() == {}
-
-
-async def test_a_command_takes_as_many_keys_as_it_may_have_words(store: Store) -> None:
-    keys = [b"key%d" % number for number in range(65_535)]
-    assert await store.do_many(*([b"SET", key, b"v"] for key in keys[::100])) == [OK] * len(keys[::100])
-    assert await store.do([b"EXISTS", *keys]) == Integer(len(keys[::100]))
-    assert await store.do([b"DELETE", *keys]) == Integer(len(keys[::100]))
-    assert store.content() == {}

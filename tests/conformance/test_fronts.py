@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from engine.replies import Ok, Value
+from tests.conformance.cases import ALREADY_EXISTS, OK
 from tests.conformance.store import OnRedis, Store
 from tests.conformance.test_leaving import PAUSES_S, leave_after
-from tests.harness.cases import ALREADY_EXISTS, OK
 from tests.harness.waiting import until
 
 

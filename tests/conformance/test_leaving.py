@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from engine.replies import Failure, Integer, Ok, Value
+from tests.conformance.cases import NULL, OK
 from tests.conformance.store import Store
-from tests.harness.cases import NULL, OK
 from tests.harness.waiting import until
 from tests.harness.world import Job
 

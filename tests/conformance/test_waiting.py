@@ -9,8 +9,8 @@ import trio
 
 from engine.limits import Limits
 from engine.replies import Error, Failure, Integer, Ok, Value
+from tests.conformance.cases import NULL, OK, wrong_type
 from tests.conformance.store import Backend, Store
-from tests.harness.cases import NULL, OK, wrong_type
 from tests.harness.waiting import until
 from tests.harness.world import Job
 

@@ -12,7 +12,7 @@ import trio
 
 from engine.redis.errors import ClusterError
 from engine.replies import Error, Failure, Ok, Value
-from tests.harness.cases import OK
+from tests.conformance.cases import OK
 from tests.harness.front import Front, start_front, unavailable
 from tests.harness.redis import RedisNode, RedisPair
 from tests.harness.redis_node import Port

@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from engine.replies import Error, Failure, Ok, Value
+from tests.conformance.cases import OK
 from tests.conformance.store import content_of
-from tests.harness.cases import OK
 from tests.harness.front import Crowd, Front, start_front, unavailable
 from tests.harness.redis import RedisCluster
 from tests.harness.waiting import until

@@ -12,8 +12,8 @@ import trio
 from engine.redis.receipts import RETRY_S
 from engine.redis.slots import slot_of
 from engine.replies import Error, Failure, Integer, Ok, Refused, Value
+from tests.conformance.cases import ALREADY_EXISTS, NOT_FOUND, NULL, OK
 from tests.conformance.store import content_of
-from tests.harness.cases import ALREADY_EXISTS, NOT_FOUND, NULL, OK
 from tests.harness.front import QUEUES, Crowd, start_front, unavailable
 from tests.harness.redis import RedisCluster, RedisNode
 from tests.harness.waiting import WITHIN_S, until

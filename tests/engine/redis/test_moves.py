@@ -9,8 +9,8 @@ import trio
 
 from engine.redis.slots import slot_of
 from engine.replies import Error, Failure, Integer, Ok, Value
+from tests.conformance.cases import GET_OF_A_QUEUE, NOT_FOUND, NULL, OK
 from tests.conformance.store import content_of
-from tests.harness.cases import GET_OF_A_QUEUE, NOT_FOUND, NULL, OK
 from tests.harness.front import QUEUES, Crowd, start_front, unavailable
 from tests.harness.redis import Migration, RedisCluster
 from tests.harness.waiting import until

@@ -17,7 +17,8 @@ from engine.store.ops import BadOp, Op
 from engine.store.queues import PUSH_BYTES_MAX
 from engine.store.state import State
 from engine.store.store import BIG_QUEUE_LENGTH, ITEM_RECORD_BYTES
-from tests.harness.cases import AS_IT_WAS, CASES, OK
+from tests.conformance.cases import AS_IT_WAS, OK
+from tests.conformance.table import CASES
 from tests.harness.model import Content
 
 NOW_MS = 1_000_000
