@@ -11,8 +11,8 @@ The rules that hold here:
 - What `is_quick` takes may be parsed in the event loop, and what `is_quick_to_answer` takes may be answered there. For
   all else `parse` belongs in a worker thread, none of its steps holds the GIL for long; and `encode` gives the answer
   in slices.
-- The C scanner and `dialects.plain` take many elements at a time; what they leave goes the long way, which is the
-  authority.
+- The C scanner and `line.plain_lines` take many elements at a time, `bodies.plain` one; what they leave goes the long
+  way, which is the authority.
 - Memory is bounded by the length of the body, `batch_commands_max`, and the number of items and words.
 """
 
@@ -23,11 +23,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from api.dialects import bodies as dialects
-from api.dialects.answers import value_member
-from api.dialects.bodies import LINE, Answer, BadRequest, Request
-from api.dialects.json_body import MARKS, Json, as_bytes, check_strings
+from api.dialects import answers, bodies, line
+from api.dialects.answers import Answer, value_member
+from api.dialects.json_body import MARKS, BadRequest, Json, as_bytes, check_strings
 from api.dialects.json_list import ListReader, count_items
+from api.dialects.request import LINE, Request
 from engine.commands.grammar import Command, Delete, Exists, Get, QPush
 from engine.limits import KIB, Limits
 from engine.replies import Error, Failure, Ok, Refused, Reply, Value
@@ -110,7 +110,7 @@ def parse(body: bytes, limits: Limits, *, atomic: bool) -> BatchRequest:
 
     Raises:
         BadRequest: not a list, not strict JSON, too many commands, or a unit with an element that is no command;
-            for `dialects.refuse`.
+            for `answers.refuse`.
     """
     reader = _BatchReader(body, limits, atomic)
     reader.read()
@@ -143,7 +143,7 @@ def answer(batch: BatchRequest, reply: Sequence[Reply] | Refused) -> Answer:
         Status and body.
     """
     if isinstance(reply, Refused):
-        return dialects.refuse_batch(reply)
+        return answers.refuse_batch(reply)
     if len(batch.requests) > len(batch.commands):
         return list_of(encode(batch, reply, QUICK_VALUES_BYTES_MAX))
     # Without looking at more than this a SET takes 0.06 microseconds.
@@ -198,7 +198,7 @@ def encode(batch: BatchRequest, replies: Sequence[Reply], values_bytes_max: int)
 def _element(request: Request, reply: Reply) -> bytes:
     if request is LINE and type(reply) is Value:
         return b"{%b}" % value_member(reply)  # as below, in half the time
-    return dialects.answer(request, reply).body or b"{}"
+    return answers.answer(request, reply).body or b"{}"
 
 
 class _BatchReader:
@@ -251,8 +251,8 @@ class _BatchReader:
             return outcome
         if isinstance(outcome, Failure):
             if not self._atomic:
-                return dialects.answer(request, outcome).body
-            outcome = dialects.as_bad_request(outcome)
+                return answers.answer(request, outcome).body
+            outcome = answers.as_bad_request(outcome)
         outcome.index = index
         raise outcome
 
@@ -260,7 +260,7 @@ class _BatchReader:
         """Takes elements as they were scanned; False when they have to be read one by one to say what is wrong."""
         if len(elements) > room:
             return False
-        lines = dialects.plain_lines(elements, strings, self._limits)
+        lines = line.plain_lines(elements, strings, self._limits)
         if lines is not None:
             return self._accept([LINE] * len(elements), lines, 3 * len(elements))
         try:
@@ -272,15 +272,15 @@ class _BatchReader:
         return self._accept(requests, outcomes, sum(map(count_items, elements)))
 
     def _understand_scanned(self, element: object) -> _Understood:
-        plain = dialects.plain(element, self._limits)
+        plain = bodies.plain(element, self._limits)
         return plain or self._understand(as_bytes(element, self._limits.json_depth_max - 1))
 
     def _understand(self, value: Json) -> _Understood:
         try:
-            return dialects.read(value, self._limits)
+            return bodies.read(value, self._limits)
         except BadRequest as bad:
             bad.with_traceback(None)  # or it keeps in memory what it was found in
-            return LINE, bad if self._atomic else dialects.refuse(bad).body
+            return LINE, bad if self._atomic else answers.refuse(bad).body
 
     def _accept(self, requests: Sequence[Request], outcomes: Sequence[_Outcome], items: int) -> bool:
         if items > self._list.items_left:

@@ -35,9 +35,9 @@ from itertools import takewhile
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from api.dialects import batches
-from api.dialects import bodies as dialects
-from api.dialects.bodies import Answer, failure
+from api.dialects import answers, batches, bodies, json_body
+from api.dialects.answers import Answer, failure
+from api.dialects.json_body import BadRequest
 from api.door.exchange import DEFECT, Exchange
 from api.door.outbox import Outbox
 from api.door.request import BadBody, IncomingBody, RequestHead, refusal_of, too_large
@@ -357,7 +357,7 @@ class Connection:
             self._closing = True
         before = len(self._exchanges)
         try:
-            if head.path == COMMAND and dialects.is_quick(data):
+            if head.path == COMMAND and json_body.is_quick(data):
                 self._start_command(head, data)
             elif head.path in (PIPELINE, MULTI) and batches.is_quick(data):
                 self._start_batch(head, data)
@@ -372,12 +372,12 @@ class Connection:
 
     def _start_command(self, head: RequestHead, data: bytes) -> None:
         try:
-            request, command = dialects.understand(data, self.door.service.limits)
-        except dialects.BadRequest as bad:
-            self._answer_now(head, dialects.refuse(bad))
+            request, command = bodies.understand(data, self.door.service.limits)
+        except BadRequest as bad:
+            self._answer_now(head, answers.refuse(bad))
             return
         if isinstance(command, Failure):
-            self._answer_now(head, dialects.answer(request, command))
+            self._answer_now(head, answers.answer(request, command))
             return
         exchange = self._begin_exchange(head, holds_up=type(command) is BQPop and command.timeout_ms != 0)
         exchange.request = request
@@ -388,8 +388,8 @@ class Connection:
     def _start_batch(self, head: RequestHead, data: bytes) -> None:
         try:
             batch = batches.parse(data, self.door.service.limits, atomic=head.path == MULTI)
-        except dialects.BadRequest as bad:
-            self._answer_now(head, dialects.refuse(bad))
+        except BadRequest as bad:
+            self._answer_now(head, answers.refuse(bad))
             return
         # The rest of a long batch has its turn behind what came meanwhile, and so it would behind the next request.
         exchange = self._begin_exchange(head, holds_up=not batch.atomic)

@@ -37,8 +37,9 @@ from http import HTTPStatus
 
 import trio
 
-from api.dialects import bodies as dialects
-from api.dialects.bodies import Answer, Request
+from api.dialects import answers
+from api.dialects.answers import Answer
+from api.dialects.request import Request
 from api.door.connection import Connection
 from api.door.exchange import DEFECT, Exchange
 from api.door.relay import Relay
@@ -326,7 +327,7 @@ class Door:
             reply: what the engine answered.
         """
         async with self._wording:
-            return dialects.answer(request, reply)
+            return answers.answer(request, reply)
 
     def start_errand(self, exchange: Exchange, errand: Callable[[], Awaitable[Answer | bytes]]) -> None:
         """Has a task answer a request.

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from api.dialects import batches
-from api.dialects import bodies as dialects
-from api.dialects.bodies import Answer
+from api.dialects import answers, batches
+from api.dialects.answers import Answer
+from api.dialects.request import Request
 from api.door.request import RequestHead
 from engine.limits import KIB
 from engine.replies import Error, Refused, Reply, Value
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("holdfast.http")
 
-DEFECT = dialects.failure(500, Error.INTERNAL_ERROR.value)
+DEFECT = answers.failure(500, Error.INTERNAL_ERROR.value)
 """The answer to a request that a defect keeps from being done; the log has its traceback."""
 
 
@@ -63,7 +63,7 @@ class Exchange:
         self.head = head
         self.holds_up = holds_up
         self.response: bytes | None = None
-        self.request: dialects.Request | None = None
+        self.request: Request | None = None
         self.batch: batches.BatchRequest | None = None
         self.call: AnyCall | None = None
         self.errand: trio.CancelScope | None = None
@@ -80,7 +80,7 @@ class Exchange:
             if type(reply) is Value and reply.value is not None and len(reply.value) >= LONG_VALUE_BYTES:
                 self._answer_later(partial(self.connection.door.word, self.request, reply), (reply,))
                 return
-            answer = dialects.answer(self.request, reply)
+            answer = answers.answer(self.request, reply)
         except Exception:
             _logger.exception("an answer failed")
             self.take_back()

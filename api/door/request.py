@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import httptools
 from hypercorn.typing import HTTPScope
 
-from api.dialects.bodies import Answer, failure
+from api.dialects.answers import Answer, failure
 from api.http.access import Access
 from api.http.body import HeldBody
 from api.http.head import INVALID, OTHER_CODING, TWO_LENGTHS, UNPARSABLE, BadHead, Head, check_bytes

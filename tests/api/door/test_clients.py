@@ -15,9 +15,9 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from api.dialects import batches
-from api.dialects import bodies as dialects
-from api.dialects.bodies import Answer, Request
+from api.dialects import answers, batches
+from api.dialects.answers import Answer
+from api.dialects.request import Request
 from api.door.door import Door
 from api.server.http import serve_door
 from engine.replies import Reply
@@ -162,7 +162,7 @@ async def test_e5_values_popped_by_a_batch_go_back_when_its_answer_is_unsent(sta
     assert stand.value("k") == b"v"  # what is done stays done
 
 
-@pytest.mark.parametrize("place", [dialects, batches], ids=["command", "batch"])
+@pytest.mark.parametrize("place", [answers, batches], ids=["command", "batch"])
 async def test_e5_f13_a_popped_value_that_a_defect_keeps_from_its_client_goes_back(
     stand: Stand, place: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +176,7 @@ async def test_e5_f13_a_popped_value_that_a_defect_keeps_from_its_client_goes_ba
     with monkeypatch.context() as patch:
         patch.setattr(place, "answer", fail)
         pop = b'{"command": "BQPOP q"}'
-        await client.send(post(pop) if place is dialects else post(b"[%b]" % pop, path=b"/multi"))
+        await client.send(post(pop) if place is answers else post(b"[%b]" % pop, path=b"/multi"))
         await stand.values_are(b"b")
         await stand.pass_time(COMMIT_S)
         assert (await client.answer()).status == 500

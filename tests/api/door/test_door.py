@@ -21,8 +21,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from api.dialects import batches
-from api.dialects import bodies as dialects
+from api.dialects import answers, batches, bodies
 from api.door.connection import Connection
 from api.door.exchange import Exchange
 from api.door.outbox import Outbox
@@ -166,13 +165,13 @@ def _fail(*_: object, **__: object) -> NoReturn:
 GET_LIVEZ = http(b"GET /livez")
 
 DEFECTS = {
-    "understand": (dialects, "understand"),
-    "answer": (dialects, "answer"),
+    "understand": (bodies, "understand"),
+    "answer": (answers, "answer"),
     "submit_nowait": (FakeEngine, "submit_nowait"),
     "batch": (batches, "parse"),
     "batch answer": (batches, "answer"),
     "submit_many_nowait": (FakeEngine, "submit_many_nowait"),
-    "slow lane": (dialects, "understand_in_steps"),
+    "slow lane": (bodies, "understand_in_steps"),
     "relay": (Relay, "request"),
 }
 

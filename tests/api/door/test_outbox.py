@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.dialects.bodies import Dialect, Request
+from api.dialects.request import Dialect, Request
 from api.door.exchange import Exchange
 from api.door.outbox import Outbox
 from api.door.request import RequestHead
