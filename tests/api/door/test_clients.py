@@ -18,7 +18,7 @@ from trio.testing import MockClock
 from api.dialects import answers, batches
 from api.dialects.answers import Answer
 from api.dialects.request import Request
-from api.door.door import Door
+from api.door.shared import Shared
 from api.server.http import serve_door
 from engine.replies import Reply
 from tests.harness.http import HOST, PING, Client, Server, listen, post, until
@@ -260,7 +260,7 @@ async def test_f5_the_worst_reader_goes_when_unsent_bytes_are_too_many(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F5: and the count is right again afterwards."""
-    monkeypatch.setattr("api.door.door.UNSENT_BYTES_MAX", 3 * MIB // 2)
+    monkeypatch.setattr("api.door.unsent.UNSENT_BYTES_MAX", 3 * MIB // 2)
     await stand.run("SET big " + "x" * MIB, "SET half " + "x" * (MIB // 2 + 50_000))
     for _ in range(3):
         worst, other = await stand.connect(), await stand.connect()
@@ -280,7 +280,7 @@ async def test_f5_the_one_whose_answer_is_too_much_may_be_the_worst_itself(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F5"""
-    monkeypatch.setattr("api.door.door.UNSENT_BYTES_MAX", MIB // 2)
+    monkeypatch.setattr("api.door.unsent.UNSENT_BYTES_MAX", MIB // 2)
     await stand.run("SET big " + "x" * MIB, "QPUSH q a")
     client = await stand.connect()
     await client.send(line("GET big") + line("BQPOP q 0") + line("BQPOP q"))
@@ -294,7 +294,7 @@ async def test_f5_values_that_only_wait_to_be_answered_count_if_they_are_copies(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F5: an engine that has them from elsewhere has each in memory once more; and the count is right afterwards."""
-    monkeypatch.setattr("api.door.door.UNSENT_BYTES_MAX", 5 * MIB // 2)
+    monkeypatch.setattr("api.door.unsent.UNSENT_BYTES_MAX", 5 * MIB // 2)
     await stand.run("SET big " + "x" * MIB)
 
     def are_there(count: int) -> Callable[[], bool]:
@@ -321,13 +321,13 @@ async def test_f5_values_that_only_wait_to_be_answered_count_if_they_are_copies(
 async def test_f5_long_answers_are_made_when_the_client_reads(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     """F5: all at once they took 12 MiB of memory for each MiB of the values, and held everybody up."""
     made = []
-    word = Door.word
+    word = Shared.word
 
-    async def noting(door: Door, request: Request, reply: Reply) -> Answer:
+    async def noting(shared: Shared, request: Request, reply: Reply) -> Answer:
         made.append(reply)
-        return await word(door, request, reply)
+        return await word(shared, request, reply)
 
-    monkeypatch.setattr(Door, "word", noting)
+    monkeypatch.setattr(Shared, "word", noting)
     await stand.run("SET big " + "x" * MIB)
     client = await stand.connect()
     await client.send((line("GET big") + line("GET big") + line("GET none") + line("SET k v")) * 5)

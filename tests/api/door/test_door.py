@@ -115,7 +115,7 @@ class _Poor(socket.socket):
 
 async def test_b6_clients_do_not_get_the_last_descriptors(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """B6: or the others are not served, and a probe finds the server dead."""
-    monkeypatch.setattr("api.door.door.resource.getrlimit", lambda _: (16, 16))
+    monkeypatch.setattr("api.door.acceptor.resource.getrlimit", lambda _: (16, 16))
     clients = [await server.connect() for _ in range(12)]
     await until(lambda: server.connections_open == 8)
     await clients[0].send(GET_LIVEZ)
@@ -206,7 +206,7 @@ async def test_f13_a_defect_of_the_door_costs_one_connection(
         return _fail() if b"X: bad" in data else read_head(data, access, body_bytes_max)
 
     with monkeypatch.context() as patch:
-        patch.setattr("api.door.door.read_head", fail)
+        patch.setattr("api.door.shared.read_head", fail)
         await client.send(begin + post(PING, head=HOST + b"X: bad\r\n"))
         if begin == GET_LIVEZ:
             assert (await client.answer()).status == 200
