@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from api.dialects import bodies as dialects
+from api.dialects import bodies
 from docs import make_commands
 from engine.commands import table as commands
 from engine.limits import Limits
@@ -33,7 +33,7 @@ def test_the_names_of_commands_are_all_there(path: Path) -> None:
 def test_both_examples_of_every_command_mean_the_same() -> None:
     examples = re.findall(r"^- (?:Line|Fields): `(\{.*?\})` answers", make_commands.render(), re.MULTILINE)
     assert len(examples) == 2 * len(commands.TABLE)
-    found = [dialects.understand(example.encode(), Limits())[1] for example in examples]
+    found = [bodies.understand(example.encode(), Limits())[1] for example in examples]
     for row, line, fields in zip(commands.TABLE, found[::2], found[1::2], strict=True):
         assert line == fields
         assert isinstance(line, row.command)

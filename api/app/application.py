@@ -41,7 +41,7 @@ from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from api.app.hypercorn_fixes import connections_open
-from api.dialects import bodies as dialects
+from api.dialects.answers import Answer, failure
 from api.http.access import Access
 from api.http.body import HeldBody
 from api.http.head import Head
@@ -127,19 +127,19 @@ def create_app(engine: Face, settings: HttpSettings) -> HttpApp:
         return _response(await app.service.answer(request.path, request.body))  # type: ignore[arg-type]  # `_Request`
 
     async def livez() -> Response:
-        return _response(dialects.Answer(200, b'{"status": "alive"}'))
+        return _response(Answer(200, b'{"status": "alive"}'))
 
     async def readyz() -> Response:
         found = engine.readiness()
         if isinstance(found, Failure):
-            return _response(dialects.failure(503, found.error.value, found.detail))
-        return _response(dialects.Answer(200, _encode({"status": "ready", **found})))
+            return _response(failure(503, found.error.value, found.detail))
+        return _response(Answer(200, _encode({"status": "ready", **found})))
 
     async def stats() -> Response:
         members = dataclasses.asdict(engine.statistics())
         members |= app.traffic()
         members["tasks"] = trio.lowlevel.current_statistics().tasks_living
-        return _response(dialects.Answer(200, _encode(members)))
+        return _response(Answer(200, _encode(members)))
 
     posts = dict.fromkeys(PATHS, command)
     if isinstance(engine, Folds):
@@ -181,17 +181,17 @@ class Exchange(TrioASGIHTTPConnection):
             self._body.release()
             self.app.requests_open -= 1
 
-    def _judge_head(self) -> dialects.Answer | None:
+    def _judge_head(self) -> Answer | None:
         """Returns the answer to a request that is refused by its head alone."""
         self._head = head = Head(self.scope)
         self._body_over = not head.has_body
         fault = head.fault()
         if fault is not None:
             self._close = True
-            return dialects.failure(*fault)
+            return failure(*fault)
         refusal = self.app.settings.access.check(self.scope["path"], self.scope["headers"])
         if refusal is not None:
-            return dialects.failure(refusal.status, refusal.error, refusal.detail)
+            return failure(refusal.status, refusal.error, refusal.detail)
         if head.length is not None and head.length > self.app.settings.limits.body_bytes_max:
             return self._too_large()
         return None
@@ -199,11 +199,11 @@ class Exchange(TrioASGIHTTPConnection):
     def _is_command(self) -> bool:
         return self.scope["method"] == "POST" and self.scope["path"] in PATHS
 
-    def _too_large(self) -> dialects.Answer:
+    def _too_large(self) -> Answer:
         bytes_max = self.app.settings.limits.body_bytes_max
-        return dialects.failure(413, Error.TOO_LARGE.value, f"a body has at most {bytes_max} bytes")
+        return failure(413, Error.TOO_LARGE.value, f"a body has at most {bytes_max} bytes")
 
-    async def _read_body(self, receive: ASGIReceiveCallable) -> dialects.Answer | None:
+    async def _read_body(self, receive: ASGIReceiveCallable) -> Answer | None:
         """Reads the body; returns the answer to a request whose body is refused."""
         settings = self.app.settings
         data = io.BytesIO()  # not a list: a body can come in chunks of one byte
@@ -219,7 +219,7 @@ class Exchange(TrioASGIHTTPConnection):
                     return BODIES_FULL
             self._body.data = data.getvalue()
             return None
-        return dialects.failure(408, "request timeout", f"a body has {settings.body_timeout_s:g} s to arrive")
+        return failure(408, "request timeout", f"a body has {settings.body_timeout_s:g} s to arrive")
 
     async def _receive(self, receive: ASGIReceiveCallable) -> bytes:
         message = await receive()
@@ -229,9 +229,7 @@ class Exchange(TrioASGIHTTPConnection):
         self._gone = self._body_over = True
         return b""
 
-    async def _serve(
-        self, refusal: dialects.Answer | None, receive: ASGIReceiveCallable, send: ASGISendCallable
-    ) -> None:
+    async def _serve(self, refusal: Answer | None, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, receive)
             response: ResponseTypes | None = None
@@ -262,7 +260,7 @@ class Exchange(TrioASGIHTTPConnection):
             return await self.app.handle_request(request)
         except Exception:
             _logger.exception("a request failed")
-            return _response(dialects.failure(500, Error.INTERNAL_ERROR.value))
+            return _response(failure(500, Error.INTERNAL_ERROR.value))
 
     async def _answer(self, response: ResponseTypes, send: ASGISendCallable) -> None:
         """Hands the answer over, without a checkpoint before it if the body is over.
@@ -292,7 +290,7 @@ class Exchange(TrioASGIHTTPConnection):
                 await trio.sleep_forever()
 
 
-def _response(answer: dialects.Answer) -> Response:
+def _response(answer: Answer) -> Response:
     response = Response(answer.body, answer.status, content_type=_JSON)
     if not answer.body:
         del response.headers["Content-Type"]
@@ -308,8 +306,8 @@ def _checkpoint_of(engine: Folds) -> Callable[[], Coroutine[Any, Any, Response]]
         try:
             done = await engine.checkpoint()
         except FoldFailed as error:
-            return _response(dialects.failure(503, Error.UNAVAILABLE.value, str(error)))
-        return _response(dialects.Answer(200, _encode(dataclasses.asdict(done))))
+            return _response(failure(503, Error.UNAVAILABLE.value, str(error)))
+        return _response(Answer(200, _encode(dataclasses.asdict(done))))
 
     return checkpoint
 
@@ -317,9 +315,9 @@ def _checkpoint_of(engine: Folds) -> Callable[[], Coroutine[Any, Any, Response]]
 async def _http_error(error: HTTPException) -> Response:
     """Answers what Quart refuses, such as an unknown path, in JSON."""
     status = error.code or 500
-    response = _response(dialects.failure(status, HTTPStatus(status).phrase.lower()))
+    response = _response(failure(status, HTTPStatus(status).phrase.lower()))
     if status == 500:
-        response = _response(dialects.failure(500, Error.INTERNAL_ERROR.value))
+        response = _response(failure(500, Error.INTERNAL_ERROR.value))
     elif isinstance(error, MethodNotAllowed):
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
     return response

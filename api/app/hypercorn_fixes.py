@@ -48,7 +48,7 @@ from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.typing import H11SendableEvent, WorkerContext
 
 from api.app.strict_parser import StrictParser
-from api.dialects.bodies import failure
+from api.dialects.answers import failure
 from api.http.head import HEAD_BYTES_MAX
 from api.http.sockets import (
     BACKLOG,

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import base64
 import json
-from enum import Enum
 from json.encoder import encode_basestring as quote
 
 from api.dialects.json_body import BadRequest
+from api.dialects.request import Dialect, Request
 from engine.frozen import frozen
 from engine.replies import Error, Failure, Integer, Ok, Refused, Reply, Value
 
@@ -38,31 +38,6 @@ _SHORT_BYTES_MAX = 64
 """Up to this length a value is quoted faster than looked through for what is to be escaped."""
 
 
-class Dialect(Enum):
-    """How a request was spelled, and so how it is answered."""
-
-    LINE = "line"
-    FIELDS = "fields"
-
-
-@frozen
-class Request:
-    """One command as it was asked for.
-
-    Attributes:
-        argv: the words for `engine.commands.grammar.parse`; empty when there is a failure, and from `understand`.
-        dialect: how to answer.
-        key: echoed by the fields dialect, as the text that was sent; None when there was none, when one
-            is over its limit, and for a list of keys longer than a value may be.
-        failure: the mistake the dialect found; to be answered instead of running anything.
-    """
-
-    argv: list[bytes]
-    dialect: Dialect
-    key: str | list[str] | None = None
-    failure: Failure | None = None
-
-
 @frozen
 class Answer:
     """What goes over HTTP: the status, and a body that is JSON or empty."""
@@ -72,9 +47,6 @@ class Answer:
 
 
 _FIELDS = Dialect.FIELDS  # looking it up in its class takes longer than all else of a choice
-LINE = Request([], Dialect.LINE)
-"""All that the answer to a plain line needs to know of it."""
-
 _DONE = Answer(200, b"")
 
 
@@ -99,7 +71,7 @@ def refuse(bad: BadRequest) -> Answer:
     """Answers a body that is no request, in the form of the dialect it looks like.
 
     Args:
-        bad: as raised by `parse`.
+        bad: as raised by `bodies` and `batches`.
 
     Returns:
         Status and body.

@@ -11,8 +11,8 @@ The rules that hold here:
 - What `is_quick` takes may be parsed in the event loop, and what `is_quick_to_answer` takes may be answered there. For
   all else `parse` belongs in a worker thread, none of its steps holds the GIL for long; and `encode` gives the answer
   in slices.
-- The C scanner and `dialects.plain` take many elements at a time; what they leave goes the long way, which is the
-  authority.
+- The C scanner and `line.plain_lines` take many elements at a time, `bodies.plain` one; what they leave goes the long
+  way, which is the authority.
 - Memory is bounded by the length of the body, `batch_commands_max`, and the number of items and words.
 """
 
@@ -23,15 +23,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from api.dialects import bodies as dialects
-from api.dialects.answers import value_member
-from api.dialects.bodies import LINE, Answer, BadRequest, Request
-from api.dialects.json_body import MARKS, Json, as_bytes, check_strings
+from api.dialects import answers, bodies, line
+from api.dialects.answers import Answer, value_member
+from api.dialects.json_body import MARKS, BadRequest, Json, as_bytes, check_strings
 from api.dialects.json_list import ListReader, count_items
+from api.dialects.request import LINE, Request
 from engine.calls import Command
-from engine.commands.keys import Delete, Exists
-from engine.commands.queues import QPush
-from engine.commands.values import Get
+from engine.commands.grammar import Effect
+from engine.commands.table import HEAVY, row_of, weigh
 from engine.limits import KIB, Limits
 from engine.replies import Error, Failure, Ok, Refused, Reply, Value
 
@@ -62,9 +61,6 @@ _ITEM_BYTES = 64
 
 _Outcome: TypeAlias = Command | Failure | BadRequest | bytes
 _Understood: TypeAlias = tuple[Request, _Outcome]
-
-_MANY_WORDS = {Delete, Exists, QPush}
-"""Commands of any number of words; the others have a few."""
 
 
 @dataclass(slots=True)
@@ -113,7 +109,7 @@ def parse(body: bytes, limits: Limits, *, atomic: bool) -> BatchRequest:
 
     Raises:
         BadRequest: not a list, not strict JSON, too many commands, or a unit with an element that is no command;
-            for `dialects.refuse`.
+            for `answers.refuse`.
     """
     reader = _BatchReader(body, limits, atomic)
     reader.read()
@@ -146,7 +142,7 @@ def answer(batch: BatchRequest, reply: Sequence[Reply] | Refused) -> Answer:
         Status and body.
     """
     if isinstance(reply, Refused):
-        return dialects.refuse_batch(reply)
+        return answers.refuse_batch(reply)
     if len(batch.requests) > len(batch.commands):
         return list_of(encode(batch, reply, QUICK_VALUES_BYTES_MAX))
     # Without looking at more than this a SET takes 0.06 microseconds.
@@ -185,7 +181,7 @@ def encode(batch: BatchRequest, replies: Sequence[Reply], values_bytes_max: int)
             command, reply = next(results)
             if isinstance(reply, Value) and reply.value is not None:
                 values_bytes += len(reply.value)
-                if values_bytes > values_bytes_max and isinstance(command, Get):
+                if values_bytes > values_bytes_max and row_of(command).effect is Effect.READS:
                     values_bytes -= len(reply.value)
                     reply = Failure(Error.TOO_LARGE, f"a batch reads values of at most {values_bytes_max} bytes in all")
             element = _element(request, reply)
@@ -201,7 +197,7 @@ def encode(batch: BatchRequest, replies: Sequence[Reply], values_bytes_max: int)
 def _element(request: Request, reply: Reply) -> bytes:
     if request is LINE and type(reply) is Value:
         return b"{%b}" % value_member(reply)  # as below, in half the time
-    return dialects.answer(request, reply).body or b"{}"
+    return answers.answer(request, reply).body or b"{}"
 
 
 class _BatchReader:
@@ -254,8 +250,8 @@ class _BatchReader:
             return outcome
         if isinstance(outcome, Failure):
             if not self._atomic:
-                return dialects.answer(request, outcome).body
-            outcome = dialects.as_bad_request(outcome)
+                return answers.answer(request, outcome).body
+            outcome = answers.as_bad_request(outcome)
         outcome.index = index
         raise outcome
 
@@ -263,7 +259,7 @@ class _BatchReader:
         """Takes elements as they were scanned; False when they have to be read one by one to say what is wrong."""
         if len(elements) > room:
             return False
-        lines = dialects.plain_lines(elements, strings, self._limits)
+        lines = line.plain_lines(elements, strings, self._limits)
         if lines is not None:
             return self._accept([LINE] * len(elements), lines, 3 * len(elements))
         try:
@@ -275,15 +271,15 @@ class _BatchReader:
         return self._accept(requests, outcomes, sum(map(count_items, elements)))
 
     def _understand_scanned(self, element: object) -> _Understood:
-        plain = dialects.plain(element, self._limits)
+        plain = bodies.plain(element, self._limits)
         return plain or self._understand(as_bytes(element, self._limits.json_depth_max - 1))
 
     def _understand(self, value: Json) -> _Understood:
         try:
-            return dialects.read(value, self._limits)
+            return bodies.read(value, self._limits)
         except BadRequest as bad:
             bad.with_traceback(None)  # or it keeps in memory what it was found in
-            return LINE, bad if self._atomic else dialects.refuse(bad).body
+            return LINE, bad if self._atomic else answers.refuse(bad).body
 
     def _accept(self, requests: Sequence[Request], outcomes: Sequence[_Outcome], items: int) -> bool:
         if items > self._list.items_left:
@@ -295,13 +291,9 @@ class _BatchReader:
     def _take(self, requests: Sequence[Request], outcomes: Sequence[_Outcome]) -> None:
         self._requests += requests
         self._outcomes += outcomes
-        if not _MANY_WORDS.isdisjoint(map(type, outcomes)):
-            self._words += sum(map(_count_words, outcomes))
+        if not HEAVY.isdisjoint(map(type, outcomes)):
+            self._words += sum(
+                weigh(outcome) for outcome in outcomes if isinstance(outcome, Command) and type(outcome) in HEAVY
+            )
             if self._words > self._items_max:
                 raise BadRequest(f"the commands have more than {self._items_max} words", 413)
-
-
-def _count_words(outcome: _Outcome) -> int:
-    if isinstance(outcome, QPush):
-        return len(outcome.values)
-    return len(outcome.keys) if isinstance(outcome, (Delete, Exists)) else 0

@@ -85,6 +85,14 @@ class Number(bytes):
 Json: TypeAlias = "dict[bytes, Json] | list[Json] | bytes | bool | None"
 
 
+def type_name(value: Json) -> str:
+    """What a value is, for a person."""
+    if isinstance(value, Number):
+        return "a number"
+    names = {dict: "an object", list: "a list", bytes: "a string", bool: "true or false"}
+    return names.get(type(value), "null")
+
+
 def is_quick(body: bytes) -> bool:
     """Tells whether a body is read well below 2 ms, and so may be in the event loop.
 

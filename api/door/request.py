@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import httptools
 from hypercorn.typing import HTTPScope
 
-from api.dialects.bodies import Answer, failure
+from api.dialects.answers import Answer, failure
 from api.http.access import Access
 from api.http.body import HeldBody
 from api.http.head import INVALID, OTHER_CODING, TWO_LENGTHS, UNPARSABLE, BadHead, Head, check_bytes
@@ -289,9 +289,10 @@ class IncomingBody:
         head: of its request.
         data: what has come.
         held: its share of the budget.
+        is_waited_for: the client sends it when it gets `100 Continue`.
     """
 
-    __slots__ = ("_chunks", "_left", "data", "head", "held")
+    __slots__ = ("_chunks", "_left", "data", "head", "held", "is_waited_for")
 
     def __init__(self, head: RequestHead) -> None:
         self.head = head
@@ -299,6 +300,7 @@ class IncomingBody:
         self._chunks = Chunks() if head.length is None else None
         self.data = bytearray()
         self.held = HeldBody()
+        self.is_waited_for = False
 
     @property
     def complete(self) -> bool:

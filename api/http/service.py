@@ -26,8 +26,9 @@ from typing import TypeVar
 
 import trio
 
-from api.dialects import batches
-from api.dialects import bodies as dialects
+from api.dialects import answers, batches, bodies, json_body
+from api.dialects.answers import Answer
+from api.dialects.json_body import BadRequest
 from api.http.body import BodyBudget, HeldBody
 from engine.calls import AnyCall, Command
 from engine.face import Face
@@ -37,7 +38,7 @@ from engine.replies import Error, Failure, Refused, Reply
 COMMAND, PIPELINE, MULTI = PATHS = ("/", "/pipeline", "/multi")
 """Where commands are sent, each by POST."""
 
-BODIES_FULL = dialects.failure(503, Error.UNAVAILABLE.value, "too many request bodies at once")
+BODIES_FULL = answers.failure(503, Error.UNAVAILABLE.value, "too many request bodies at once")
 """The answer to a body for which the budget has no share left."""
 
 _FREED_MAX = 4096
@@ -63,7 +64,7 @@ class Service:
         self.budget = BodyBudget(limits.bodies_bytes_max)
         self._parser = trio.CapacityLimiter(1)
 
-    async def answer(self, path: str, body: HeldBody, keep: Callable[[AnyCall], None] | None = None) -> dialects.Answer:
+    async def answer(self, path: str, body: HeldBody, keep: Callable[[AnyCall], None] | None = None) -> Answer:
         """Runs what a body spells. Cancelling withdraws it.
 
         Args:
@@ -80,19 +81,19 @@ class Service:
             if path == COMMAND:
                 return await self._answer_command(body)
             return await self._answer_batch(body, keep or self.engine.settle, atomic=path == MULTI)
-        except dialects.BadRequest as bad:
-            return dialects.refuse(bad)
+        except BadRequest as bad:
+            return answers.refuse(bad)
         finally:
             body.release()
 
-    async def _answer_command(self, body: HeldBody) -> dialects.Answer:
-        if dialects.is_quick(body.data):
-            request, command = dialects.understand(body.data, self.limits)
+    async def _answer_command(self, body: HeldBody) -> Answer:
+        if json_body.is_quick(body.data):
+            request, command = bodies.understand(body.data, self.limits)
         else:
-            request, command = await self._in_thread(partial(dialects.understand_in_steps, body.data, self.limits))
+            request, command = await self._in_thread(partial(bodies.understand_in_steps, body.data, self.limits))
         body.release()
         reply = command if isinstance(command, Failure) else await self._run(command)
-        return dialects.answer(request, reply)
+        return answers.answer(request, reply)
 
     async def _run(self, command: Command) -> Reply:
         try:
@@ -101,7 +102,7 @@ class Service:
             _logger.exception("a command failed")
             return Failure(Error.INTERNAL_ERROR)
 
-    async def _answer_batch(self, body: HeldBody, keep: Callable[[AnyCall], None], *, atomic: bool) -> dialects.Answer:
+    async def _answer_batch(self, body: HeldBody, keep: Callable[[AnyCall], None], *, atomic: bool) -> Answer:
         size = len(body.data)
         batch = await self._parse_batch(body.data, atomic=atomic)
         body.data = b""
@@ -111,14 +112,14 @@ class Service:
             return await self._run_batch(batch, keep)
         except Exception:
             _logger.exception("a batch failed")
-            return dialects.failure(500, Error.INTERNAL_ERROR.value)
+            return answers.failure(500, Error.INTERNAL_ERROR.value)
 
     async def _parse_batch(self, data: bytes, *, atomic: bool) -> batches.BatchRequest:
         if batches.is_quick(data):
             return batches.parse(data, self.limits, atomic=atomic)
         return await self._in_thread(partial(batches.parse, data, self.limits, atomic=atomic))
 
-    async def _run_batch(self, batch: batches.BatchRequest, keep: Callable[[AnyCall], None]) -> dialects.Answer:
+    async def _run_batch(self, batch: batches.BatchRequest, keep: Callable[[AnyCall], None]) -> Answer:
         delivered = trio.Event()
         call = self.engine.submit_many_nowait(batch.commands, batch.atomic, lambda _call: delivered.set())
         try:
@@ -131,7 +132,7 @@ class Service:
         keep(call)
         return answer
 
-    async def word(self, batch: batches.BatchRequest, reply: list[Reply] | Refused) -> dialects.Answer:
+    async def word(self, batch: batches.BatchRequest, reply: list[Reply] | Refused) -> Answer:
         """Turns the replies to a batch into its answer, in slices.
 
         Args:
@@ -155,7 +156,7 @@ class Service:
 
     async def _in_thread(self, parse: Callable[[], _Parsed]) -> _Parsed:
         parsed = await trio.to_thread.run_sync(_parsed_or_bad, parse, limiter=self._parser)
-        if not isinstance(parsed, dialects.BadRequest):
+        if not isinstance(parsed, BadRequest):
             return parsed
         try:
             raise parsed
@@ -163,10 +164,10 @@ class Service:
             del parsed, parse  # a cycle of the exception and this frame would keep the body until it is collected
 
 
-def _parsed_or_bad(parse: Callable[[], _Parsed]) -> _Parsed | dialects.BadRequest:
+def _parsed_or_bad(parse: Callable[[], _Parsed]) -> _Parsed | BadRequest:
     """Parses; a mistake is returned without its frames, all of which have the body."""
     try:
         return parse()
-    except dialects.BadRequest as bad:
+    except BadRequest as bad:
         bad.__context__ = None
         return bad.with_traceback(None)

@@ -10,8 +10,9 @@ import trio
 
 from api.app.application import HttpApp
 from api.app.hypercorn_fixes import hypercorn_config, mended
-from api.door.door import Door, DoorSettings
+from api.door.door import Door
 from api.door.relay import Relay
+from api.door.settings import DoorSettings
 from api.http.sockets import HEAD_TIMEOUT_S, KEEP_ALIVE_S
 
 GRACE_S = 3.0

@@ -18,7 +18,7 @@ from typing import TypeVar
 import trio
 
 from engine.calls import QUEUED, AnyCall, Batch, Call
-from engine.commands.table import FREE, LIGHT, weigh
+from engine.commands.table import FREE, HEAVY, weigh
 from engine.embedded.answers import Answers
 from engine.embedded.clock import Clock
 from engine.embedded.committer import Committer, Group
@@ -152,7 +152,7 @@ class Actor:
                 left = await self._go_on_with(call, left, now_ms)
             elif call.stage is QUEUED:
                 command = call.command
-                weight = 1 if type(command) in LIGHT else weigh(command)
+                weight = weigh(command) if type(command) in HEAVY else 1
                 left -= weight
                 if weight <= BATCH_MAX:
                     reply = do(command, now_ms, call.taken)

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from engine.calls import AnyCall, Batch, Command
 from engine.commands.grammar import Effect
-from engine.commands.table import LIGHT, TAKING, in_pieces, row_of, weigh
+from engine.commands.table import HEAVY, TAKING, in_pieces, row_of, weigh
 from engine.embedded.committer import GROUP_BYTES_MAX, Committer
 from engine.embedded.effects import Effects
 from engine.embedded.pops import Pops, Taken
@@ -133,7 +133,7 @@ class Performer:
         for command in islice(batch.commands, len(replies), None):
             if left <= 0:
                 return None, left
-            weight = 1 if type(command) in LIGHT else weigh(command)
+            weight = weigh(command) if type(command) in HEAVY else 1
             left -= weight
             if weight > BATCH_MAX:
                 reply = yield from self.do_slowly(command, now_ms, taken)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.dialects import batches, json_body, json_list
-from api.dialects import bodies as dialects
+from api.dialects import answers, batches, bodies, json_body, json_list
+from api.dialects.answers import Answer
 from api.dialects.batches import BatchRequest
-from api.dialects.bodies import BadRequest
+from api.dialects.json_body import BadRequest
 from api.dialects.json_list import ListReader
 from engine.commands.keys import Delete
 from engine.commands.queues import QPop, QPush
@@ -22,7 +22,7 @@ from engine.commands.server import Ping
 from engine.commands.values import Get, Set
 from engine.limits import KIB, MIB, Limits
 from engine.replies import NULL, Error, Failure, Integer, Ok, Refused, Reply, Value
-from tests.api.dialects.test_bodies import A_LIST, NOT_PLAIN, PLAIN, bodies, line_bodies
+from tests.api.dialects.test_bodies import A_LIST, NOT_PLAIN, PLAIN, any_bodies, line_bodies
 
 LIMITS = Limits()
 
@@ -106,7 +106,7 @@ def test_each_bad_command_has_its_own_error_in_its_place_and_the_rest_runs() -> 
 @pytest.mark.parametrize("body", [body for body in (*PLAIN, *NOT_PLAIN) if body])
 def test_an_element_is_understood_and_answered_as_if_it_had_come_alone(body: bytes) -> None:
     try:
-        request, command = dialects.understand_in_steps(body, LIMITS)
+        request, command = bodies.understand_in_steps(body, LIMITS)
     except BadRequest as bad:
         try:
             json.loads(body)
@@ -115,14 +115,14 @@ def test_an_element_is_understood_and_answered_as_if_it_had_come_alone(body: byt
         if "twice" in bad.detail or "surrogate" in bad.detail or "nested" in bad.detail or "NaN" in body.decode():
             assert refusal(b"[%b]" % body).status == 400
             return
-        expected, command = dialects.refuse(bad), Failure(Error.INVALID_COMMAND)
+        expected, command = answers.refuse(bad), Failure(Error.INVALID_COMMAND)
     else:
         reply = command if isinstance(command, Failure) else Integer(7)
-        expected = dialects.answer(request, reply)
+        expected = answers.answer(request, reply)
     for around in (b"[%b]", b'[{"command": "PING"}, %b , {"command":"SET k \\u0041"}]'):
         batch = batches.parse(around % body, LIMITS, atomic=False)
-        bodies = json.loads(batches.answer(batch, [Integer(7)] * len(batch.commands)).body)
-        assert json.loads(expected.body or b"{}") in bodies
+        found = json.loads(batches.answer(batch, [Integer(7)] * len(batch.commands)).body)
+        assert json.loads(expected.body or b"{}") in found
         assert isinstance(command, Failure) or command in batch.commands
 
 
@@ -207,7 +207,7 @@ def outcome(body: bytes, limits: Limits, atomic: bool) -> Any:
     try:
         batch = batches.parse(body, limits, atomic=atomic)
     except BadRequest as bad:
-        return dialects.refuse(bad)
+        return answers.refuse(bad)
     return batch.commands, batches.answer(batch, [Ok(1)] * len(batch.commands)), batch.memory_bytes
 
 
@@ -221,7 +221,7 @@ def assert_readers_agree(body: bytes, limits: Limits, atomic: bool, piece_bytes:
 
 
 lists = st.tuples(
-    st.lists(st.sampled_from(PLAIN) | line_bodies | bodies(), max_size=8),
+    st.lists(st.sampled_from(PLAIN) | line_bodies | any_bodies(), max_size=8),
     st.sampled_from([b",", b", ", b",\n  ", b" ,", b",,"]),
     st.sampled_from([b"", b"", b"", b" ", b"]", b"}"]),
 ).map(lambda parts: b"[" + parts[1].join(parts[0]) + b"]" + parts[2])
@@ -279,7 +279,7 @@ def test_a_batch_without_a_mistake_in_its_json_is_left_to_the_scanner(monkeypatc
 @pytest.mark.parametrize("body", [body for body in PLAIN if json.loads(body)])
 def test_lines_among_their_like_are_understood_as_alone(body: bytes) -> None:
     batch = batches.parse(b"[%b, %b]" % (body, body), LIMITS, atomic=False)
-    _, command = dialects.understand_in_steps(body, LIMITS)
+    _, command = bodies.understand_in_steps(body, LIMITS)
     assert batch.commands == ([] if isinstance(command, Failure) else [command] * 2)
 
 
@@ -352,7 +352,7 @@ def test_the_longest_body_is_read_in_short_steps_whatever_it_is_made_of(kind: st
     assert len(body) <= LIMITS.body_bytes_max + 2
     assert not batches.is_quick(body)
     found = outcome(body, Limits(batch_commands_max=8192), atomic=False)
-    if isinstance(found, dialects.Answer):
+    if isinstance(found, Answer):
         assert found.status in (400, 413)
     else:
         commands, answer, _ = found
@@ -466,7 +466,7 @@ def test_a_unit_with_an_element_that_is_no_command_is_refused_whole(
     bad: object, status: int, error: str, detail: str
 ) -> None:
     body = body_of({"command": "SET a 1"}, {"command": "SET b 1"}, bad, {"command": "NOPE EITHER"})
-    answer = dialects.refuse(refusal(body, atomic=True))
+    answer = answers.refuse(refusal(body, atomic=True))
     members = json.loads(answer.body)
     assert (answer.status, members["error"], members["index"]) == (status, error, 2)
     assert members["detail"].startswith(detail)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.dialects.bodies import Dialect, Request
+from api.dialects.request import Dialect, Request
 from api.door.exchange import Exchange
 from api.door.outbox import Outbox
 from api.door.request import RequestHead
+from api.door.responses import Responses
 from engine.calls import Call, Stage
 from engine.commands.queues import BQPop
 from engine.commands.server import Ping
@@ -45,12 +46,18 @@ class Kernel:
 
 
 class Books:
-    """Stands where connection, door and engine do, and notes which calls were settled or withdrawn."""
+    """Stands where connection, what is shared, and engine do, and notes which calls were settled or withdrawn."""
+
+    closing = False
 
     def __init__(self) -> None:
         self.settled: list[Call] = []
         self.withdrawn: list[Call] = []
-        self.door = self.engine = self
+        self.shared = self.engine = self
+        self.responses = Responses()
+
+    def complete(self, exchange: Exchange, response: bytes) -> None:
+        pass
 
     def settle(self, call: Call) -> None:
         self.settled.append(call)
@@ -59,7 +66,7 @@ class Books:
         self.withdrawn.append(call)
 
     def exchange(self, response: bytes, *, popped: bool = False) -> Exchange:
-        exchange = Exchange(cast(Any, self), HEAD, holds_up=False)
+        exchange = Exchange(cast(Any, self), HEAD)
         exchange.response = response
         if popped:
             exchange.call = Call(BQPop(b"q"), lambda _call: None, Stage.ANSWERED)
@@ -151,7 +158,6 @@ def test_what_arrives_is_what_was_put_whatever_the_kernel_takes(
 def test_only_a_call_that_popped_something_is_kept_until_its_answer_is_sent() -> None:
     """Else call and exchange would hold each other, and be garbage for the collector."""
     books = Books()
-    books.answer = lambda exchange, answer: None  # type: ignore[attr-defined]
     for taken in ([], [Taken(1, Queue(), (0, b"q", b"v"))]):
         exchange = books.exchange(b"")
         exchange.request = Request([], Dialect.LINE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from api.server.http import serve_door
 from engine.commands.server import Ping
 from engine.commands.values import Set
 from engine.face import Checkpoint
+from tests.api.door.stand import GET_LIVEZ
 from tests.harness.http import (
     HOST,
     PING,
@@ -29,15 +29,6 @@ from tests.harness.http import (
     serving,
     until,
 )
-
-GET_LIVEZ = http(b"GET /livez")
-
-
-@pytest.fixture
-async def server(nursery: trio.Nursery, patience: None) -> AsyncIterator[Server]:
-    server = Server(nursery, serve_door)
-    yield server
-    server.hang_up()
 
 
 async def test_what_is_not_a_command_is_answered_by_the_application(server: Server) -> None:

@@ -15,7 +15,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from api.dialects import batches
-from api.dialects.bodies import Answer
+from api.dialects.answers import Answer
 from api.http import service
 from api.http.body import FREE_BODY_BYTES, HeldBody
 from api.http.service import COMMAND, MULTI, PIPELINE, Service

@@ -1,0 +1,153 @@
+"""The socket of a client, as the door's epoll and its clock see it: what becomes possible, and what has taken too long.
+
+A channel has no task: the door calls `on_ready` when the kernel has something to say, and `Timers` call `on_deadline`.
+What is done then is for the `Connection` that is built on it.
+
+The rules that hold here; the codes group faults as in docs/testing.md:
+
+- E2: a client that hangs up, also with half of the connection, is gone. The kernel reports that beside unread bytes,
+  and is always asked for it: so it is seen at once, whatever is pipelined.
+- F13: a defect in what is called here is logged, and costs one connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import select
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from api.door.shared import Shared
+from engine.limits import KIB
+
+_logger = logging.getLogger("holdfast.http")
+
+RECEIVE_BYTES = 64 * KIB
+
+READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
+GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+TO_READ, TO_WRITE, TO_WAIT = select.EPOLLRDHUP | READABLE, select.EPOLLRDHUP | WRITABLE, select.EPOLLRDHUP
+"""What the kernel is asked to tell of."""
+
+
+class Channel(ABC):
+    """A socket that is watched.
+
+    Args:
+        shared: with all connections of the door.
+        client: the accepted socket, not blocking.
+        forget: called with the descriptor when it closes.
+
+    Attributes:
+        shared: this.
+        fd: descriptor of the socket.
+        deadline: when to look at it again, in trio's time.
+        timer: when `Timers` do; no later than at the deadline.
+    """
+
+    __slots__ = ("_forget", "_open", "_socket", "_watched", "deadline", "fd", "shared", "timer")
+
+    def __init__(self, shared: Shared, client: socket.socket, forget: Callable[[int], None]) -> None:
+        self.shared = shared
+        self.fd = client.fileno()
+        self.deadline = math.inf
+        self.timer = math.inf
+        self._socket = client
+        self._forget = forget
+        self._open = True
+        self._watched = TO_READ
+        shared.epoll.register(self.fd, TO_READ)
+
+    def on_ready(self, events: int) -> None:
+        """Does what the kernel says can be done.
+
+        Args:
+            events: of epoll.
+        """
+        try:
+            if events & GONE:
+                self.close()
+                return
+            if events & WRITABLE:
+                self._on_writable()
+            if events & READABLE and self._open:
+                self._on_readable()
+        except Exception:
+            self.fail()
+
+    @abstractmethod
+    def on_deadline(self) -> None:
+        """Does what is due when `deadline` has passed."""
+
+    def fail(self) -> None:
+        """Gives the client up over a defect; to be called where the exception is."""
+        _logger.exception("a connection failed")
+        self.close()
+
+    def close(self) -> None:
+        """Closes at once: the client is gone, or has used up its time."""
+        if not self._open:
+            return
+        self._open = False
+        self.deadline = math.inf
+        self.shared.timers.disarm(self)
+        self.shared.epoll.unregister(self.fd)
+        self.shared.unsent.forget(self)
+        self._forget(self.fd)
+        self._socket.close()
+        self._on_closed()
+
+    # For the connection
+
+    @abstractmethod
+    def _on_readable(self) -> None:
+        """The kernel has bytes, or the end."""
+
+    @abstractmethod
+    def _on_writable(self) -> None:
+        """The kernel has room again."""
+
+    @abstractmethod
+    def _on_closed(self) -> None:
+        """The client is gone."""
+
+    def _receive(self) -> bytes:
+        """Receives what is there: nothing, too, when it was a false alarm. Behind the last byte it closes."""
+        try:
+            data = self._socket.recv(RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return b""
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+        return data
+
+    def _watch(self, events: int) -> None:
+        """Asks the kernel for other events."""
+        if events != self._watched and self._open:
+            self._watched = events
+            self.shared.epoll.modify(self.fd, events)
+
+    def _wait(self, seconds: float) -> None:
+        """Sets the deadline."""
+        timers = self.shared.timers
+        self.deadline = deadline = timers.now + seconds
+        if deadline < self.timer:
+            timers.arm(self, deadline)
+
+    def _end(self) -> bool:
+        """Ends our side; the client is to end its own. Returns False when it is gone.
+
+        Closing over bytes that were not read resets the connection, and the client loses the answer.
+        """
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return False
+        self._watch(TO_READ)
+        return True

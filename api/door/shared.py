@@ -1,0 +1,68 @@
+"""What the connections of a door have in common, handed to each of them: so that none has to know the door."""
+
+from __future__ import annotations
+
+import functools
+import select
+
+import trio
+
+from api.dialects import answers
+from api.dialects.answers import Answer
+from api.dialects.request import Request
+from api.door.relay import Relay
+from api.door.request import RequestHead, read_head
+from api.door.responses import Responses
+from api.door.settings import DoorSettings
+from api.door.timers import Timers
+from api.door.unsent import UnsentBytes
+from api.http.service import Service
+from engine.replies import Reply
+
+HEADS_REMEMBERED = 256
+
+
+class Shared:
+    """What connections share.
+
+    Args:
+        service: answers bodies; its engine is the door's as well.
+        relay: to the application.
+        settings: access and deadlines.
+
+    Attributes:
+        service, relay, settings: these.
+        engine: what runs the commands.
+        epoll: where connections register their sockets.
+        timers: where they arm their deadlines; it has the time.
+        unsent: where they note what their clients do not read.
+        responses: makes responses of answers.
+        read_head: judges a head. Heads are remembered by their bytes: clients send the same ones again and again.
+        nursery: where requests that take a task get it; there while the door serves.
+    """
+
+    def __init__(self, service: Service, relay: Relay, settings: DoorSettings) -> None:
+        self.service = service
+        self.engine = service.engine
+        self.relay = relay
+        self.settings = settings
+        self.epoll = select.epoll()
+        self.timers = Timers(settings.tick_s, settings.keep_alive_s)
+        self.unsent = UnsentBytes()
+        self.responses = Responses()
+        self.read_head = functools.lru_cache(HEADS_REMEMBERED)(self._read_head)
+        self.nursery: trio.Nursery
+        self._wording = trio.CapacityLimiter(1)
+
+    def _read_head(self, data: bytes) -> RequestHead:
+        return read_head(data, self.settings.access, self.service.limits.body_bytes_max)
+
+    async def word(self, request: Request, reply: Reply) -> Answer:
+        """Makes a long answer; one of all clients' in a turn of the event loop.
+
+        Args:
+            request: what was asked.
+            reply: what the engine answered.
+        """
+        async with self._wording:
+            return answers.answer(request, reply)
