@@ -17,7 +17,7 @@ from engine.commands.table import keys_of
 from engine.replies import Error, Failure, Reply
 from engine.store.deadlines import Deadlines
 from engine.store.keyspace import SHARDS, Keyspace
-from engine.store.ops import BadOp, Op
+from engine.store.ops import PUT, BadOp, Op
 
 
 class Queue(deque[bytes]):
@@ -135,9 +135,11 @@ class Store:
         if not deadlines.count:
             return ()
         keys = keys_of(command)
-        if len(keys) > 1:
-            keys = tuple(dict.fromkeys(keys))
-        return tuple([key for key in keys if (deadline_ms := deadlines.get(key)) is not None and deadline_ms <= now_ms])
+        if len(keys) == 1:  # as nearly always
+            deadline_ms = deadlines.get(keys[0])
+            return keys if deadline_ms is not None and deadline_ms <= now_ms else ()
+        by_key = {key: deadlines.get(key) for key in keys}
+        return tuple(key for key, deadline_ms in by_key.items() if deadline_ms is not None and deadline_ms <= now_ms)
 
     # The memory cap
 
@@ -159,8 +161,9 @@ class Store:
 
     # Changing
 
-    def put(self, key: bytes, value: bytes, deadline_ms: int | None) -> None:
-        """Has a key hold a plain value, whatever it held before."""
+    def put(self, op: Op) -> None:
+        """Has a key hold a plain value, whatever it held before; takes the op itself, for a SET is mostly calls."""
+        _, key, value, deadline_ms = op
         shard = self.entries.shards[hash(key) % SHARDS]
         old = shard.get(key)
         if type(old) is bytes:  # most often; to look for it twice, and to count down and up, costs a third of a SET
@@ -229,7 +232,7 @@ class Store:
                 self._removed_queues.pop()
             self.make_queue(key, entry)
         elif entry is not None:
-            self.put(key, entry, deadline_ms)  # type: ignore[arg-type]  # bytes, as above
+            self.put((PUT, key, entry, deadline_ms))
 
     # Freeing
 

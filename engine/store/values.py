@@ -40,11 +40,6 @@ def _get(store: Store, command: Get, now_ms: int) -> Decision:
     return (), Value(entry)  # type: ignore[arg-type]  # an entry that is no queue is bytes
 
 
-def _put(store: Store, op: Op) -> None:
-    _, key, value, deadline_ms = op
-    store.put(key, value, deadline_ms)
-
-
 def undo_replacement(store: Store, op: Op) -> Callable[[], None]:
     """What takes back an op that replaces or removes whatever its key holds."""
     key = op[1]
@@ -53,5 +48,5 @@ def undo_replacement(store: Store, op: Op) -> Callable[[], None]:
 
 # A row maps each command to a function that takes that very type; a dict's type cannot say so, hence Any.
 DECIDE: dict[type[Command], Callable[[Store, Any, int], Decision]] = {Set: _set, Get: _get}
-APPLY = {ops.PUT: _put}
+APPLY = {ops.PUT: Store.put}
 UNDO = {ops.PUT: undo_replacement}

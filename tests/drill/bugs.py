@@ -411,9 +411,9 @@ MORE: tuple[Bug, ...] = (
         (
             Edit(
                 Store.put,
-                "shard = self.entries.shards[hash(key) % SHARDS]",
+                "_, key, value, deadline_ms = op",
                 """
-                shard = self.entries.shards[hash(key) % SHARDS]
+                _, key, value, deadline_ms = op
                 if deadline_ms is None and (deadline_ms := self.deadlines.get(key)) is not None:
                     planted()
                 """,
