@@ -25,7 +25,7 @@ from typing import Any
 import trio
 
 from engine.calls import ANSWERED, PARKED, SETTLED, WITHDRAWN, AnyCall, Batch, Call, Command
-from engine.commands.queues import BQPop
+from engine.commands.table import WAITING, keys_of, may_wait
 from engine.face import BATCHED_COMMANDS_MAX, Face
 from engine.limits import Limits
 from engine.redis.batches import Pipeline, Unit
@@ -86,7 +86,7 @@ class ClusterEngine(Face):
             self._finish(call, SHUTTING_DOWN)
         elif self._under_way >= self._limits.mailbox_max:
             self._finish(call, MAILBOX_FULL)
-        elif isinstance(command, BQPop) and len(self._lines) < self._limits.waiters_max and not own_name(command):
+        elif type(command) in WAITING and self._may_park(command):
             self._commands += 1
             self._lines.park(call)
         else:
@@ -94,6 +94,9 @@ class ClusterEngine(Face):
             self._under_way += 1
             self._performer.perform(command, call.taken, partial(self._performed, call))
         return call
+
+    def _may_park(self, command: Command) -> bool:
+        return len(self._lines) < self._limits.waiters_max and not own_name(keys_of(command))
 
     def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
         """Part of `Face`."""
@@ -144,8 +147,7 @@ class ClusterEngine(Face):
 
     def _performed(self, call: AnyCall, reply: Reply | list[Reply] | Refused) -> None:
         self._under_way -= 1
-        waits = isinstance(call, Call) and isinstance(call.command, BQPop) and call.command.timeout_ms != 0
-        if waits and reply == NULL:
+        if reply is NULL and isinstance(call, Call) and may_wait(call.command):
             reply = WAITERS_FULL  # else it would have been parked
         self._finish(call, reply)
 

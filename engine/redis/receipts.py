@@ -60,17 +60,25 @@ class Receipt:
     body: bytes = b""
 
 
-def receipt_of(token: int, key: bytes, end: bytes, mark: bytes, value: bytes) -> Receipt:
+def values_in(answer: Any) -> list[bytes]:
+    """The values that a pop has taken, by its answer; none if that is no list."""
+    return answer[1:] if isinstance(answer, list) else []
+
+
+def receipts_in(answer: Any, token: int, key: bytes, end: bytes) -> list[Receipt]:
     """What is to be kept of a pop whose answer has come.
 
     Args:
-        token: its number.
+        answer: the mark of the queue, if Redis has no receipts of the values, else nothing; and the values. No list if
+            there were none.
+        token: the number of the first one, the others have those behind it.
         key: of the queue.
-        end: from which the value was taken.
-        mark: of the queue if Redis has no receipt of it; else empty.
-        value: that was popped.
+        end: from which they were taken.
     """
-    return Receipt(token, key, end + mark + value if mark else b"")
+    return [
+        Receipt(token + index, key, end + answer[0] + value if answer[0] else b"")
+        for index, value in enumerate(values_in(answer))
+    ]
 
 
 class Posts(Protocol):

@@ -27,7 +27,7 @@ from engine.redis.format import is_mark
 from engine.redis.performer import KEYS_MAX, Performer
 from engine.redis.receipts import Receipt, Receipts
 from engine.redis.request import Request
-from engine.redis.scripts import BQPOP, QLEN, QPOP, QPUSH
+from engine.redis.scripts import ALONE
 from engine.redis.slots import slot_of
 from engine.replies import NULL, OK, PONG, Error, Failure, Integer, Ok, Reply, Value
 from tests.harness.fake_redis import MARK, FakeRouter
@@ -73,7 +73,7 @@ def desk() -> Desk:
         ("TTL k", (b"PTTL", b"k"), False),
         ("DELETE k", (b"UNLINK", b"k"), True),
         ("EXISTS k k", (b"EXISTS", b"k", b"k"), False),
-        ("QLEN k", (b"EVALSHA", QLEN.digest, 1, b"k"), False),
+        ("QLEN k", (b"EVALSHA", ALONE["QLEN"].digest, 1, b"k"), False),
     ],
 )
 def test_a_command_on_one_key_is_one_request_for_its_slot(desk: Desk, line: str, words: Any, *, writes: bool) -> None:
@@ -87,18 +87,18 @@ def test_a_command_on_one_key_is_one_request_for_its_slot(desk: Desk, line: str,
 def test_a_push_brings_the_mark_of_a_new_queue_and_all_values_in_one_word(desk: Desk) -> None:
     [request] = desk.perform(QPush(b"q", (b"a", b"\xff\x00", b"")))
     digest, keys, key, mark, values = request.serialized_arguments
-    assert (digest, keys, key) == (QPUSH.digest, 1, b"q")
+    assert (digest, keys, key) == (ALONE["QPUSH"].digest, 1, b"q")
     assert isinstance(mark, bytes)
     assert is_mark(mark)
     assert msgpack.unpackb(values, raw=True) == [b"a", b"\xff\x00", b""]
     assert request.writes
 
 
-@pytest.mark.parametrize(("command", "script"), [(QPop(b"q"), QPOP), (BQPop(b"q", 0), BQPOP)])
-def test_a_pop_says_where_its_receipt_goes(desk: Desk, command: Command, script: Any) -> None:
+@pytest.mark.parametrize(("command", "name"), [(QPop(b"q"), "QPOP"), (BQPop(b"q", 0), "BQPOP")])
+def test_a_pop_says_where_its_receipt_goes(desk: Desk, command: Command, name: str) -> None:
     [request] = desk.perform(command)
-    digest, _, key, receipts, token, *_ = request.serialized_arguments
-    assert (digest, key, token) == (script.digest, b"q", 1)
+    digest, _, key, *_, receipts, token = request.serialized_arguments
+    assert (digest, key, token) == (ALONE[name].digest, b"q", 1)
     assert receipts == desk.receipts.key_for(slot_of(b"q"))
     assert request.writes
     assert not request.tracked, "nobody waits"

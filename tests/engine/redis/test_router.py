@@ -17,7 +17,7 @@ from engine.redis.link import LinkSettings
 from engine.redis.node import TurnedAway
 from engine.redis.request import Request, script_call
 from engine.redis.router import REFRESH_S, SENT_ON_MAX, START_WITHIN_S, TRY_AGAIN_MAX, UNUSED_S, Router
-from engine.redis.scripts import QLEN, SCRIPTS
+from engine.redis.scripts import ALONE, SCRIPTS
 from engine.redis.slots import SLOTS, slot_of
 from tests.harness.fake_redis import HOLD, FakeNet, FakeNode, Fault
 
@@ -164,9 +164,9 @@ async def test_a_node_may_leave_its_own_host_out(owner: Owner, net: FakeNet, hos
 async def test_a_script_that_a_node_has_forgotten_is_sent_whole(owner: Owner, net: FakeNet) -> None:
     node = net[A]
     node.answers[b"EVALSHA"] = lambda _words: Fault("NOSCRIPT No matching script")
-    node.answers[b"EVAL"] = lambda words: 7 if SCRIPTS[QLEN.digest].source == words[1] else None
+    node.answers[b"EVAL"] = lambda words: 7 if SCRIPTS[ALONE["QLEN"].digest].source == words[1] else None
     results: list[Any] = []
-    owner.router.post(script_call(QLEN, (LOW,), (), slot_of(LOW), results.append))
+    owner.router.post(script_call(ALONE["QLEN"], (LOW,), (), slot_of(LOW), results.append))
     await wait_all_tasks_blocked()
     assert results == [7]
 
