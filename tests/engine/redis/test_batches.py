@@ -13,7 +13,7 @@ from engine.commands.keys import Delete
 from engine.commands.table import parse
 from engine.commands.values import Get
 from engine.limits import Limits
-from engine.redis.batches import SLICE_MAX, SLICE_POPS_MAX, Pipeline, Unit
+from engine.redis.batches import PIECE_KEYS_MAX, SLICE_MAX, SLICE_POPS_MAX, Pipeline, Unit
 from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.redis.format import is_mark
 from engine.redis.performer import KEYS_MAX, Performer
@@ -200,6 +200,33 @@ def test_a_refused_unit_says_which_command_and_why(desk: Desk, error: object, fa
     assert desk.reply == Refused(failure, 2), "a PING does not come to Redis"
     assert not desk.batch.taken
     assert desk.receipts.owed == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "answer", "error"),
+    [
+        ("SET k v NX", None, Error.KEY_ALREADY_EXISTS),
+        ("SET k v XX", None, Error.KEY_NOT_FOUND),
+        ("DELETE k", 0, Error.KEY_NOT_FOUND),
+    ],
+)
+def test_what_refuses_a_unit_is_understood_as_if_it_came_alone(
+    desk: Desk, line: str, answer: object, error: Error
+) -> None:
+    request = desk.unit("GET k", line)
+    desk.router.answer(request, [0, 1, answer])
+    assert desk.reply == Refused(Failure(error), 1)
+
+
+def test_very_many_keys_are_handed_to_the_script_in_pieces(desk: Desk) -> None:
+    keys = [b"{k}%d" % number for number in range(2 * PIECE_KEYS_MAX + 1)]
+    request = desk.unit(f"DELETE {b' '.join(keys).decode()}", f"EXISTS {keys[0].decode()}")
+    delete, exists = msgpack.unpackb(request.serialized_arguments[-1], raw=True)
+    assert exists == [b"REDIS", [b"", [0, b"EXISTS", keys[0]]], None]
+    function, (change, *calls), refusal = delete
+    assert (function, change, refusal) == (b"REDIS", b"replace", b"0")
+    assert [call[:2] for call in calls] == [[number, b"UNLINK"] for number in (PIECE_KEYS_MAX, PIECE_KEYS_MAX, 1)]
+    assert [key for call in calls for key in call[2:]] == keys
 
 
 def test_a_unit_that_too_few_replicas_have_is_an_error_and_its_pops_go_back(desk: Desk) -> None:

@@ -18,17 +18,19 @@ from coredis.exceptions import (
 )
 
 from engine.calls import Command
+from engine.commands.grammar import Effect, Row
 from engine.commands.keys import Delete, Exists
 from engine.commands.queues import BQPop, QPop, QPush
-from engine.commands.table import parse
+from engine.commands.table import TABLE, parse
 from engine.limits import Limits
 from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.redis.format import is_mark
-from engine.redis.performer import KEYS_MAX, Performer
+from engine.redis.performer import KEYS_MAX, TRANSLATIONS, Performer
 from engine.redis.receipts import Receipt, Receipts
 from engine.redis.request import Request
 from engine.redis.scripts import ALONE
 from engine.redis.slots import slot_of
+from engine.redis.translation import Native, Refusal, Scripted
 from engine.replies import NULL, OK, PONG, Error, Failure, Integer, Ok, Reply, Value
 from tests.harness.fake_redis import MARK, FakeRouter
 
@@ -223,6 +225,22 @@ def test_a_pop_that_too_few_replicas_have_goes_back(desk: Desk, line: str, end: 
 def test_a_pop_that_was_not_done_owes_nothing(desk: Desk, error: Exception) -> None:
     desk.reply("QPOP k", error)
     assert desk.receipts.owed == 0
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_each_command_is_said_to_redis_as_its_row_says_what_it_does(row: Row) -> None:
+    how = TRANSLATIONS[row.command]
+    changes = row.effect is Effect.CHANGES
+    if isinstance(how, Native):
+        assert (how.undo is not None) == changes
+        assert not row.takes
+    elif isinstance(how, Scripted):
+        assert row.name in ALONE
+        assert (how.end is not None) == row.takes
+    else:
+        assert row.effect is Effect.NOTHING
+        return
+    assert changes or how.refusal is Refusal.NO_OTHER
 
 
 # Several keys
