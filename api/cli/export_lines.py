@@ -18,7 +18,8 @@ from contextlib import aclosing
 from typing import Any, BinaryIO
 
 from api.cli.output import json_bytes
-from engine.moving.items import PIECE_VALUES_MAX, Item, MoveError, Piece, Plain, Source, in_batches
+from engine.moving.items import PIECE_VALUES_MAX, Item, MoveError, Piece, Plain, in_batches
+from engine.moving.move import Source
 from engine.moving.tally import Tally
 
 FORMAT = "holdfast export"

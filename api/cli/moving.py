@@ -24,8 +24,8 @@ from api.cli.reporting import json_option, print_json, print_lines, reporting, s
 from api.server.progress import Progress, Unit, keys_and_queues, megabytes
 from api.server.root import ExitCode
 from engine.moving.directory import DirectoryDestination, DirectorySource
-from engine.moving.items import MoveError, Source
-from engine.moving.move import Destination, Moved, move
+from engine.moving.items import MoveError
+from engine.moving.move import Destination, Moved, Source, move
 from engine.moving.tally import Tally
 from engine.redis.endpoint import Endpoint
 from wal.files import DiskDirectory, LockedError

@@ -6,11 +6,8 @@ written already can be told, and is not written twice.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, Protocol
-
-if TYPE_CHECKING:
-    from engine.moving.tally import Tally
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 PIECE_VALUES_MAX = 1000
 """Values of one piece."""
@@ -62,46 +59,6 @@ class Piece(NamedTuple):
 
 
 Item = Plain | Piece
-
-
-class Source(Protocol):
-    """Where everything comes from.
-
-    Attributes:
-        name: for messages.
-        identity: of what it holds: what has the same identity is the same.
-        entries: how many keys and queues there are, about.
-        is_repeatable: whether the same items come in the same order every time.
-    """
-
-    @property
-    def name(self) -> str: ...  # noqa: D102  # above
-
-    @property
-    def identity(self) -> str: ...  # noqa: D102
-
-    @property
-    def entries(self) -> int: ...  # noqa: D102
-
-    @property
-    def is_repeatable(self) -> bool: ...  # noqa: D102
-
-    def batches(self) -> AsyncGenerator[list[Item], None]:
-        """Yields all items, some at a time.
-
-        Raises:
-            MoveError: they cannot be read, or end too early.
-        """
-
-    def check(self, tally: Tally) -> None:
-        """Compares what came with what it knows itself of what should.
-
-        Args:
-            tally: of all items.
-
-        Raises:
-            MoveError: they are not the same.
-        """
 
 
 def size_of(item: Item) -> int:

@@ -7,16 +7,56 @@ for written, the comparison finds that, and the next call writes everything once
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.moving.items import Item, MoveError, Source
+from engine.moving.items import Item, MoveError
 from engine.moving.tally import Difference, Tally, differences
 
 Progress = Callable[[int, int], None]
 """Told (keys and queues so far, how many there are about; 0 when nobody knows)."""
+
+
+class Source(Protocol):
+    """Where everything comes from.
+
+    Attributes:
+        name: for messages.
+        identity: of what it holds: what has the same identity is the same.
+        entries: how many keys and queues there are, about.
+        is_repeatable: whether the same items come in the same order every time.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102  # above
+
+    @property
+    def identity(self) -> str: ...  # noqa: D102
+
+    @property
+    def entries(self) -> int: ...  # noqa: D102
+
+    @property
+    def is_repeatable(self) -> bool: ...  # noqa: D102
+
+    def batches(self) -> AsyncGenerator[list[Item], None]:
+        """Yields all items, some at a time.
+
+        Raises:
+            MoveError: they cannot be read, or end too early.
+        """
+
+    def check(self, tally: Tally) -> None:
+        """Compares what came with what it knows itself of what should.
+
+        Args:
+            tally: of all items.
+
+        Raises:
+            MoveError: they are not the same.
+        """
 
 
 class Destination(Protocol):
