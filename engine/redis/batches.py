@@ -18,7 +18,7 @@ from engine.commands.grammar import Effect
 from engine.commands.table import LIGHT, TAKING, in_pieces, keys_of, row_of, weigh
 from engine.redis.errors import Lost, NotReplicated
 from engine.redis.faults import refusal
-from engine.redis.performer import TRANSLATIONS, Performer, own_name, understood
+from engine.redis.performer import TRANSLATIONS, Performer, own_name
 from engine.redis.receipts import Posts, Receipt, Receipts, receipts_in
 from engine.redis.request import script_call
 from engine.redis.scripts import SHRINKING_UNIT, UNIT
@@ -171,13 +171,13 @@ class Unit:
         if not done:
             number, answer = answers
             index, command, how = self._asked[number]
-            failure = understood(command, how, answer)
+            failure = _understood(command, how, answer)
             assert isinstance(failure, Failure), "what refuses a unit is no success"
             self._finish(Refused(failure, index))
             return
         self._batch.taken += self._popped(result)
         for (index, command, how), answer in zip(self._asked, answers, strict=True):
-            self._replies[index] = understood(command, how, answer)
+            self._replies[index] = _understood(command, how, answer)
         self._finish(self._replies)
 
     def _refusal(self, error: Exception) -> Failure:
@@ -214,6 +214,10 @@ _OTHER_SLOT = Failure(
     Error.INVALID_COMMAND,
     "the keys of a unit must lie in one hash slot of the cluster: give them a common part in braces, like {user1}:name",
 )
+
+
+def _understood(command: Command, how: Native | Scripted, answer: Any) -> Reply:
+    return refusal(answer, command) if isinstance(answer, Exception) else how.understand(command, answer)
 
 
 def _said(command: Command, how: Native | Scripted) -> list[Any]:

@@ -7,29 +7,12 @@ from typing import Any
 
 from engine.calls import Command
 from engine.commands.keys import Delete, Exists, Ttl
-from engine.redis.translation import Native, Refusal, Translation, Undo
+from engine.redis.translation import Native, Refusal, Translation, Undo, integer, on_key, on_keys
 from engine.replies import Error, Failure, Integer, Reply
-
-
-def _delete(command: Delete) -> tuple[bytes, ...]:
-    # One that is named twice is removed once: Redis says so itself, and here it would take time for very many.
-    return (b"UNLINK", *command.keys)
 
 
 def _after_delete(_command: Delete, answer: Any) -> Reply:
     return Integer(answer) if answer else Failure(Error.KEY_NOT_FOUND)
-
-
-def _exists(command: Exists) -> tuple[bytes, ...]:
-    return (b"EXISTS", *command.keys)
-
-
-def _after_exists(_command: Exists, answer: Any) -> Reply:
-    return Integer(answer)
-
-
-def _ttl(command: Ttl) -> tuple[bytes, ...]:
-    return (b"PTTL", command.key)
 
 
 def _after_ttl(_command: Ttl, answer: Any) -> Reply:
@@ -37,7 +20,8 @@ def _after_ttl(_command: Ttl, answer: Any) -> Reply:
 
 
 TRANSLATIONS: dict[type[Command], Translation] = {
-    Delete: Native(_delete, _after_delete, Undo.REPLACE, Refusal.ZERO),
-    Exists: Native(_exists, _after_exists),
-    Ttl: Native(_ttl, _after_ttl),
+    # A key that is named twice is removed once: Redis says so itself, and here it would take time for very many.
+    Delete: Native(on_keys(b"UNLINK"), _after_delete, Undo.REPLACE, Refusal.ZERO),
+    Exists: Native(on_keys(b"EXISTS"), integer),
+    Ttl: Native(on_key(b"PTTL"), _after_ttl),
 }

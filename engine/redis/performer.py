@@ -40,6 +40,7 @@ TRANSLATIONS: dict[type[Command], Translation] = {
 }
 
 _CHANGING = frozenset(row.command for row in TABLE if row.effect is Effect.CHANGES)
+_SCRIPTS = {row.command: ALONE[row.name] for row in TABLE if isinstance(TRANSLATIONS[row.command], Scripted)}
 
 
 def own_name(keys: Sequence[bytes]) -> Failure | None:
@@ -48,11 +49,6 @@ def own_name(keys: Sequence[bytes]) -> Failure | None:
         if b"holdfast:" in key and is_own_key(key):
             return Failure(Error.INVALID_COMMAND, f"the name {show(key)} is Holdfast's own in Redis")
     return None
-
-
-def understood(command: Command, how: Native | Scripted, answer: Any) -> Reply:
-    """The reply to what Redis has answered to a command, by itself or in a unit."""
-    return refusal(answer, command) if isinstance(answer, Exception) else how.understand(command, answer)
 
 
 class Performer:
@@ -96,10 +92,12 @@ class Performer:
         slot = self._router.slot_of(named[0])
 
         def done(answer: Any) -> None:
-            if isinstance(answer, WrongTypeError):
+            if not isinstance(answer, Exception):
+                finish(how.understand(command, answer))
+            elif isinstance(answer, WrongTypeError):
                 self._tell_type(command, named[0], slot, finish)
             else:
-                finish(understood(command, how, answer))
+                finish(refusal(answer, command))
 
         words = how.words(command)
         self._router.post(Request(words[0], words[1:], slot, done, type(command) in _CHANGING))
@@ -114,33 +112,30 @@ class Performer:
 
     def _run(self, command: Command, named: tuple[bytes, ...], how: Scripted, taken: list[Any], finish: Finish) -> None:
         """Runs the script of a command."""
-        row, words = row_of(command), how.words(command)
-        slot = self._router.slot_of(named[0])
+        slot, words, kind = self._router.slot_of(named[0]), how.words(command), type(command)
+        token = 0
         if how.end is not None:
             token = self._receipts.new_tokens(1)
             words = (*words, self._receipts.key_for(slot), token)
-            done = partial(self._popped, command, how, token, taken, finish)
-        else:
-            done = partial(_answered, command, how, finish)
-        self._router.post(script_call(ALONE[row.name], named, words, slot, done, writes=row.effect is Effect.CHANGES))
 
-    def _popped(
-        self, command: Command, how: Scripted, token: int, taken: list[Any], finish: Finish, answer: Any
-    ) -> None:
-        """Keeps the receipts of a pop; has a value go back for which its client gets an error."""
-        (key,), end = keys_of(command), how.end
-        assert end is not None
-        if isinstance(answer, Lost):  # it may have been popped
+        def done(answer: Any) -> None:
+            if isinstance(answer, Exception):
+                if how.end is not None:
+                    self._take_back(answer, token, named[0], how.end)
+                finish(refusal(answer, command))
+                return
+            if how.end is not None:
+                taken.extend(receipts_in(answer, token, named[0], how.end))
+            finish(how.understand(command, answer))
+
+        self._router.post(script_call(_SCRIPTS[kind], named, words, slot, done, writes=kind in _CHANGING))
+
+    def _take_back(self, error: Exception, token: int, key: bytes, end: bytes) -> None:
+        """Has a value go back for which its client gets an error; when it got lost, if it was popped at all."""
+        if isinstance(error, Lost):
             self._receipts.take_back([Receipt(token, key)])
-        elif isinstance(answer, NotReplicated):
-            self._receipts.take_back(receipts_in(answer.result, token, key, end))
-        else:
-            taken += receipts_in(answer, token, key, end)
-        finish(understood(command, how, answer))
-
-
-def _answered(command: Command, how: Scripted, finish: Finish, answer: Any) -> None:
-    finish(understood(command, how, answer))
+        elif isinstance(error, NotReplicated):
+            self._receipts.take_back(receipts_in(error.result, token, key, end))
 
 
 class _Count:

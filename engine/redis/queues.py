@@ -10,8 +10,8 @@ from engine.calls import Command
 from engine.commands.queues import BQPop, QLen, QPop, QPush
 from engine.redis.format import new_mark
 from engine.redis.receipts import FIRST, LAST, values_in
-from engine.redis.translation import Refusal, Scripted, Translation
-from engine.replies import NULL, Error, Failure, Integer, Ok, Reply, Value
+from engine.redis.translation import Refusal, Scripted, Translation, integer
+from engine.replies import NULL, Error, Failure, Ok, Reply, Value
 
 
 def first_values(count_max: int, bytes_max: int) -> tuple[int, int]:
@@ -41,13 +41,9 @@ def _after_pop(_command: QPop | BQPop, answer: Any) -> Reply:
     return NULL if answer is None else Failure(Error.QUEUE_IS_EMPTY)
 
 
-def _after_qlen(_command: QLen, answer: Any) -> Reply:
-    return Integer(answer)
-
-
 TRANSLATIONS: dict[type[Command], Translation] = {
     QPush: Scripted(_qpush, _after_qpush),
     QPop: Scripted(_key_alone, _after_pop, Refusal.ZERO, end=LAST),
     BQPop: Scripted(_bqpop, _after_pop, end=FIRST),
-    QLen: Scripted(_key_alone, _after_qlen),
+    QLen: Scripted(_key_alone, integer),
 }

@@ -13,13 +13,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import Any, Protocol
 
 import trio
 
+from engine.frozen import frozen
 from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.redis.format import receipts_key
 from engine.redis.request import Request, script_call
@@ -45,7 +45,7 @@ GIVE_BACK_BYTES_MAX = 1024 * 1024
 """Values of one request, in bytes; one alone may have more."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Receipt:
     """A popped value.
 
@@ -75,10 +75,11 @@ def receipts_in(answer: Any, token: int, key: bytes, end: bytes) -> list[Receipt
         key: of the queue.
         end: from which they were taken.
     """
-    return [
-        Receipt(token + index, key, end + answer[0] + value if answer[0] else b"")
-        for index, value in enumerate(values_in(answer))
-    ]
+    receipts: list[Receipt] = []
+    for value in values_in(answer):  # most often there is one, for which a comprehension takes twice as long
+        receipts.append(Receipt(token, key, end + answer[0] + value if answer[0] else b""))
+        token += 1
+    return receipts
 
 
 class Posts(Protocol):

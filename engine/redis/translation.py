@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeAlias
 
-from engine.replies import Reply
+from engine.calls import Command
+from engine.replies import Integer, Reply
 
 # A declaration's functions take the very command that it is of; a dict's type cannot say so, hence Any.
 Words: TypeAlias = Callable[[Any], tuple[bytes | int, ...]]
@@ -93,3 +94,18 @@ class Local:
 
 
 Translation: TypeAlias = Native | Scripted | Local
+
+
+def on_key(name: bytes) -> Callable[[Any], tuple[bytes, ...]]:
+    """The words of a command that takes a key and nothing else."""
+    return lambda command: (name, command.key)
+
+
+def on_keys(name: bytes) -> Callable[[Any], tuple[bytes, ...]]:
+    """The words of a command that takes any number of keys and nothing else."""
+    return lambda command: (name, *command.keys)
+
+
+def integer(_command: Command, answer: Any) -> Reply:
+    """The reply to an answer that is a number, and means what it is."""
+    return Integer(answer)

@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.calls import Command
 from engine.commands.values import Condition, Get, Set
-from engine.redis.translation import Native, Refusal, Translation, Undo
+from engine.redis.translation import Native, Refusal, Translation, Undo, on_key
 from engine.replies import OK, Error, Failure, Reply, Value
 
 KEY_NOT_FOUND = Failure(Error.KEY_NOT_FOUND)
@@ -27,15 +27,11 @@ def _after_set(command: Set, answer: Any) -> Reply:
     return Failure(Error.KEY_ALREADY_EXISTS) if command.condition is Condition.IF_MISSING else KEY_NOT_FOUND
 
 
-def _get(command: Get) -> tuple[bytes, ...]:
-    return (b"GET", command.key)
-
-
 def _after_get(_command: Get, answer: Any) -> Reply:
     return KEY_NOT_FOUND if answer is None else Value(answer)
 
 
 TRANSLATIONS: dict[type[Command], Translation] = {
     Set: Native(_set, _after_set, Undo.REPLACE, Refusal.NULL),
-    Get: Native(_get, _after_get),
+    Get: Native(on_key(b"GET"), _after_get),
 }
