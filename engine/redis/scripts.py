@@ -1,16 +1,15 @@
 """The Lua scripts: what takes more than one Redis command is one script on the keys of one slot.
 
-They lie in `lua/`. A command of ours is one function there, in the file of its family; the front of `alone.lua` makes
-the script that does it by itself, `unit.lua` the one that does many of them as a whole. Redis runs all of a script each
-time, definitions too, and twenty that are not used take as long as a push. So a script is put together from what it
-uses. It is sent to a node once, and named by its digest from then on.
+They lie in `lua/`. A command of ours is one function there, in the file of its family; `alone.lua` is the script around
+it that does it by itself, `unit.lua` the one that does many of them as a whole. Redis runs all of a script each time,
+definitions too, and twenty that are not used take as long as a push; so a script is put together from those it uses. It
+is sent to a node once, and named by its digest from then on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,10 @@ from engine.commands.table import TABLE
 
 _DIRECTORY = Path(__file__).parent / "lua"
 _FAMILIES = ("queues",)
+"""Those that have a file in Lua; a function there in capital letters is a command."""
+
 _COMMANDS_HERE = b"--COMMANDS"
+"""In `alone.lua` and `unit.lua`: here the functions of the families stand."""
 
 _DEFINED = re.compile(rb"^local (?:function )?(\w+(?:, \w+)*)", re.MULTILINE)
 _COMMAND = re.compile(rb"^local function ([A-Z]+)\(", re.MULTILINE)
@@ -50,7 +52,7 @@ def _read(name: str) -> bytes:
 
 def _put_together(first_line: bytes, text: bytes) -> Script:
     """Makes a script of paragraphs: the last one is what is done, those before it define what it may need."""
-    *definitions, main = f"{_read('queue').decode()}\n\n{text.decode()}".encode().split(b"\n\n")
+    *definitions, main = b"\n\n".join((_read("queue"), text)).split(b"\n\n")
     kept, used = [main], set(_WORD.findall(main))
     for paragraph in reversed(definitions):
         defined = {name for names in _DEFINED.findall(paragraph) for name in names.split(b", ")}
@@ -72,9 +74,8 @@ def _alone(row: Row) -> Script:
 
 
 def _unit(first_line: bytes) -> Script:
-    names: Sequence[bytes] = [b"REDIS", *_NAMES]
-    table = b"local COMMANDS = {" + b", ".join(name + b" = " + name for name in names) + b"}"
-    return _put_together(first_line, _with_commands("unit", table))
+    table = b", ".join(b"%b = %b" % (name, name) for name in (b"REDIS", *_NAMES))
+    return _put_together(first_line, _with_commands("unit", b"local COMMANDS = {%b}" % table))
 
 
 def _whole(name: str) -> Script:
