@@ -31,7 +31,8 @@ FREE = frozenset(row.command for row in TABLE if row.effect is Effect.NOTHING)
 TAKING = frozenset(row.command for row in TABLE if row.takes)
 """Commands whose answer is taken out of a queue."""
 
-_WAITING = frozenset(row.command for row in TABLE if row.waits)
+WAITING = frozenset(row.command for row in TABLE if row.waits)
+"""Commands that wait for something to take."""
 
 _BY_NAME: dict[bytes, Row] = {name.encode(): row for row in TABLE for name in (row.name, *row.aliases)}
 
@@ -174,7 +175,7 @@ def in_pieces(command: Command, count_max: int) -> Iterator[Command]:
 
 def may_wait(command: Command) -> bool:
     """Whether a command that is submitted by itself may wait for its answer."""
-    return type(command) in _WAITING and command.timeout_ms != 0  # type: ignore[attr-defined]  # says the row: `waits`
+    return type(command) in WAITING and command.timeout_ms != 0  # type: ignore[attr-defined]  # says the row: `waits`
 
 
 _HELD_INSTEAD = {Needs.VALUE: "a queue", Needs.QUEUE: "a plain value"}

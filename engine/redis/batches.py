@@ -6,25 +6,24 @@ unit is one script, and so on keys of one slot.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import msgpack
 
 from engine.calls import Batch, Command
-from engine.commands.keys import Delete, Exists
-from engine.commands.queues import BQPop, QPop, QPush
-from engine.commands.table import keys_of, row_of, wrong_type
-from engine.commands.values import Set
+from engine.commands.grammar import Effect
+from engine.commands.table import LIGHT, TAKING, in_pieces, keys_of, row_of, weigh
 from engine.redis.errors import Lost, NotReplicated
-from engine.redis.faults import refusal, refusal_of_script
-from engine.redis.format import MARK_PREFIX, new_mark
-from engine.redis.performer import Performer, own_name
-from engine.redis.receipts import FIRST, LAST, Posts, Receipt, Receipts, receipt_of
+from engine.redis.faults import refusal
+from engine.redis.performer import TRANSLATIONS, Performer, own_name
+from engine.redis.receipts import Posts, Receipt, Receipts, receipts_in
 from engine.redis.request import script_call
 from engine.redis.scripts import SHRINKING_UNIT, UNIT
-from engine.replies import NULL, OK, POPPED_ENOUGH, Error, Failure, Integer, Ok, Refused, Reply, Value
+from engine.redis.translation import Local, Native, Scripted
+from engine.replies import POPPED_ENOUGH, Error, Failure, Refused, Reply, Value
 
 SLICE_MAX = 128
 """Commands of a pipeline that are under way at once; and so many are begun in one turn of the event loop."""
@@ -32,8 +31,8 @@ SLICE_MAX = 128
 SLICE_POPS_MAX = 16
 """Pops among them: what they bring is in memory before it can be counted."""
 
-
-_END: dict[type[Command], bytes] = {BQPop: FIRST, QPop: LAST}
+PIECE_KEYS_MAX = 1000
+"""Keys of one call of Redis from a script: Lua's stack bounds them."""
 
 
 class Pipeline:
@@ -80,19 +79,19 @@ class Pipeline:
         while self._next < len(self._replies) and self._next < first + SLICE_MAX and pops < SLICE_POPS_MAX:
             index, command = self._next, self._batch.commands[self._next]
             self._next += 1
-            if isinstance(command, (QPop, BQPop)):
+            if type(command) in TAKING:
                 pops += 1
                 if self._batch.popped_bytes >= self._answer_bytes_max:
                     self._replies[index] = POPPED_ENOUGH
                     continue
-            elif isinstance(command, (Delete, Exists)) and len(command.keys) > 1:
-                pops += min(SLICE_POPS_MAX, len(command.keys) // SLICE_POPS_MAX)
+            elif type(command) not in LIGHT and row_of(command).adds_up:
+                pops += min(SLICE_POPS_MAX, weigh(command) // SLICE_POPS_MAX)
             self._under_way += 1
             self._performer.perform(command, self._batch.taken, partial(self._done, index))
 
     def _done(self, index: int, reply: Reply) -> None:
         self._replies[index] = reply
-        if isinstance(self._batch.commands[index], (QPop, BQPop)) and isinstance(reply, Value):
+        if type(self._batch.commands[index]) in TAKING and isinstance(reply, Value):
             self._batch.popped_bytes += len(reply.value or b"")
         self._under_way -= 1
         if not self._under_way:
@@ -123,68 +122,84 @@ class Unit:
         self._receipts = receipts
         self._answer_bytes_max = answer_bytes_max
         self._finish = finish
+        self._replies: list[Any] = [None] * len(batch.commands)
+        self._asked: list[tuple[int, Command, Native | Scripted]] = []  # what Redis is asked to do, by index
         self._token = 0
 
     def send(self) -> None:
         """Has it done."""
-        commands = self._batch.commands
         slot: int | None = None
         keys: dict[bytes, None] = {}
-        for index, command in enumerate(commands):
-            refused = own_name(command)
+        for index, command in enumerate(self._batch.commands):
+            named = keys_of(command)
+            refused = own_name(named)
             if refused is not None:
                 self._finish(Refused(refused, index))
                 return
-            for key in keys_of(command):
+            for key in named:
                 if slot is None:
                     slot = self._router.slot_of(key)
                 elif self._router.slot_of(key) != slot:
                     self._finish(Refused(_OTHER_SLOT, index))
                     return
                 keys[key] = None
+            how = TRANSLATIONS[type(command)]
+            if isinstance(how, Local):
+                self._replies[index] = how.reply(command)
+            else:
+                self._asked.append((index, command, how))
         if slot is None:
-            self._finish([Value(b"PONG")] * len(commands))
-            return
-        self._post(slot, tuple(keys))
+            self._finish(self._replies)
+        else:
+            self._post(slot, tuple(keys))
 
     def _post(self, slot: int, keys: tuple[bytes, ...]) -> None:
-        commands = self._batch.commands
-        self._token = self._receipts.new_tokens(len(commands))
+        self._token = self._receipts.new_tokens(len(self._asked))
         receipts = self._receipts.key_for(slot)
-        mark = new_mark()[len(MARK_PREFIX) :][:24]
-        words = (
-            *(receipts, self._token, mark, receipts + b":unit:" + mark + b":", self._answer_bytes_max),
-            msgpack.packb([_words(command) for command in commands], use_bin_type=False),
-        )
-        grows = any(isinstance(command, (Set, QPush)) for command in commands)
-        self._router.post(script_call(UNIT if grows else SHRINKING_UNIT, keys, words, slot, self._done))
+        aside = b"%b:unit:%b:" % (receipts, secrets.token_hex(12).encode())
+        packed = msgpack.packb([_said(command, how) for _, command, how in self._asked], use_bin_type=False)
+        words = (receipts, self._token, aside, self._answer_bytes_max, packed)
+        stores = any(row_of(command).stores for _, command, _ in self._asked)
+        self._router.post(script_call(UNIT if stores else SHRINKING_UNIT, keys, words, slot, self._done))
 
     def _done(self, result: Any) -> None:
         if isinstance(result, Exception):
             self._take_back(result)
             self._finish(Refused(self._refusal(result)))
-        elif result[0] == 0:
-            _, index, error = result
-            self._finish(Refused(_failure(self._batch.commands[index], error), index))
-        else:
-            self._batch.taken += self._popped(result)
-            commands = self._batch.commands
-            self._finish([_reply(command, answer) for command, answer in zip(commands, result[1:], strict=True)])
+            return
+        done, *answers = result
+        if not done:
+            number, answer = answers
+            index, command, how = self._asked[number]
+            failure = _understood(command, how, answer)
+            assert isinstance(failure, Failure), "what refuses a unit is no success"
+            self._finish(Refused(failure, index))
+            return
+        self._batch.taken += self._popped(result)
+        for (index, command, how), answer in zip(self._asked, answers, strict=True):
+            self._replies[index] = _understood(command, how, answer)
+        self._finish(self._replies)
 
     def _refusal(self, error: Exception) -> Failure:
         commands = self._batch.commands
-        stays = next((command for command in commands if not isinstance(command, (QPop, BQPop))), None)
+        stays = next((command for command in commands if type(command) not in TAKING), None)
         failure = refusal(error, stays or commands[0])
         if stays and isinstance(error, NotReplicated) and self._popped(error.result):
             return Failure(failure.error, f"{failure.detail}; what was popped goes back")
         return failure
 
+    def _pops(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Of each command that takes something: its number, its key, and the end from which it takes."""
+        for number, (_, command, how) in enumerate(self._asked):
+            if isinstance(how, Scripted) and how.end is not None:
+                yield number, keys_of(command)[0], how.end
+
     def _popped(self, result: list[Any]) -> list[Receipt]:
         """Receipts of what a unit has popped."""
         return [
-            receipt_of(self._token + index, command.key, _END[type(command)], answer[1], answer[2])
-            for index, (command, answer) in enumerate(zip(self._batch.commands, result[1:], strict=True))
-            if isinstance(command, (QPop, BQPop)) and answer[0] == b"popped"
+            receipt
+            for number, key, end in self._pops()
+            for receipt in receipts_in(result[1 + number], self._token + number, key, end)
         ]
 
     def _take_back(self, error: Exception) -> None:
@@ -192,11 +207,7 @@ class Unit:
         if isinstance(error, NotReplicated):
             self._receipts.take_back(self._popped(error.result))
         elif isinstance(error, Lost):
-            self._receipts.take_back(
-                Receipt(self._token + index, command.key)
-                for index, command in enumerate(self._batch.commands)
-                if isinstance(command, (QPop, BQPop))
-            )
+            self._receipts.take_back(Receipt(self._token + number, key) for number, key, _ in self._pops())
 
 
 _OTHER_SLOT = Failure(
@@ -205,42 +216,19 @@ _OTHER_SLOT = Failure(
 )
 
 
-def _words(command: Command) -> list[bytes]:
-    """A command of a unit as the script takes it."""
-    name = row_of(command).name.encode()
-    if isinstance(command, Set):
-        ttl = b"" if command.ttl_ms is None else b"%d" % command.ttl_ms
-        condition = b"" if command.condition is None else command.condition.value.encode()
-        return [name, command.key, command.value, ttl, condition]
-    if isinstance(command, QPush):
-        return [name, command.key, *command.values]
-    return [name, *keys_of(command)]
+def _understood(command: Command, how: Native | Scripted, answer: Any) -> Reply:
+    return refusal(answer, command) if isinstance(answer, Exception) else how.understand(command, answer)
 
 
-def _reply(command: Command, answer: list[Any]) -> Reply:
-    """What the script answers to one command, as a reply."""
-    match answer:
-        case [b"ok", length]:
-            return Ok(length=length) if isinstance(command, QPush) else OK
-        case [b"integer", number]:
-            return Integer(number)
-        case [b"value", value] | [b"popped", _, value]:
-            return Value(value)
-        case [b"null"]:
-            return NULL
-    return _failure(command, answer[1])
-
-
-_ERRORS = {error.value for error in Error}
-
-
-def _failure(command: Command, error: bytes) -> Failure:
-    match error:
-        case b"plain" | b"foreign":
-            return wrong_type(command, foreign=error == b"foreign")
-        case b"queue":
-            return wrong_type(command)
-        case b"popped enough":
-            return POPPED_ENOUGH
-    text = error.decode()
-    return Failure(Error(text)) if text in _ERRORS else refusal_of_script(text, command)
+def _said(command: Command, how: Native | Scripted) -> list[Any]:
+    """A command of a unit as the script takes it: a function, its arguments, and which answer refuses it."""
+    row = row_of(command)
+    refusal = how.refusal.value if row.effect is Effect.CHANGES else None
+    if isinstance(how, Scripted):
+        return [row.name, [*keys_of(command), *how.words(command)], refusal]
+    change = how.undo.value if how.undo is not None else ""
+    calls = [
+        [len(keys_of(piece)) if change else 0, *how.words(piece)]
+        for piece in (in_pieces(command, PIECE_KEYS_MAX) if row.adds_up else (command,))
+    ]
+    return ["REDIS", [change, *calls], refusal]

@@ -25,7 +25,7 @@ from typing import Any
 import trio
 
 from engine.calls import ANSWERED, PARKED, SETTLED, WITHDRAWN, AnyCall, Batch, Call, Command
-from engine.commands.queues import BQPop
+from engine.commands.table import WAITING, keys_of, may_wait
 from engine.face import BATCHED_COMMANDS_MAX, Face
 from engine.limits import Limits
 from engine.redis.batches import Pipeline, Unit
@@ -86,7 +86,7 @@ class ClusterEngine(Face):
             self._finish(call, SHUTTING_DOWN)
         elif self._under_way >= self._limits.mailbox_max:
             self._finish(call, MAILBOX_FULL)
-        elif isinstance(command, BQPop) and len(self._lines) < self._limits.waiters_max and not own_name(command):
+        elif type(command) in WAITING and self._may_park(command):
             self._commands += 1
             self._lines.park(call)
         else:
@@ -94,6 +94,9 @@ class ClusterEngine(Face):
             self._under_way += 1
             self._performer.perform(command, call.taken, partial(self._performed, call))
         return call
+
+    def _may_park(self, command: Command) -> bool:
+        return len(self._lines) < self._limits.waiters_max and not own_name(keys_of(command))
 
     def submit_many_nowait(self, commands: Sequence[Command], atomic: bool, deliver: Callable[[Batch], None]) -> Batch:
         """Part of `Face`."""
@@ -144,8 +147,7 @@ class ClusterEngine(Face):
 
     def _performed(self, call: AnyCall, reply: Reply | list[Reply] | Refused) -> None:
         self._under_way -= 1
-        waits = isinstance(call, Call) and isinstance(call.command, BQPop) and call.command.timeout_ms != 0
-        if waits and reply == NULL:
+        if reply is NULL and isinstance(call, Call) and may_wait(call.command):
             reply = WAITERS_FULL  # else it would have been parked
         self._finish(call, reply)
 
@@ -164,12 +166,11 @@ class ClusterEngine(Face):
 
     def statistics(self) -> ClusterStatistics:
         """Returns the front's numbers at this moment."""
-        router = self._router
-        up = [link for address, link in router.links.items() if link.up and address in router.topology.masters]
+        router, masters = self._router, self._router.masters
         return ClusterStatistics(
-            keys=router.keys,
-            masters=len(router.topology.masters),
-            masters_up=len(up),
+            keys=masters.keys,
+            masters=len(masters.topology.masters),
+            masters_up=len(masters.up),
             waiters=len(self._lines),
             mailbox=self._under_way,
             commands=self._commands,
@@ -194,16 +195,16 @@ class ClusterEngine(Face):
         """
         if not self.accepting:
             return SHUTTING_DOWN
-        router = self._router
-        if router.fault:
-            return Failure(Error.UNAVAILABLE, router.fault)
-        if router.full:
-            return Failure(Error.STORAGE_FULL, router.full)
+        masters = self._router.masters
+        if masters.fault:
+            return Failure(Error.UNAVAILABLE, masters.fault)
+        if masters.full:
+            return Failure(Error.STORAGE_FULL, masters.full)
         return {
-            "engine": "redis cluster" if router.topology.cluster else "redis",
-            "masters": len(router.topology.masters),
+            "engine": "redis cluster" if masters.topology.cluster else "redis",
+            "masters": len(masters.topology.masters),
             "min_replicas": self._min_replicas,
-            **{name.replace("-", "_"): router.config(name) for name in IN_FORCE},
+            **{name.replace("-", "_"): masters.config(name) for name in IN_FORCE},
         }
 
     # For whoever runs it
@@ -234,7 +235,7 @@ class ClusterEngine(Face):
             while self._callers or self._under_way or self._lines.trying or self._receipts.owed:  # noqa: ASYNC110
                 await trio.sleep(0.005)
             self._receipts.confirm()
-            while not self._router.idle:  # noqa: ASYNC110
+            while not self._router.masters.idle:  # noqa: ASYNC110
                 await trio.sleep(0.005)
         if self._receipts.owed:
             _logger.warning("%d popped values could not be put back: redis does not answer", self._receipts.owed)
@@ -254,7 +255,7 @@ class ClusterEngine(Face):
     def link_up(self, address: Address) -> None:
         """Part of `RouterOwner`: what is owed goes back first, so that who waits gets it in the old order."""
         self._receipts.give_back()
-        self._lines.try_all(slot for slot, owner in enumerate(self._router.topology.owners) if owner == address)
+        self._lines.try_all(slot for slot, owner in enumerate(self._router.masters.topology.owners) if owner == address)
 
     def slots_moved(self, slots: Iterable[int]) -> None:
         """Part of `RouterOwner`."""

@@ -17,7 +17,7 @@ from coredis.exceptions import (
 from engine.calls import Command
 from engine.commands.table import TAKING, row_of, wrong_type
 from engine.redis.errors import Lost, NotReplicated, NotSent
-from engine.replies import Error, Failure
+from engine.replies import POPPED_ENOUGH, Error, Failure
 
 _logger = logging.getLogger("holdfast.redis")
 
@@ -49,15 +49,7 @@ def refusal(error: Exception, command: Command) -> Failure:
         return Failure(Error.UNAVAILABLE, "redis does not permit this to the server's user")
     if isinstance(error, ResponseError) and text.startswith("OOM"):
         return Failure(Error.STORAGE_FULL, "redis has reached its maxmemory")
+    if text.startswith("TOOLARGE"):  # says a unit
+        return POPPED_ENOUGH
     _logger.error("redis refused %s: %s", row_of(command).name, text)
     return Failure(Error.INTERNAL_ERROR)
-
-
-def refusal_of_script(text: str, command: Command) -> Failure:
-    """The same for an error of Redis that a script has met and answers itself.
-
-    Args:
-        text: of the error.
-        command: that was to be done.
-    """
-    return refusal(ResponseError(text), command)

@@ -31,12 +31,12 @@ from coredis.exceptions import WrongTypeError
 from sortedcontainers import SortedList
 
 from engine.calls import PARKED, Call
-from engine.commands.queues import BQPop
 from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.redis.faults import refusal
-from engine.redis.receipts import FIRST, Posts, Receipt, Receipts, receipt_of
+from engine.redis.queues import first_values
+from engine.redis.receipts import FIRST, Posts, Receipt, Receipts, receipts_in, values_in
 from engine.redis.request import Request, script_call
-from engine.redis.scripts import BQPOP
+from engine.redis.scripts import ALONE
 from engine.redis.slots import SLOTS
 from engine.replies import NULL, Reply, Value
 
@@ -130,8 +130,7 @@ class Lines:
 
     def park(self, call: Call) -> None:
         """Has a blocking pop take a value, or wait for one."""
-        command = call.command
-        assert isinstance(command, BQPop)
+        command: Any = call.command  # one of those whose row says `waits`
         timeout_s = math.inf if command.timeout_ms is None else command.timeout_ms / 1000
         self._tickets += 1
         waiting = _Waiting(call, trio.current_time() + timeout_s)
@@ -242,10 +241,10 @@ class Lines:
         token = self._receipts.new_tokens(count)
         tokens = range(token, token + count)
         slot = self._router.slot_of(key)
-        words = (self._receipts.key_for(slot), token, count, TAKE_BYTES_MAX)
+        words = (*first_values(count, TAKE_BYTES_MAX), self._receipts.key_for(slot), token)
         request: Request
         request = script_call(
-            BQPOP, (key,), words, slot, lambda result: self._tried(key, request, tokens, result), tracked=True
+            ALONE["BQPOP"], (key,), words, slot, lambda result: self._tried(key, request, tokens, result), tracked=True
         )
         self._router.post(request)
 
@@ -258,10 +257,7 @@ class Lines:
         line = self._lines[key]
         failure = result if isinstance(result, Exception) else None
         taken: Any = result.result if isinstance(result, NotReplicated) else result
-        values = [] if taken is None or isinstance(taken, Exception) else taken[1:]
-        receipts = [
-            receipt_of(token, key, FIRST, taken[0], value) for token, value in zip(tokens, values, strict=False)
-        ]
+        values, receipts = values_in(taken), receipts_in(taken, tokens.start, key, FIRST)
         if failure is None:
             self._serve(key, line, receipts, values)
         else:

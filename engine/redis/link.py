@@ -4,8 +4,8 @@
                       receiver: its answers, in order <- node -> answered
                       listener: keys that have changed <- node -> key_changed
 
-Requests of one turn of the event loop go in one group, and a few groups are under way at once. A group that writes has
-a WAIT behind it if replicas have to follow, and its answers wait for that.
+Requests of one turn of the event loop go in one group, and a few groups are under way at once. What the answers to one
+make of its requests, group.py says.
 
 The rules that hold here:
 
@@ -30,34 +30,20 @@ from typing import Any, Protocol
 
 import trio
 from coredis.connection import TCPConnection
-from coredis.connection._request import RequestBatch
 from coredis.exceptions import RedisError
 
 from engine.redis.endpoint import Address
-from engine.redis.errors import ClusterError, Lost, NotReplicated, NotSent
-from engine.redis.node import ANSWER_TIMEOUT_S, FRONT_NAME, Simple, check_version, connect, fault, is_answer, send
+from engine.redis.errors import ClusterError, Lost, NotSent
+from engine.redis.group import GROUP_MAX, Group, next_count_max, next_requests
+from engine.redis.node import ANSWER_TIMEOUT_S, FRONT_NAME, Simple, check_version, connect, fault, send
 from engine.redis.request import Request
 from engine.redis.scripts import SCRIPTS
 from engine.redis.vitals import CONFIG, MEMORY, ROLE, SIZE, Vitals
-
-GROUP_MAX = 256
-"""Requests of one pipeline: their answers take some ms, then others have their turn."""
-
-GROUP_BYTES_MAX = 1024 * 1024
-"""Words of one pipeline, in bytes; the last request may go beyond."""
-
-ANSWERS_BYTES_MAX = 8 * 1024 * 1024
-"""What the answers to one pipeline may be expected to have, by the last one: all of them are in memory at once, with
-the node and with us.
-"""
 
 GROUPS_UNDER_WAY_MAX = 2
 """Pipelines sent and not answered yet; the next commands gather meanwhile. With four, pipelines are half as long, and a
 SET takes 50 microseconds of our time instead of 35.
 """
-
-WAIT_TIMEOUT_S = 1.0
-"""How long replicas may take."""
 
 RECONNECT_S = (0.05, 1.0)
 """First and longest pause between two attempts to connect."""
@@ -67,9 +53,6 @@ LOOK_AGAIN_S = 0.25
 
 _LAST_ANSWERS_S = 1.0
 """For answers that came before the connection broke; it takes some turns of the event loop."""
-
-_ASKING = Simple(b"ASKING", ())
-_TRACK = Simple(b"CLIENT", (b"CACHING", b"YES"))
 
 _logger = logging.getLogger("holdfast.redis")
 
@@ -108,18 +91,6 @@ class LinkSettings:
     answer_timeout_s: float = ANSWER_TIMEOUT_S
 
 
-class _Group:
-    """Requests that are sent as one pipeline, and when that was."""
-
-    __slots__ = ("batch", "requests", "sent_s", "waits")
-
-    def __init__(self, requests: list[Request], waits: bool, batch: RequestBatch) -> None:
-        self.requests = requests
-        self.waits = waits
-        self.batch = batch
-        self.sent_s = trio.current_time()
-
-
 class Link:
     """The connection to one master.
 
@@ -146,7 +117,7 @@ class Link:
         self._owner = owner
         self._outbox: deque[Request] = deque()
         self._posted = trio.Event()
-        self._under_way: deque[_Group] = deque()
+        self._under_way: deque[Group] = deque()
         self._requests_max = GROUP_MAX
         self._looking = False  # whether it has been asked who follows, and has not answered yet
         self._looked_s = -math.inf  # when it was asked last
@@ -237,7 +208,7 @@ class Link:
                 reason = str(fault(self.address, error))
             else:
                 _logger.info("redis: connected to %s", self.address)
-                to_receiver, sent = trio.open_memory_channel[_Group](GROUPS_UNDER_WAY_MAX - 2)  # two are in their hands
+                to_receiver, sent = trio.open_memory_channel[Group](GROUPS_UNDER_WAY_MAX - 2)  # two are in their hands
                 nursery.start_soon(self._receive, sent)
                 nursery.start_soon(self._send, connection, to_receiver)
                 self.up, self.fault = True, ""
@@ -267,64 +238,37 @@ class Link:
         self.vitals.start_again()
         self.learn(size, role, config, memory)
 
-    async def _send(self, connection: TCPConnection, to_receiver: trio.MemorySendChannel[_Group]) -> None:
+    async def _send(self, connection: TCPConnection, to_receiver: trio.MemorySendChannel[Group]) -> None:
         while True:
             while self._outbox:
-                requests = self._next_requests()
-                waits = self._settings.min_replicas > 0 and any(request.writes for request in requests)
-                commands = _commands(requests)
-                if waits:
-                    commands.append(Simple(b"WAIT", (self._settings.min_replicas, int(WAIT_TIMEOUT_S * 1000))))
+                group = Group(next_requests(self._outbox, self._requests_max), self._settings.min_replicas)
                 try:
-                    group = _Group(requests, waits, send(connection, commands))
+                    group.sent(send(connection, group.commands()))
                 except RedisError:  # it broke just now, which the listener is about to see
-                    self._outbox.extendleft(reversed(requests))
+                    self._outbox.extendleft(reversed(group.requests))
                     return
                 self._under_way.append(group)
                 await to_receiver.send(group)
             self._posted = trio.Event()
             await self._posted.wait()
 
-    def _next_requests(self) -> list[Request]:
-        requests: list[Request] = []
-        outbox, left_bytes = self._outbox, GROUP_BYTES_MAX
-        if outbox[0].name == ROLE[0]:  # alone: its answer shall not wait for replicas
-            return [outbox.popleft()]
-        while outbox and len(requests) < self._requests_max and left_bytes > 0:
-            request = outbox.popleft()
-            requests.append(request)
-            left_bytes -= sum([len(word) for word in request.serialized_arguments if type(word) is bytes])
-        return requests
-
-    async def _receive(self, sent: trio.MemoryReceiveChannel[_Group]) -> None:
+    async def _receive(self, sent: trio.MemoryReceiveChannel[Group]) -> None:
         async for group in sent:
             results: Sequence[Any] = await group.batch
             if not self._under_way:  # the connection is over, and everything was answered
                 return
             self._under_way.popleft()
-            self._requests_max = _requests_max(results)
+            self._requests_max = next_count_max(results)
             self._owner.round_trip(trio.current_time() - group.sent_s, len(group.requests))
-            for request, result in zip(group.requests, self._judge(group, results), strict=True):
+            results = group.judge(results, self._lost)
+            if not group.followed:
+                self._look_at_replicas()
+            for request, result in zip(group.requests, results, strict=True):
                 self._owner.answered(request, result)
             await trio.lowlevel.checkpoint()
 
-    def _judge(self, group: _Group, results: Sequence[Any]) -> Sequence[Any]:
-        """What became of each request of a group."""
-        if len(results) > len(group.requests):
-            acknowledged = results[-1] if group.waits else None
-            results = _without_prefixes(group.requests, results)
-            if group.waits and not (isinstance(acknowledged, int) and acknowledged >= self._settings.min_replicas):
-                self._look_at_replicas()
-                results = [
-                    self._unfollowed(result, acknowledged) if request.writes and _changed(result) else result
-                    for request, result in zip(group.requests, results, strict=True)
-                ]
-        if isinstance(results[-1], Exception):  # of those that are lost it is one
-            results = [result if is_answer(result) or _is_ours(result) else self._lost(result) for result in results]
-        return results
-
     def _look_at_replicas(self) -> None:
-        """Asks who follows, before all else: the router asks as well, and does not wait long behind a WAIT."""
+        """Asks who follows, before all else: the keeper asks as well, and does not wait long behind a WAIT."""
         if not self._looking:
             self._looking, self._looked_s = True, trio.current_time()
             self._outbox.appendleft(Request(*ROLE, (), -1, self._looked_at_replicas))
@@ -333,12 +277,6 @@ class Link:
     def _looked_at_replicas(self, role: Any) -> None:
         self._looking = False
         self.learn(role=role)
-
-    def _unfollowed(self, result: object, acknowledged: object) -> Exception:
-        """What became of a write when too few replicas have it, or we never heard how many."""
-        if isinstance(acknowledged, Exception) and not is_answer(acknowledged):
-            return self._lost(acknowledged)
-        return NotReplicated(result)
 
     def _lost(self, error: Exception) -> Lost:
         self.up = False  # the listener is about to see it as well
@@ -358,45 +296,6 @@ class Link:
         if connection._terminated:  # by coredis, because an answer did not come in time
             return f"{self.address} does not answer"
         return f"{self.address} has closed the connection"
-
-
-def _requests_max(results: Sequence[Any]) -> int:
-    """How many requests the next pipeline may have, if its answers are like these."""
-    answers_bytes = sum([len(result) for result in results if type(result) is bytes])
-    return max(1, min(GROUP_MAX, len(results) * ANSWERS_BYTES_MAX // max(1, answers_bytes)))
-
-
-def _changed(result: Any) -> bool:
-    """Whether a write has done anything: null and 0 say that there was nothing to do; 0 at the head, of a unit."""
-    answer = result[0] if isinstance(result, list) else result
-    return not isinstance(answer, Exception) and answer not in (None, 0)
-
-
-def _is_ours(result: object) -> bool:
-    return isinstance(result, (Lost, NotReplicated))
-
-
-def _commands(requests: Sequence[Request]) -> list[object]:
-    """The commands of a pipeline: the requests, and what has to stand before them."""
-    commands: list[object] = []
-    for request in requests:
-        if request.asking:
-            commands.append(_ASKING)
-        elif request.tracked:  # not both: each holds for the very next command only
-            commands.append(_TRACK)
-        commands.append(request)
-    return commands
-
-
-def _without_prefixes(requests: Sequence[Request], results: Sequence[Any]) -> list[Any]:
-    """The results of the requests alone."""
-    own: list[Any] = []
-    left = iter(results)
-    for request in requests:
-        if request.asking or request.tracked:
-            next(left)
-        own.append(next(left))
-    return own
 
 
 def _address_in(info: Any) -> tuple[bytes, ...]:

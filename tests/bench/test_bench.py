@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from engine.redis.scripts import QPUSH
+from engine.redis.scripts import ALONE
 from tests.bench import clients, cluster, machine, report, waiting, wrk
 from tests.bench.__main__ import PAGE
 from tests.bench.measure import Measure, Result, Row, Setup, Target, measure
@@ -280,7 +280,7 @@ def test_the_page_has_places_for_both_reports() -> None:
 
 
 def test_the_push_that_publishes_is_the_usual_one_and_a_message() -> None:
-    usual, publishing = QPUSH.source.splitlines(), waiting.publishing_script().splitlines()
+    usual, publishing = ALONE["QPUSH"].source.splitlines(), waiting.publishing_script().splitlines()
     assert publishing == [usual[0], b"redis.call('SPUBLISH', KEYS[1], '')", *usual[1:]]
 
 

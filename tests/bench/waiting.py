@@ -25,7 +25,7 @@ import trio
 
 from engine.redis.endpoint import Address
 from engine.redis.node import Simple, connect, send
-from engine.redis.scripts import QPUSH
+from engine.redis.scripts import ALONE
 from engine.redis.topology import read_slots
 from tests.bench.clients import ANSWER_WITHIN_S, PAUSE_S, Exchange, Wire, http, percentile
 from tests.bench.measure import Measure, Row, Setup, Target
@@ -263,7 +263,7 @@ def measure_telling(
 
 def publishing_script() -> bytes:
     """QPUSH that tells whoever may wait."""
-    first_line, _, rest = QPUSH.source.partition(b"\n")
+    first_line, _, rest = ALONE["QPUSH"].source.partition(b"\n")
     return b"\n".join((first_line, b"redis.call('SPUBLISH', KEYS[1], '')", rest))
 
 
@@ -284,7 +284,7 @@ def waiting_rows(cluster: RedisCluster) -> list[Row]:
         "How a front is told that there may be something",
         "5,000 keys watched",
         [
-            of(TRACKING, lambda _: measure_telling(masters, keys, tracking, QPUSH.source)),
+            of(TRACKING, lambda _: measure_telling(masters, keys, tracking, ALONE["QPUSH"].source)),
             of(PUBLISHING, lambda _: measure_telling(masters, keys, subscribing, publishing_script())),
         ],
         TRACKING,

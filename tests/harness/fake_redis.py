@@ -30,7 +30,7 @@ from engine.redis.endpoint import Address
 from engine.redis.errors import NotSent
 from engine.redis.format import is_mark
 from engine.redis.request import Request
-from engine.redis.scripts import BQPOP, GIVE_BACK, QLEN, QPOP, QPUSH, SCRIPTS
+from engine.redis.scripts import ALONE, GIVE_BACK, SCRIPTS
 from engine.redis.slots import SLOTS, slot_of
 
 MARK = b"holdfast:queue:" + b"0" * 32
@@ -165,7 +165,9 @@ class Keys:
             return self._give_back(key, words)
         if isinstance(held, bytes):
             raise Fault("WRONGTYPE the key holds a plain value")
-        return {QPUSH: self._qpush, QPOP: self._qpop, BQPOP: self._bqpop, QLEN: self._qlen}[SCRIPTS[digest]](key, words)
+        [name] = [name for name, script in ALONE.items() if script.digest == digest]
+        methods = {"QPUSH": self._qpush, "QPOP": self._qpop, "BQPOP": self._bqpop, "QLEN": self._qlen}
+        return methods[name](key, words)
 
     def _qpush(self, key: bytes, words: Sequence[bytes]) -> int:
         queue = self.held.setdefault(key, [words[0]])
@@ -186,7 +188,7 @@ class Keys:
         return [b"", value]
 
     def _bqpop(self, key: bytes, words: Sequence[bytes]) -> Any:
-        receipts, token, count, _bytes_max = words
+        count, _bytes_max, receipts, token = words
         queue = self.held.get(key, [])
         taken = queue[1 : 1 + int(count)]
         if not taken:

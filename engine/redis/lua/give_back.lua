@@ -21,12 +21,7 @@ for index = 2, #ARGV, 2 do
   end
   if mark and string.sub(receipt, 2, MARK_LENGTH + 1) == mark then
     local value = string.sub(receipt, MARK_LENGTH + 2)
-    if string.sub(receipt, 1, 1) == FIRST then
-      redis.call('LSET', KEYS[1], 0, value)
-      redis.call('LPUSH', KEYS[1], mark)
-    else
-      redis.call('RPUSH', KEYS[1], value)
-    end
+    put_back(KEYS[1], mark, string.sub(receipt, 1, 1), value)
     returned = returned + 1
   end
 end

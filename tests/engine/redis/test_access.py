@@ -207,7 +207,7 @@ async def test_redis_is_spoken_to_by_tls_and_must_be_who_it_says(
     nursery: trio.Nursery, tls_port: int, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("engine.redis.router.START_WITHIN_S", 0.5)
+        patch.setattr("engine.redis.keeper.START_WITHIN_S", 0.5)
         message = await complaint_of(f"rediss://127.0.0.1:{tls_port}")
         assert "does not answer" in await complaint_of(f"redis://127.0.0.1:{tls_port}")
     assert "certificate verify failed" in message

@@ -6,15 +6,16 @@ from typing import Any
 
 import msgpack
 import pytest
-from coredis.exceptions import ResponseError, TryAgainError
+from coredis.exceptions import ResponseError, TryAgainError, WrongTypeError
 
 from engine.calls import Batch, Command
 from engine.commands.keys import Delete
 from engine.commands.table import parse
 from engine.commands.values import Get
 from engine.limits import Limits
-from engine.redis.batches import SLICE_MAX, SLICE_POPS_MAX, Pipeline, Unit
+from engine.redis.batches import PIECE_KEYS_MAX, SLICE_MAX, SLICE_POPS_MAX, Pipeline, Unit
 from engine.redis.errors import Lost, NotReplicated, NotSent
+from engine.redis.format import is_mark
 from engine.redis.performer import KEYS_MAX, Performer
 from engine.redis.receipts import Receipt, Receipts
 from engine.redis.request import Request
@@ -145,16 +146,19 @@ def test_a_unit_is_one_script_with_each_key_once(desk: Desk) -> None:
     assert words[:3] == [b"{k}a", b"{k}b", b"{k}c"]
     assert count == 3
     assert request.slot == slot_of(b"k")
-    receipts, token, mark, aside, popped_max, packed = words[3:]
+    receipts, token, aside, popped_max, packed = words[3:]
     assert (receipts, token, popped_max) == (desk.receipts.key_for(request.slot), 1, 10**6)
-    assert isinstance(mark, bytes)
     assert isinstance(aside, bytes)
-    assert len(mark) == 24
     assert slot_of(aside) == request.slot
-    assert msgpack.unpackb(packed, raw=True) == [
-        *([b"SET", b"{k}a", b"1", b"5", b"NX"], [b"QPUSH", b"{k}b", b"x", b"y"], [b"DELETE", b"{k}a", b"{k}c"]),
-        *([b"QPOP", b"{k}b"], [b"PING"], [b"TTL", b"{k}a"]),
-    ]
+    first, (function, (key, mark, values), refusal), *rest = msgpack.unpackb(packed, raw=True)
+    assert (function, key, msgpack.unpackb(values, raw=True), refusal) == (b"QPUSH", b"{k}b", [b"x", b"y"], b"")
+    assert is_mark(mark)
+    assert [first, *rest] == [
+        [b"REDIS", [b"replace", [1, b"SET", b"{k}a", b"1", b"PX", b"5", b"NX"]], b"false"],
+        [b"REDIS", [b"replace", [2, b"UNLINK", b"{k}a", b"{k}c"]], b"0"],
+        [b"QPOP", [b"{k}b"], b"0"],
+        [b"REDIS", [b"", [0, b"PTTL", b"{k}a"]], None],
+    ], "a PING is answered here"
 
 
 @pytest.mark.parametrize(
@@ -169,10 +173,8 @@ def test_the_answers_of_a_unit_are_understood(desk: Desk) -> None:
     request = desk.unit(
         *("SET k v", "QPUSH k a", "GET k", "QPOP k", "BQPOP k", "BQPOP k", "EXISTS k", "GET k", "QLEN k")
     )
-    popped = [[b"popped", MARK, b"x"], [b"popped", MARK, b""]]
-    answers = [[b"ok", 0], [b"ok", 3], [b"value", b"v"], *popped, [b"null"], [b"integer", 1]]
-    failures = [[b"failure", b"key not found"], [b"failure", b"plain"]]
-    desk.router.answer(request, [1, *answers, *failures])
+    answers = [b"OK", 3, b"v", [MARK, b"x"], [MARK, b""], None, 1, None, WrongTypeError("the key holds a plain value")]
+    desk.router.answer(request, [1, *answers])
     assert desk.reply == [
         *(OK, Ok(length=3), Value(b"v"), Value(b"x"), Value(b""), NULL, Integer(1)),
         *(Failure(Error.KEY_NOT_FOUND), Failure(Error.WRONG_TYPE, "the key holds a plain value, QLEN needs a queue")),
@@ -183,25 +185,54 @@ def test_the_answers_of_a_unit_are_understood(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("error", "failure"),
     [
-        (b"queue is empty", Failure(Error.QUEUE_IS_EMPTY)),
-        (b"key already exists", Failure(Error.KEY_ALREADY_EXISTS)),
-        (b"plain", Failure(Error.WRONG_TYPE, "the key holds a plain value, QPOP needs a queue")),
-        (b"popped enough", POPPED_ENOUGH),
-        (b"ERR something of Redis", Failure(Error.INTERNAL_ERROR)),
+        (0, Failure(Error.QUEUE_IS_EMPTY)),
+        (
+            WrongTypeError("the key holds a plain value"),
+            Failure(Error.WRONG_TYPE, "the key holds a plain value, QPOP needs a queue"),
+        ),
+        (ResponseError("TOOLARGE the values popped"), POPPED_ENOUGH),
+        (ResponseError("ERR something of Redis"), Failure(Error.INTERNAL_ERROR)),
     ],
 )  # fmt: skip
-def test_a_refused_unit_says_which_command_and_why(desk: Desk, error: bytes, failure: Failure) -> None:
-    request = desk.unit("SET k v", "QPOP k")
+def test_a_refused_unit_says_which_command_and_why(desk: Desk, error: object, failure: Failure) -> None:
+    request = desk.unit("SET k v", "PING", "QPOP k")
     desk.router.answer(request, [0, 1, error])
-    assert desk.reply == Refused(failure, 1)
+    assert desk.reply == Refused(failure, 2), "a PING does not come to Redis"
     assert not desk.batch.taken
     assert desk.receipts.owed == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "answer", "error"),
+    [
+        ("SET k v NX", None, Error.KEY_ALREADY_EXISTS),
+        ("SET k v XX", None, Error.KEY_NOT_FOUND),
+        ("DELETE k", 0, Error.KEY_NOT_FOUND),
+    ],
+)
+def test_what_refuses_a_unit_is_understood_as_if_it_came_alone(
+    desk: Desk, line: str, answer: object, error: Error
+) -> None:
+    request = desk.unit("GET k", line)
+    desk.router.answer(request, [0, 1, answer])
+    assert desk.reply == Refused(Failure(error), 1)
+
+
+def test_very_many_keys_are_handed_to_the_script_in_pieces(desk: Desk) -> None:
+    keys = [b"{k}%d" % number for number in range(2 * PIECE_KEYS_MAX + 1)]
+    request = desk.unit(f"DELETE {b' '.join(keys).decode()}", f"EXISTS {keys[0].decode()}")
+    delete, exists = msgpack.unpackb(request.serialized_arguments[-1], raw=True)
+    assert exists == [b"REDIS", [b"", [0, b"EXISTS", keys[0]]], None]
+    function, (change, *calls), refusal = delete
+    assert (function, change, refusal) == (b"REDIS", b"replace", b"0")
+    assert [call[:2] for call in calls] == [[number, b"UNLINK"] for number in (PIECE_KEYS_MAX, PIECE_KEYS_MAX, 1)]
+    assert [key for call in calls for key in call[2:]] == keys
 
 
 def test_a_unit_that_too_few_replicas_have_is_an_error_and_its_pops_go_back(desk: Desk) -> None:
     """I6"""
     request = desk.unit("SET k v", "QPOP q{k}")
-    desk.router.answer(request, NotReplicated([1, [b"ok", 0], [b"popped", MARK, b"x"]]))
+    desk.router.answer(request, NotReplicated([1, b"OK", [MARK, b"x"]]))
     assert desk.reply.failure.error is Error.UNAVAILABLE
     assert desk.reply.failure.detail.startswith("done, but too few replicas have it yet")
     assert desk.reply.failure.detail.endswith("; what was popped goes back")

@@ -142,5 +142,5 @@ async def test_a_stuck_master_that_goes_on_when_another_has_taken_over_doubles_a
 def owner_of(front: Front, key: bytes) -> int | None:
     """The port of the master to which a front sends what concerns a key."""
     router = front.engine._router
-    owner = router.topology.owner(router.slot_of(key))
+    owner = router.masters.topology.owner(router.slot_of(key))
     return owner and owner.port

@@ -393,14 +393,14 @@ async def test_what_a_replica_does_not_have_in_time_is_refused_though_it_was_don
     nursery: trio.Nursery, cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """I6"""
-    monkeypatch.setattr("engine.redis.link.WAIT_TIMEOUT_S", WITHIN_S)
+    monkeypatch.setattr("engine.redis.group.WAIT_TIMEOUT_S", WITHIN_S)
     monkeypatch.setattr("engine.redis.vitals.KEEPS_UP_S", math.inf)
     front = await start_front(nursery, cluster.url, min_replicas=1)
     await front.do_many("QPUSH q a b c", "SET {q}k v", "QPUSH {q}emptied x", "QPOP {q}emptied")
     (waiter,) = await front.park("BQPOP {q}wait")
     replica = cluster.replica_of(cluster.master_of(b"q"))
     replica.pause()
-    monkeypatch.setattr("engine.redis.link.WAIT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("engine.redis.group.WAIT_TIMEOUT_S", 0.1)
     behind = Failure(Error.UNAVAILABLE, "done, but too few replicas have it yet: it may be lost if the master fails")
     undone = Failure(Error.UNAVAILABLE, "too few replicas are there: what was popped goes back")
     for line in ("SET {q}k w", "QPUSH q d", "QPOP q", "BQPOP q", "BQPOP q 0", "DELETE {q}k"):
@@ -420,7 +420,7 @@ async def test_what_a_replica_does_not_have_in_time_is_refused_though_it_was_don
     assert await front.do_many("GET {q}k", "SET q v NX", atomic=True) == Refused(ALREADY_EXISTS, 1)
     assert await front.do("QPUSH {q}wait a") == behind  # last: who waits takes it and gives it back all the time
     replica.resume()
-    monkeypatch.setattr("engine.redis.link.WAIT_TIMEOUT_S", WITHIN_S)
+    monkeypatch.setattr("engine.redis.group.WAIT_TIMEOUT_S", WITHIN_S)
     assert await front.eventually("SET {q}k x") == OK
     assert await front.do("BQPOP q") == Value(b"a")
     assert await front.do("QPOP q") == Value(b"d")

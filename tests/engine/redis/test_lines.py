@@ -16,7 +16,7 @@ from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.redis.lines import REFUSED_S, TAKE_MAX, TELL_MAX, TRIES_MAX, TRY_AGAIN_S, Lines
 from engine.redis.receipts import RETRY_S, Receipt, Receipts
 from engine.redis.request import Request
-from engine.redis.scripts import BQPOP, GIVE_BACK
+from engine.redis.scripts import ALONE, GIVE_BACK
 from engine.replies import NULL, Error, Failure, Reply, Value
 from tests.harness.fake_redis import MARK, FakeRouter, Steps
 
@@ -57,7 +57,11 @@ class Hall:
         return call
 
     def tries(self, key: bytes = b"q") -> list[Request]:
-        return [request for request in self.router.posted if request.serialized_arguments[:3:2] == (BQPOP.digest, key)]
+        return [
+            request
+            for request in self.router.posted
+            if request.serialized_arguments[:3:2] == (ALONE["BQPOP"].digest, key)
+        ]
 
     def answer(self, result: Any, key: bytes = b"q") -> None:
         """Redis answers the one try that is under way."""
@@ -92,7 +96,7 @@ async def hall(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) ->
 
 def asked_for(request: Request) -> int:
     """How many values a try asks for."""
-    count = request.serialized_arguments[5]
+    count = request.serialized_arguments[3]
     assert isinstance(count, int)
     return count
 
@@ -477,7 +481,10 @@ async def test_lines_of_slots_that_moved_are_tried_and_what_is_owed_goes_back_be
     for _ in range(1000):  # as many as a failover brings
         hall.lines.try_all({hall.router.slot_of(moved)})
     await wait_all_tasks_blocked()
-    assert [request.serialized_arguments[0] for request in hall.router.posted] == [GIVE_BACK.digest, BQPOP.digest]
+    assert [request.serialized_arguments[0] for request in hall.router.posted] == [
+        GIVE_BACK.digest,
+        ALONE["BQPOP"].digest,
+    ]
 
 
 async def test_very_many_lines_are_tried_some_at_a_time(hall: Hall) -> None:

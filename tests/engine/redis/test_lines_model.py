@@ -17,7 +17,7 @@ from engine.redis.errors import Lost, NotSent
 from engine.redis.lines import Lines
 from engine.redis.receipts import Receipts
 from engine.redis.request import Request
-from engine.redis.scripts import BQPOP
+from engine.redis.scripts import ALONE
 from engine.replies import NULL, Failure, Reply, Value
 from tests.harness.fake_redis import MARK, FakeRouter, Keys
 
@@ -92,7 +92,7 @@ class Model:
         """Redis reads the oldest requests."""
         for request in self.router.posted[len(self.answers) :][:count]:
             words = [word if isinstance(word, bytes) else b"%d" % word for word in request.serialized_arguments]
-            self.armed = self.armed or request.serialized_arguments[0] == BQPOP.digest
+            self.armed = self.armed or request.serialized_arguments[0] == ALONE["BQPOP"].digest
             self.answers.append((request, self.redis.do([request.name, *words])))
 
     def deliver(self) -> None:

@@ -12,15 +12,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine.redis.endpoint import Address
 from engine.redis.errors import Lost, NotReplicated, NotSent
-from engine.redis.link import (
-    ANSWERS_BYTES_MAX,
-    GROUP_BYTES_MAX,
-    GROUP_MAX,
-    LOOK_AGAIN_S,
-    RECONNECT_S,
-    Link,
-    LinkSettings,
-)
+from engine.redis.group import ANSWERS_BYTES_MAX, GROUP_BYTES_MAX, GROUP_MAX
+from engine.redis.link import LOOK_AGAIN_S, RECONNECT_S, Link, LinkSettings
 from engine.redis.request import Request
 from engine.redis.scripts import SCRIPTS
 from tests.harness.fake_redis import HOLD, FakeNet, FakeNode, Fault

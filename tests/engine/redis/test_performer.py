@@ -18,17 +18,19 @@ from coredis.exceptions import (
 )
 
 from engine.calls import Command
+from engine.commands.grammar import Effect, Row
 from engine.commands.keys import Delete, Exists
 from engine.commands.queues import BQPop, QPop, QPush
-from engine.commands.table import parse
+from engine.commands.table import TABLE, parse
 from engine.limits import Limits
 from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.redis.format import is_mark
-from engine.redis.performer import KEYS_MAX, Performer
+from engine.redis.performer import KEYS_MAX, TRANSLATIONS, Performer
 from engine.redis.receipts import Receipt, Receipts
 from engine.redis.request import Request
-from engine.redis.scripts import BQPOP, QLEN, QPOP, QPUSH
+from engine.redis.scripts import ALONE
 from engine.redis.slots import slot_of
+from engine.redis.translation import Native, Refusal, Scripted
 from engine.replies import NULL, OK, PONG, Error, Failure, Integer, Ok, Reply, Value
 from tests.harness.fake_redis import MARK, FakeRouter
 
@@ -73,7 +75,7 @@ def desk() -> Desk:
         ("TTL k", (b"PTTL", b"k"), False),
         ("DELETE k", (b"UNLINK", b"k"), True),
         ("EXISTS k k", (b"EXISTS", b"k", b"k"), False),
-        ("QLEN k", (b"EVALSHA", QLEN.digest, 1, b"k"), False),
+        ("QLEN k", (b"EVALSHA", ALONE["QLEN"].digest, 1, b"k"), False),
     ],
 )
 def test_a_command_on_one_key_is_one_request_for_its_slot(desk: Desk, line: str, words: Any, *, writes: bool) -> None:
@@ -87,18 +89,18 @@ def test_a_command_on_one_key_is_one_request_for_its_slot(desk: Desk, line: str,
 def test_a_push_brings_the_mark_of_a_new_queue_and_all_values_in_one_word(desk: Desk) -> None:
     [request] = desk.perform(QPush(b"q", (b"a", b"\xff\x00", b"")))
     digest, keys, key, mark, values = request.serialized_arguments
-    assert (digest, keys, key) == (QPUSH.digest, 1, b"q")
+    assert (digest, keys, key) == (ALONE["QPUSH"].digest, 1, b"q")
     assert isinstance(mark, bytes)
     assert is_mark(mark)
     assert msgpack.unpackb(values, raw=True) == [b"a", b"\xff\x00", b""]
     assert request.writes
 
 
-@pytest.mark.parametrize(("command", "script"), [(QPop(b"q"), QPOP), (BQPop(b"q", 0), BQPOP)])
-def test_a_pop_says_where_its_receipt_goes(desk: Desk, command: Command, script: Any) -> None:
+@pytest.mark.parametrize(("command", "name"), [(QPop(b"q"), "QPOP"), (BQPop(b"q", 0), "BQPOP")])
+def test_a_pop_says_where_its_receipt_goes(desk: Desk, command: Command, name: str) -> None:
     [request] = desk.perform(command)
-    digest, _, key, receipts, token, *_ = request.serialized_arguments
-    assert (digest, key, token) == (script.digest, b"q", 1)
+    digest, _, key, *_, receipts, token = request.serialized_arguments
+    assert (digest, key, token) == (ALONE[name].digest, b"q", 1)
     assert receipts == desk.receipts.key_for(slot_of(b"q"))
     assert request.writes
     assert not request.tracked, "nobody waits"
@@ -223,6 +225,22 @@ def test_a_pop_that_too_few_replicas_have_goes_back(desk: Desk, line: str, end: 
 def test_a_pop_that_was_not_done_owes_nothing(desk: Desk, error: Exception) -> None:
     desk.reply("QPOP k", error)
     assert desk.receipts.owed == 0
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_each_command_is_said_to_redis_as_its_row_says_what_it_does(row: Row) -> None:
+    how = TRANSLATIONS[row.command]
+    changes = row.effect is Effect.CHANGES
+    if isinstance(how, Native):
+        assert (how.undo is not None) == changes
+        assert not row.takes
+    elif isinstance(how, Scripted):
+        assert row.name in ALONE
+        assert (how.end is not None) == row.takes
+    else:
+        assert row.effect is Effect.NOTHING
+        return
+    assert changes or how.refusal is Refusal.NO_OTHER
 
 
 # Several keys

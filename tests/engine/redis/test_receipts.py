@@ -19,7 +19,7 @@ from engine.redis.receipts import (
     TOKENS_MAX,
     Receipt,
     Receipts,
-    receipt_of,
+    receipts_in,
 )
 from engine.redis.scripts import GIVE_BACK
 from tests.harness.fake_redis import MARK, FakeRouter, Steps
@@ -242,7 +242,7 @@ async def test_what_is_owed_waits_for_its_master(receipts: Receipts, router: Fak
 
 async def test_a_pop_whose_receipt_lies_in_redis_goes_back_by_it_alone(receipts: Receipts, router: FakeRouter) -> None:
     """I6: it may be another master by then, which knows nothing of that pop and has the value still."""
-    receipts.take_back([receipt_of(1, b"q", FIRST, b"", b"v"), receipt_of(2, b"q", FIRST, MARK, b"left out")])
+    receipts.take_back(receipts_in([b"", b"v"], 1, b"q", FIRST) + receipts_in([MARK, b"left out"], 2, b"q", FIRST))
     await wait_all_tasks_blocked()
     assert router.posted[0].serialized_arguments[4:] == (2, b"<" + MARK + b"left out", 1, b"")
 

@@ -13,11 +13,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine.redis.endpoint import Address, parse_endpoint
 from engine.redis.errors import ClusterError, Lost, NotSent
+from engine.redis.keeper import REFRESH_S, START_WITHIN_S
 from engine.redis.link import LinkSettings
+from engine.redis.masters import UNUSED_S
 from engine.redis.node import TurnedAway
 from engine.redis.request import Request, script_call
-from engine.redis.router import REFRESH_S, SENT_ON_MAX, START_WITHIN_S, TRY_AGAIN_MAX, UNUSED_S, Router
-from engine.redis.scripts import QLEN, SCRIPTS
+from engine.redis.router import SENT_ON_MAX, TRY_AGAIN_MAX, Router
+from engine.redis.scripts import ALONE, SCRIPTS
 from engine.redis.slots import SLOTS, slot_of
 from tests.harness.fake_redis import HOLD, FakeNet, FakeNode, Fault
 
@@ -164,9 +166,9 @@ async def test_a_node_may_leave_its_own_host_out(owner: Owner, net: FakeNet, hos
 async def test_a_script_that_a_node_has_forgotten_is_sent_whole(owner: Owner, net: FakeNet) -> None:
     node = net[A]
     node.answers[b"EVALSHA"] = lambda _words: Fault("NOSCRIPT No matching script")
-    node.answers[b"EVAL"] = lambda words: 7 if SCRIPTS[QLEN.digest].source == words[1] else None
+    node.answers[b"EVAL"] = lambda words: 7 if SCRIPTS[ALONE["QLEN"].digest].source == words[1] else None
     results: list[Any] = []
-    owner.router.post(script_call(QLEN, (LOW,), (), slot_of(LOW), results.append))
+    owner.router.post(script_call(ALONE["QLEN"], (LOW,), (), slot_of(LOW), results.append))
     await wait_all_tasks_blocked()
     assert results == [7]
 
@@ -252,7 +254,7 @@ async def test_a_slot_that_has_moved_is_found_without_a_request_for_it(owner: Ow
 async def test_nothing_is_told_while_nothing_changes(owner: Owner) -> None:
     await trio.sleep(10 * REFRESH_S)
     assert not owner.moved
-    assert owner.router.fault == ""
+    assert owner.router.masters.fault == ""
 
 
 @pytest.mark.parametrize("answer", [[], 7, [[0]]])
@@ -262,7 +264,7 @@ async def test_a_node_that_knows_nobody_any_more_or_talks_nonsense_changes_nothi
     net[B].answers[b"CLUSTER"] = lambda _words: answer
     await trio.sleep(10 * REFRESH_S)
     assert not owner.moved
-    assert owner.router.fault == ""
+    assert owner.router.masters.fault == ""
     move(slot_of(LOW), net[A], net[C])
     await trio.sleep(3 * REFRESH_S)
     assert owner.moved == [{slot_of(LOW)}], "the others are listened to"
@@ -273,16 +275,16 @@ async def test_a_master_that_dies_is_replaced_as_soon_as_the_others_say_by_whom(
     net[A].cut()
     await wait_all_tasks_blocked()
     assert isinstance(await owner.do(b"GET", LOW), NotSent)
-    assert A in owner.router.fault
+    assert A in owner.router.masters.fault
     assert await owner.do(b"GET", HIGH) is None, "the others go on"
     net[A].slots, net[C].slots = set(), net[A].slots
     await trio.sleep(2 * REFRESH_S)
     assert await owner.do(b"SET", LOW, b"v") == b"OK"
     assert net[C].keys.held == {LOW: b"v"}
     assert owner.moved == [set(range(SLOTS // 2))]
-    assert owner.router.fault == ""
+    assert owner.router.masters.fault == ""
     await trio.sleep(UNUSED_S + 2 * REFRESH_S)
-    assert set(owner.router.links) == {Address("10.0.0.2", 7000), Address("10.0.0.3", 7000)}
+    assert set(owner.router.masters.links) == {Address("10.0.0.2", 7000), Address("10.0.0.3", 7000)}
 
 
 async def test_when_all_links_are_down_everybody_known_is_asked(owner: Owner, net: FakeNet) -> None:
@@ -293,7 +295,7 @@ async def test_when_all_links_are_down_everybody_known_is_asked(owner: Owner, ne
     for name in (A, B):
         net[name].refuses = False
     await trio.sleep(5)
-    assert owner.router.fault == ""
+    assert owner.router.masters.fault == ""
     assert await owner.do(b"GET", KEY) is None
 
 
@@ -306,21 +308,21 @@ async def test_what_was_read_before_all_links_were_down_is_read_again_afterwards
     for name in (A, B):
         net[name].cut()
     await trio.sleep(5)
-    assert owner.router.topology.owner(slot_of(LOW)) == Address("10.0.0.2", 7000)
+    assert owner.router.masters.topology.owner(slot_of(LOW)) == Address("10.0.0.2", 7000)
     net[A].refuses = False
     net[B].answers.clear()
     await trio.sleep(5 * REFRESH_S)
-    assert owner.router.topology.owner(slot_of(LOW)) == Address("10.0.0.1", 7000)
+    assert owner.router.masters.topology.owner(slot_of(LOW)) == Address("10.0.0.1", 7000)
 
 
 async def test_slots_that_nobody_serves_are_a_fault_until_somebody_does(owner: Owner, net: FakeNet) -> None:
     net[B].slots.discard(slot_of(HIGH))
     await trio.sleep(3 * REFRESH_S)
-    assert owner.router.fault == "1 slots are served by no node"
+    assert owner.router.masters.fault == "1 slots are served by no node"
     assert isinstance(await owner.do(b"GET", HIGH), NotSent)
     net[A].slots.add(slot_of(HIGH))
     await trio.sleep(3 * REFRESH_S)
-    assert owner.router.fault == ""
+    assert owner.router.masters.fault == ""
     assert await owner.do(b"GET", HIGH) is None
 
 
@@ -402,7 +404,7 @@ async def test_at_the_start_somebody_comes_late(net: FakeNet, nursery: trio.Nurs
     nursery.start_soon(appear)
     owner = Owner()
     await nursery.start(owner.router.run)
-    assert owner.router.fault == ""
+    assert owner.router.masters.fault == ""
     nursery.cancel_scope.cancel()
 
 
@@ -412,7 +414,7 @@ async def test_at_the_start_a_part_of_the_masters_will_do(
     net[B].refuses = True
     owner = Owner()
     await nursery.start(owner.router.run)
-    assert B in owner.router.fault
+    assert B in owner.router.masters.fault
     assert await owner.do(b"GET", LOW) is None
     nursery.cancel_scope.cancel()
 
@@ -485,31 +487,31 @@ async def test_a_redis_that_holds_an_unfinished_import_is_refused(net: FakeNet, 
 
 
 async def test_an_import_that_begins_later_is_told(owner: Owner, net: FakeNet) -> None:
-    assert owner.router.fault == ""
+    assert owner.router.masters.fault == ""
     for name in (A, B):
         net[name].answers[b"TYPE"] = lambda _words: b"string"
     await trio.sleep(2 * REFRESH_S)
-    assert "an import that was not finished" in owner.router.fault
+    assert "an import that was not finished" in owner.router.masters.fault
 
 
 async def test_a_master_whose_memory_is_full_is_told(owner: Owner, net: FakeNet) -> None:
-    assert owner.router.full == ""
+    assert owner.router.masters.full == ""
     net[A].answers[b"INFO"] = lambda _words: b"used_memory:1001\r\nused_memory_rss:1\r\nmaxmemory:1000\r\n"
     await trio.sleep(2 * REFRESH_S)
-    assert owner.router.full == f"{A} has reached its maxmemory; what does not grow goes on"
+    assert owner.router.masters.full == f"{A} has reached its maxmemory; what does not grow goes on"
     net[A].answers[b"CONFIG"] = lambda _words: {b"maxmemory-policy": b"allkeys-lru"}
     await trio.sleep(2 * REFRESH_S)
-    assert owner.router.full == ""
+    assert owner.router.masters.full == ""
 
 
 async def test_a_master_with_too_few_replicas_for_writes_is_told(owner: Owner, net: FakeNet) -> None:
-    assert owner.router.fault == ""
+    assert owner.router.masters.fault == ""
     net[A].answers[b"CONFIG"] = lambda _words: {b"min-replicas-to-write": b"1"}
     await trio.sleep(2 * REFRESH_S)
-    assert owner.router.fault == f"{A} has 0 replicas, and writes need 1"
+    assert owner.router.masters.fault == f"{A} has 0 replicas, and writes need 1"
     net[A].answers[b"ROLE"] = lambda _words: [b"master", 0, [[b"a", b"1", b"0"]]]
     await trio.sleep(2 * REFRESH_S)
-    assert owner.router.fault == ""
+    assert owner.router.masters.fault == ""
 
 
 async def test_keys_are_counted_now_and_then(owner: Owner, net: FakeNet) -> None:
@@ -517,15 +519,15 @@ async def test_keys_are_counted_now_and_then(owner: Owner, net: FakeNet) -> None
     net[B].keys.held |= {b"c": b""}
     net[C].keys.held |= {b"d": b""}
     await trio.sleep(2 * REFRESH_S)
-    assert owner.router.keys == 3
+    assert owner.router.masters.keys == 3
 
 
 async def test_what_masters_say_of_themselves_is_one_word_or_several(owner: Owner, net: FakeNet) -> None:
-    assert owner.router.config("appendfsync") == "everysec"
+    assert owner.router.masters.config("appendfsync") == "everysec"
     net[A].answers[b"CONFIG"] = lambda _words: {b"appendfsync": b"always"}
     await trio.sleep(2 * REFRESH_S)
-    assert owner.router.config("appendfsync") == "always/everysec"
-    assert owner.router.config("appendonly") == "unknown/yes"
+    assert owner.router.masters.config("appendfsync") == "always/everysec"
+    assert owner.router.masters.config("appendonly") == "unknown/yes"
 
 
 async def test_round_trips_are_told_as_percentiles(owner: Owner) -> None:

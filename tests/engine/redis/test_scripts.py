@@ -1,22 +1,27 @@
-"""The Lua scripts on a real Redis: all of them load, and a unit is done as a whole or not at all."""
+"""The Lua scripts on a real Redis: all of them load, and a unit is done as a whole or not at all.
+
+What a unit makes of commands of Redis is tried here with more of them than our own commands use.
+"""
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+import msgpack
 import pytest
 from coredis.exceptions import ResponseError
 
 from engine.calls import Batch
 from engine.commands.table import parse
 from engine.limits import Limits
-from engine.redis.batches import Unit
+from engine.redis.batches import PIECE_KEYS_MAX, Unit
 from engine.redis.receipts import Receipts
 from engine.redis.request import Request
-from engine.redis.scripts import SCRIPTS
+from engine.redis.scripts import ALONE, APPEND, SCRIPTS, SHRINKING_UNIT, UNIT
 from engine.redis.slots import slot_of
 from engine.replies import OK, Error, Failure, Integer, Refused, Reply, Value
 from tests.harness.redis import RedisError, RedisNode, Wire
@@ -226,3 +231,198 @@ def test_a_queue_that_a_unit_makes_anew_is_another_queue(wire: Wire) -> None:
     marks = [first, *wire.do("LRANGE", "{k}q", 0, 0), *wire.do("LRANGE", "{k}r", 0, 0)]
     assert all(one != other for one, other in pairwise(sorted(marks)))
     assert unit(wire, "SET {k}a v") == [OK]
+
+
+# Commands of Redis in a unit
+
+
+def asked(change: str, *words: str | int, keys: int = 1, refusal: str | None = "") -> list[Any]:
+    """A command of Redis as a unit takes it, with its keys first; '' for `change` is one that only reads."""
+    return ["REDIS", [change, [keys if change else 0, *words]], refusal if change else None]
+
+
+def queue(name: str, *words: Any, refusal: str | None = "") -> list[Any]:
+    """A command on queues likewise."""
+    return [name, list(words), refusal]
+
+
+REFUSED = asked("replace", "SET", "{k}nothing", "v", "XX", refusal="false")
+
+
+def do_all(wire: Wire, *commands: list[Any], script: bytes = UNIT.digest) -> Any:
+    packed = msgpack.packb(commands, use_bin_type=False)
+    return wire.do("EVALSHA", script, len(KEYS), *KEYS, "{k}receipts", 1, "{k}aside:", 10**6, packed)
+
+
+def calls(wire: Wire, name: str) -> int:
+    """How often Redis has done a command."""
+    found = re.search(rb"cmdstat_%b:calls=(\d+)" % name.encode(), wire.do("INFO", "commandstats"))
+    return int(found[1]) if found else 0
+
+
+CHANGED_IN_PLACE = [
+    ("APPEND", "{k}v", "more"),
+    ("APPEND", "{k}none", "more"),
+    ("INCR", "{k}expiring"),
+    ("INCR", "{k}none"),
+    ("PERSIST", "{k}expiring"),
+    ("PERSIST", "{k}none"),
+    ("PEXPIRE", "{k}v", 1),
+    ("PEXPIRE", "{k}expiring", 10**9),
+    ("PEXPIRE", "{k}list", 0),
+    ("GETDEL", "{k}expiring"),
+    ("SETRANGE", "{k}v", 3, "x"),
+    ("SADD", "{k}none", "x"),
+    ("RPUSH", "{k}list", "x"),
+]
+
+
+@pytest.mark.parametrize("words", CHANGED_IN_PLACE, ids=lambda words: " ".join(map(str, words)))
+def test_what_is_changed_in_its_place_is_as_it_was_after_a_refusal(wire: Wire, words: tuple[str | int, ...]) -> None:
+    """I7"""
+    wire.do_many([("SET", "{k}v", "value"), ("SET", "{k}expiring", 5, "EX", 1000), ("RPUSH", "{k}list", 1, 2)])
+    before = everything(wire)
+    alone = wire.do(*words)
+    after = everything(wire)
+    wire.do("FLUSHALL")
+    wire.do_many([("SET", "{k}v", "value"), ("SET", "{k}expiring", 5, "EX", 1000), ("RPUSH", "{k}list", 1, 2)])
+    before = everything(wire)
+    for times in (1, 3):
+        refused, index, _ = do_all(wire, *[asked("copy", *words)] * times, REFUSED)
+        assert (refused, index) == (0, times)
+        assert everything(wire) == before
+    assert do_all(wire, asked("copy", *words)) == [1, alone]
+    assert {key: dump for key, (dump, _) in everything(wire).items()} == {key: dump for key, (dump, _) in after.items()}
+
+
+def test_a_key_is_copied_once_however_often_a_unit_changes_it(wire: Wire) -> None:
+    wire.do("SET", "{k}a", "v")
+    wire.do("CONFIG", "RESETSTAT")
+    do_all(wire, *[asked("copy", "APPEND", "{k}a", "w")] * 10, *[asked("copy", "APPEND", "{k}b", "w")] * 10)
+    assert (calls(wire, "copy"), wire.do("STRLEN", "{k}a"), wire.do("STRLEN", "{k}b")) == (1, 11, 10)
+    assert set(wire.do("KEYS", "*")) == {b"{k}a", b"{k}b"}
+    do_all(wire, *[asked("replace", "SET", "{k}a", "w")] * 10, asked("copy", "APPEND", "{k}a", "w"))
+    assert (calls(wire, "rename"), calls(wire, "copy")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        queue("QPUSH", "{k}a", "", msgpack.packb(["x"])),
+        queue("QPOP", "{k}a", refusal="0"),
+        queue("BQPOP", "{k}a", 2, 100),
+    ],
+    ids=lambda change: change[0],
+)
+def test_a_key_is_kept_once_more_after_a_change_that_has_an_undo_of_its_own(wire: Wire, change: list[Any]) -> None:
+    """I7"""
+    unit(wire, "QPUSH {k}a 1 2 3")
+    before = everything(wire)
+    commands = [asked("copy", "PERSIST", "{k}a"), change, asked("replace", "SET", "{k}a", "v")]
+    assert do_all(wire, *commands, REFUSED)[:2] == [0, 3]
+    assert everything(wire) == before
+
+
+def test_a_command_that_changes_two_keys_gives_both_back(wire: Wire) -> None:
+    wire.do_many([("SET", "{k}a", "1", "EX", 1000), ("SET", "{k}b", "2")])
+    before = everything(wire)
+    assert do_all(wire, asked("copy", "RENAME", "{k}a", "{k}b", keys=2), REFUSED)[:2] == [0, 1]
+    assert everything(wire) == before
+    assert do_all(wire, asked("copy", "RENAME", "{k}a", "{k}b", keys=2)) == [1, b"OK"]
+    assert wire.do("GET", "{k}b") == b"1"
+    assert wire.do("KEYS", "*") == [b"{k}b"]
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (asked("copy", "INCR", "{k}word"), "ERR value is not an integer or out of range"),
+        (asked("copy", "INCR", "{k}queue"), "WRONGTYPE the key holds a queue"),
+        (asked("copy", "INCR", "{k}hash"), "WRONGTYPE the key holds something foreign"),
+        (asked("copy", "SADD", "{k}word", "x"), "WRONGTYPE the key holds a plain value"),
+        (queue("QPOP", "{k}word", refusal="0"), "WRONGTYPE the key holds a plain value"),
+    ],
+)
+def test_an_error_of_a_command_that_changes_refuses_the_unit_and_one_that_reads_answers_it(
+    wire: Wire, command: list[Any], error: str
+) -> None:
+    wire.do_many([("SET", "{k}word", "w"), ("RPUSH", "{k}queue", "holdfast:queue:1"), ("HSET", "{k}hash", "a", 1)])
+    before = everything(wire)
+    write = asked("replace", "SET", "{k}a", "v")
+    refused, index, answer = do_all(wire, write, command)
+    assert (refused, index, str(answer)) == (0, 1, error)
+    assert everything(wire) == before
+    for key, held in (("{k}queue", "a queue"), ("{k}hash", "something foreign")):
+        done, ok, answer = do_all(wire, write, asked("", "STRLEN", key))
+        assert (done, ok, str(answer)) == (1, b"OK", f"WRONGTYPE the key holds {held}")
+
+
+def test_very_many_keys_are_done_in_pieces_whose_counts_add_up(wire: Wire) -> None:
+    """As many as a command may have: Lua could not hand them on at once."""
+    count = 65_000
+    keys = [b"{k}%d" % number for number in range(count)]
+    wire.do_many([("SET", key, "v") for key in keys[: 3 * PIECE_KEYS_MAX]])
+    wire.do("SET", "{k}expiring", "v", "EX", 1000)
+    many = b" ".join([*keys, *keys[:10], b"{k}expiring"]).decode()
+    before = everything(wire)
+    refused = unit(wire, f"DELETE {many}", f"EXISTS {many}", "SET {k}nothing v XX")
+    assert refused == Refused(Failure(Error.KEY_NOT_FOUND), 2)
+    assert everything(wire) == before
+    found = 3 * PIECE_KEYS_MAX + 1
+    assert unit(wire, f"EXISTS {many}", f"DELETE {many}", f"EXISTS {many}") == [
+        *(Integer(found + 10), Integer(found), Integer(0)),
+    ]
+    assert wire.do("DBSIZE") == 0
+    assert unit(wire, f"EXISTS {many}", f"DELETE {many}") == Refused(Failure(Error.KEY_NOT_FOUND), 1)
+
+
+def any_command(rng: random.Random) -> list[Any]:
+    key, other = rng.choice(KEYS[:2]), rng.choice(KEYS[:2])
+    values = msgpack.packb(["a"] * rng.randrange(1, 4), use_bin_type=False)
+    return rng.choice(
+        (
+            *(asked("replace", "SET", key, "5"), asked("replace", "SET", key, "6", "EX", 100)),
+            *(asked("replace", "SET", key, "7", "NX", refusal="false"), asked("replace", "UNLINK", key, other, keys=2)),
+            *(asked("copy", "INCR", key), asked("copy", "APPEND", key, "1"), asked("copy", "PERSIST", key)),
+            *(asked("copy", "PEXPIRE", key, 50_000), asked("", "GET", key), asked("", "EXISTS", key, other)),
+            *(queue("QPUSH", key, b"holdfast:queue:%032x" % rng.getrandbits(128), values),),
+            *(queue("QPOP", key, refusal="0"), queue("BQPOP", key, 1, 0), queue("BQPOP", key, 3, 10)),
+            queue("QLEN", key, refusal=None),
+        )
+    )
+
+
+def test_commands_of_redis_and_of_queues_at_random_leave_no_trace_of_a_refused_unit(wire: Wire) -> None:
+    """I7"""
+    rng = random.Random(7)
+    for number in range(2 * UNITS):
+        for command in (any_command(rng) for _ in range(6)):
+            do_all(wire, command)
+        before = everything(wire)
+        commands = [any_command(rng) for _ in range(rng.randrange(1, 13))]
+        refused, _, _ = do_all(wire, *commands, REFUSED, script=rng.choice((UNIT, SHRINKING_UNIT)).digest)
+        assert refused == 0
+        assert everything(wire) == before, (number, commands)
+    assert not [key for key in wire.do("KEYS", "*") if b"aside" in key]
+
+
+# How scripts are put together
+
+
+def test_a_script_has_the_definitions_that_it_uses_and_no_others() -> None:
+    assert b"local function pop_first(" in ALONE["BQPOP"].source
+    for name, unused in (("QLEN", b"leave_receipts"), ("QPUSH", b"leave_receipts"), ("QPOP", b"pop_first")):
+        assert unused not in ALONE[name].source
+    assert b"mark_of" in APPEND.source
+    for name in ALONE:
+        assert b"local function %b(" % name.encode() in UNIT.source
+
+
+def test_what_a_script_may_do_follows_from_what_its_command_does() -> None:
+    first_lines = {name: script.source.splitlines()[0] for name, script in ALONE.items()}
+    assert first_lines == {
+        "QPUSH": b"#!lua",
+        "QPOP": b"#!lua flags=allow-oom",
+        "BQPOP": b"#!lua flags=allow-oom",
+        "QLEN": b"#!lua flags=no-writes",
+    }
