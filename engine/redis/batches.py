@@ -15,7 +15,7 @@ import msgpack
 
 from engine.calls import Batch, Command
 from engine.commands.grammar import Effect
-from engine.commands.table import LIGHT, TAKING, in_pieces, keys_of, row_of, weigh
+from engine.commands.table import HEAVY, TAKING, in_pieces, keys_of, row_of, weigh
 from engine.redis.errors import Lost, NotReplicated
 from engine.redis.faults import refusal
 from engine.redis.performer import TRANSLATIONS, Performer, own_name
@@ -84,7 +84,7 @@ class Pipeline:
                 if self._batch.popped_bytes >= self._answer_bytes_max:
                     self._replies[index] = POPPED_ENOUGH
                     continue
-            elif type(command) not in LIGHT and row_of(command).adds_up:
+            elif type(command) in HEAVY and row_of(command).adds_up:
                 pops += min(SLICE_POPS_MAX, weigh(command) // SLICE_POPS_MAX)
             self._under_way += 1
             self._performer.perform(command, self._batch.taken, partial(self._done, index))
