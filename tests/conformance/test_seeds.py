@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from engine.commands.table import TABLE
 from tests.harness.process import Server
 
 BLANK = None
@@ -24,8 +25,7 @@ SESSIONS: dict[str, list[Row]] = {
             400,
             {
                 "error": "invalid command",
-                "detail": "unknown command '123', expected one of SET, GET, DELETE, EXISTS, QPUSH, QPOP, BQPOP,"
-                " QLEN, TTL, PING",
+                "detail": "unknown command '123', expected one of " + ", ".join(row.name for row in TABLE),
             },
         ),
         ({"command": "GET hello"}, 200, {"value": "world"}),
