@@ -3,7 +3,7 @@
 Each family has a file that says it of its commands, as one of three kinds:
 
 - `Native`: Redis has such a command. By itself it is sent as it is; in a unit the script is given the same words, calls
-  Redis with them, and undoes it in one of two ways if the unit comes to nothing.
+  Redis with them, and undoes it in one of three ways if the unit comes to nothing.
 - `Scripted`: a function of the family's file in `lua/` does it, and says there how it is undone.
 - `Local`: nothing is asked of Redis.
 
@@ -34,6 +34,9 @@ class Undo(Enum):
 
     COPY = "copy"
     """What its keys hold is copied, once in a unit: for commands that change it."""
+
+    EXPIRY = "expiry"
+    """It is noted when its keys expire: for commands that change nothing else, and never remove a key."""
 
 
 class Refusal(Enum):

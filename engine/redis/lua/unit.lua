@@ -38,10 +38,7 @@ end
 
 -- Keeps what a key holds, expiry included, until the unit is done. A copy leaves the key as it is. Else something small
 -- takes the place of what it held, so that Redis still finds that it exists.
-local function keep(key, as_copy)
-  if kept[key] then
-    return
-  end
+local function keep_all(key, as_copy)
   if redis.call('EXISTS', key) == 0 then
     undo_by(key, 'DEL', key)
   else
@@ -54,6 +51,26 @@ local function keep(key, as_copy)
     end
   end
   kept[key] = true
+end
+
+-- Notes when a key expires, which costs the same however much it holds.
+local function keep_expiry(key)
+  local deadline_ms = redis.call('PEXPIRETIME', key)
+  if deadline_ms < 0 then
+    undo_by(key, 'PERSIST', key)
+  else
+    undo_by(key, 'PEXPIREAT', key, deadline_ms)
+  end
+end
+
+local function keep(key, change)
+  if kept[key] then
+    return
+  elseif change == 'expiry' then
+    keep_expiry(key)
+  else
+    keep_all(key, change == 'copy')
+  end
 end
 
 -- Does a command that Redis has. What is wrong with it is its answer; any other error ends the unit.
@@ -70,12 +87,12 @@ local function call(name, key, ...)
 end
 
 -- Does a command of Redis, or several whose numbers are added up: each an array of how many keys it changes, its name,
--- these keys, and other words. `change` says how to undo that: 'copy', 'replace', or '' if it changes nothing.
+-- these keys, and other words. `change` says how that is undone: 'copy', 'replace', 'expiry', or '' if nothing changes.
 local function REDIS(change, ...)
   local sum = 0
   for _, command in ipairs({...}) do
     for index = 3, 2 + command[1] do
-      keep(command[index], change == 'copy')
+      keep(command[index], change)
     end
     local answer = call(unpack(command, 2))
     if type(answer) ~= 'number' then

@@ -323,6 +323,21 @@ def test_a_key_is_kept_once_more_after_a_change_that_has_an_undo_of_its_own(wire
     assert everything(wire) == before
 
 
+@pytest.mark.parametrize("key", ["{k}v", "{k}expiring", "{k}list", "{k}none"])
+def test_what_only_changes_an_expiry_is_undone_without_a_copy(wire: Wire, key: str) -> None:
+    """I7"""
+    wire.do_many([("SET", "{k}v", "value"), ("SET", "{k}expiring", 5, "EX", 1000), ("RPUSH", "{k}list", 1, 2)])
+    before = everything(wire)
+    wire.do("CONFIG", "RESETSTAT")
+    changes = [asked("expiry", "PERSIST", key), asked("expiry", "PEXPIRE", key, 10**9), asked("expiry", "PERSIST", key)]
+    assert do_all(wire, *changes, asked("replace", "SET", key, "w"), asked("expiry", "PERSIST", key), REFUSED)[:2] == [
+        0,
+        5,
+    ]
+    assert everything(wire) == before
+    assert calls(wire, "copy") == 0
+
+
 def test_a_command_that_changes_two_keys_gives_both_back(wire: Wire) -> None:
     wire.do_many([("SET", "{k}a", "1", "EX", 1000), ("SET", "{k}b", "2")])
     before = everything(wire)
@@ -383,8 +398,8 @@ def any_command(rng: random.Random) -> list[Any]:
         (
             *(asked("replace", "SET", key, "5"), asked("replace", "SET", key, "6", "EX", 100)),
             *(asked("replace", "SET", key, "7", "NX", refusal="false"), asked("replace", "UNLINK", key, other, keys=2)),
-            *(asked("copy", "INCR", key), asked("copy", "APPEND", key, "1"), asked("copy", "PERSIST", key)),
-            *(asked("copy", "PEXPIRE", key, 50_000), asked("", "GET", key), asked("", "EXISTS", key, other)),
+            *(asked("copy", "INCR", key), asked("copy", "APPEND", key, "1"), asked("expiry", "PERSIST", key)),
+            *(asked("expiry", "PEXPIRE", key, 50_000), asked("", "GET", key), asked("", "EXISTS", key, other)),
             *(queue("QPUSH", key, b"holdfast:queue:%032x" % rng.getrandbits(128), values),),
             *(queue("QPOP", key, refusal="0"), queue("BQPOP", key, 1, 0), queue("BQPOP", key, 3, 10)),
             queue("QLEN", key, refusal=None),
