@@ -35,6 +35,13 @@ class Get(Command):
     key: bytes
 
 
+@frozen
+class StrLen(Command):
+    """Asks how long a value is."""
+
+    key: bytes
+
+
 def _condition(name: str, _argument: bytes) -> Condition:
     return Condition(name)
 
@@ -70,6 +77,16 @@ ROWS: tuple[Row, ...] = (
         fields_answer="`key`, `value`",
         parameters=(KEY,),
         errors={**NO_KEY, **OTHER_KIND},
+        needs=Needs.VALUE,
+    ),
+    Row(
+        name="STRLEN",
+        command=StrLen,
+        summary="Length of the value of a key in bytes; 0 when there is no such key.",
+        line_answer='200 `{"value": n}`',
+        fields_answer="`key`, `value`",
+        parameters=(KEY,),
+        errors=OTHER_KIND,
         needs=Needs.VALUE,
     ),
 )

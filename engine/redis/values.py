@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from engine.calls import Command
-from engine.commands.values import Condition, Get, Set
-from engine.redis.translation import Native, Refusal, Translation, Undo, on_key
+from engine.commands.values import Condition, Get, Set, StrLen
+from engine.redis.translation import Native, Refusal, Translation, Undo, integer, on_key
 from engine.replies import OK, Error, Failure, Reply, Value
 
 KEY_NOT_FOUND = Failure(Error.KEY_NOT_FOUND)
@@ -34,4 +34,5 @@ def _after_get(_command: Get, answer: Any) -> Reply:
 TRANSLATIONS: dict[type[Command], Translation] = {
     Set: Native(_set, _after_set, Undo.REPLACE, Refusal.NULL),
     Get: Native(on_key(b"GET"), _after_get),
+    StrLen: Native(on_key(b"STRLEN"), integer),
 }

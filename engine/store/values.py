@@ -8,8 +8,8 @@ from typing import Any
 
 from engine.calls import Command
 from engine.commands.table import wrong_type
-from engine.commands.values import Condition, Get, Set
-from engine.replies import OK, Error, Value
+from engine.commands.values import Condition, Get, Set, StrLen
+from engine.replies import OK, Error, Integer, Value
 from engine.store import ops
 from engine.store.ops import Op
 from engine.store.store import Decision, Queue, Store, refuse, value_cost
@@ -40,6 +40,13 @@ def _get(store: Store, command: Get, now_ms: int) -> Decision:
     return (), Value(entry)  # type: ignore[arg-type]  # an entry that is no queue is bytes
 
 
+def _strlen(store: Store, command: StrLen, now_ms: int) -> Decision:
+    entry = store.live(command.key, now_ms)
+    if type(entry) is Queue:
+        return (), wrong_type(command)
+    return (), Integer(0 if entry is None else len(entry))
+
+
 def undo_replacement(store: Store, op: Op) -> Callable[[], None]:
     """What takes back an op that replaces or removes whatever its key holds."""
     key = op[1]
@@ -47,6 +54,6 @@ def undo_replacement(store: Store, op: Op) -> Callable[[], None]:
 
 
 # A row maps each command to a function that takes that very type; a dict's type cannot say so, hence Any.
-DECIDE: dict[type[Command], Callable[[Store, Any, int], Decision]] = {Set: _set, Get: _get}
+DECIDE: dict[type[Command], Callable[[Store, Any, int], Decision]] = {Set: _set, Get: _get, StrLen: _strlen}
 APPLY = {ops.PUT: Store.put}
 UNDO = {ops.PUT: undo_replacement}

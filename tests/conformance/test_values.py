@@ -6,6 +6,8 @@ from engine.replies import Error, Failure, Integer, Value
 from tests.conformance.cases import ALREADY_EXISTS, AS_IT_WAS, GET_OF_A_QUEUE, KINDS, NEW, NOT_FOUND, OK, Case, either
 from tests.conformance.store import Store
 
+STRLEN_OF_A_QUEUE = Failure(Error.WRONG_TYPE, "the key holds a queue, STRLEN reads plain values")
+
 CASES: dict[str, Case] = {
     "SET k v": dict.fromkeys(KINDS, (OK, NEW)),
     "SET k v EX 2": dict.fromkeys(KINDS, (OK, {b"k": ("value", b"v", 2000)})),
@@ -15,6 +17,11 @@ CASES: dict[str, Case] = {
         **either((NOT_FOUND, AS_IT_WAS), (Value(b"old"), AS_IT_WAS)),
         "queue": (GET_OF_A_QUEUE, AS_IT_WAS),
         "emptied": (GET_OF_A_QUEUE, AS_IT_WAS),
+    },
+    "STRLEN k": {
+        **either((Integer(0), AS_IT_WAS), (Integer(3), AS_IT_WAS)),
+        "queue": (STRLEN_OF_A_QUEUE, AS_IT_WAS),
+        "emptied": (STRLEN_OF_A_QUEUE, AS_IT_WAS),
     },
 }
 
@@ -40,3 +47,9 @@ async def test_the_longest_expiry_is_kept(store: Store) -> None:
     assert 10**12 - 60 < left.value <= 10**12
     assert await store.do(f"SET k v PX {10**15}") == OK
     assert await store.do("GET k") == Value(b"v")
+
+
+async def test_a_length_is_in_bytes(store: Store) -> None:
+    for value in (b"", "ä€😀".encode(), b"\x00\xff" * 1000):
+        await store.do([b"SET", b"k", value])
+        assert await store.do("STRLEN k") == Integer(len(value))

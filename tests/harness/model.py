@@ -199,6 +199,12 @@ class Model:
             return "error", "key not found"
         return ("error", "wrong type") if isinstance(entry, Line) else ("value", entry.value)
 
+    def _strlen(self, key: bytes) -> Answer:
+        entry = self._look(key)
+        if isinstance(entry, Line):
+            return "error", "wrong type"
+        return "integer", len(entry.value) if entry is not None else 0
+
     def _delete(self, *keys: bytes) -> Answer:
         count = 0
         for key in keys:

@@ -453,7 +453,7 @@ def test_replay_of_a_long_random_life_makes_the_same_state() -> None:
     rng = random.Random(7)
     live, replayed_, commits = State(), State(), 0
     lines = [line.replace("k", f"key{n}") for line in CASES for n in range(3)]
-    for step in range(3_000):
+    for step in range(5_000):
         now_ms = NOW_MS + step * 10
         effects, _ = live.decide(command_of(rng.choice(lines)), now_ms)
         expired = live.expired(now_ms, 2, 100) if not effects else ()
