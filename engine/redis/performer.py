@@ -89,46 +89,50 @@ class Performer:
         if len(named) > 1 and row_of(command).adds_up:
             _Count(self._router, command, how, finish).go_on()
             return
-        slot = self._router.slot_of(named[0])
-
-        def done(answer: Any) -> None:
-            if not isinstance(answer, Exception):
-                finish(how.understand(command, answer))
-            elif isinstance(answer, WrongTypeError):
-                self._tell_type(command, named[0], slot, finish)
-            else:
-                finish(refusal(answer, command))
-
-        words = how.words(command)
+        # No closure: each variable of one is an object for the garbage collector, and that took 3 us a command.
+        slot, words = self._router.slot_of(named[0]), how.words(command)
+        done = partial(self._answered, command, how, finish)
         self._router.post(Request(words[0], words[1:], slot, done, type(command) in _CHANGING))
 
-    def _tell_type(self, command: Command, key: bytes, slot: int, finish: Finish) -> None:
+    def _run(self, command: Command, named: tuple[bytes, ...], how: Scripted, taken: list[Any], finish: Finish) -> None:
+        """Runs the script of a command."""
+        slot, words, kind = self._router.slot_of(named[0]), how.words(command), type(command)
+        if how.end is None:
+            done = partial(self._answered, command, how, finish)
+        else:
+            token = self._receipts.new_tokens(1)
+            words = (*words, self._receipts.key_for(slot), token)
+            done = partial(self._popped, command, how, token, taken, finish)
+        self._router.post(script_call(_SCRIPTS[kind], named, words, slot, done, writes=kind in _CHANGING))
+
+    def _answered(self, command: Command, how: Native | Scripted, finish: Finish, answer: Any) -> None:
+        if not isinstance(answer, Exception):
+            finish(how.understand(command, answer))
+        elif isinstance(answer, WrongTypeError) and isinstance(how, Native):
+            self._tell_type(command, finish)
+        else:
+            finish(refusal(answer, command))
+
+    def _tell_type(self, command: Command, finish: Finish) -> None:
         """Says what a key holds, of which Redis has only said that it is of the wrong type."""
 
         def done(kind: Any) -> None:
             finish(wrong_type(command, foreign=isinstance(kind, bytes) and kind != b"list"))
 
-        self._router.post(Request(b"TYPE", (key,), slot, done))
+        key = keys_of(command)[0]
+        self._router.post(Request(b"TYPE", (key,), self._router.slot_of(key), done))
 
-    def _run(self, command: Command, named: tuple[bytes, ...], how: Scripted, taken: list[Any], finish: Finish) -> None:
-        """Runs the script of a command."""
-        slot, words, kind = self._router.slot_of(named[0]), how.words(command), type(command)
-        token = 0
-        if how.end is not None:
-            token = self._receipts.new_tokens(1)
-            words = (*words, self._receipts.key_for(slot), token)
-
-        def done(answer: Any) -> None:
-            if isinstance(answer, Exception):
-                if how.end is not None:
-                    self._take_back(answer, token, named[0], how.end)
-                finish(refusal(answer, command))
-                return
-            if how.end is not None:
-                taken.extend(receipts_in(answer, token, named[0], how.end))
-            finish(how.understand(command, answer))
-
-        self._router.post(script_call(_SCRIPTS[kind], named, words, slot, done, writes=kind in _CHANGING))
+    def _popped(
+        self, command: Command, how: Scripted, token: int, taken: list[Any], finish: Finish, answer: Any
+    ) -> None:
+        """Keeps the receipt of a pop."""
+        assert how.end is not None
+        (key,) = keys_of(command)
+        if isinstance(answer, Exception):
+            self._take_back(answer, token, key, how.end)
+        else:
+            taken += receipts_in(answer, token, key, how.end)
+        self._answered(command, how, finish, answer)
 
     def _take_back(self, error: Exception, token: int, key: bytes, end: bytes) -> None:
         """Has a value go back for which its client gets an error; when it got lost, if it was popped at all."""
