@@ -23,6 +23,9 @@ _logger = logging.getLogger("holdfast.redis")
 
 _UNAVAILABLE_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ", "UNKILLABLE", "LOADING", "NOMASTERLINK")
 
+_DENIED_TO_SCRIPTS = ("ACL failure in script", "The user executing the script can't")
+"""How Redis says that its user may not do what a script does: from 7.2 on, and before."""
+
 _BEHIND = Failure(Error.UNAVAILABLE, "done, but too few replicas have it yet: it may be lost if the master fails")
 _UNDONE = Failure(Error.UNAVAILABLE, "too few replicas are there: what was popped goes back")
 
@@ -45,7 +48,7 @@ def refusal(error: Exception, command: Command) -> Failure:
         return _UNDONE if type(command) in TAKING else _BEHIND
     if isinstance(error, (RedisClusterError, ReadOnlyError, BusyLoadingError)) or text.startswith(_UNAVAILABLE_CODES):
         return Failure(Error.UNAVAILABLE, f"redis: {text}")
-    if isinstance(error, (AuthenticationError, AuthorizationError)) or text.startswith("ACL failure in script"):
+    if isinstance(error, (AuthenticationError, AuthorizationError)) or text.startswith(_DENIED_TO_SCRIPTS):
         return Failure(Error.UNAVAILABLE, "redis does not permit this to the server's user")
     if isinstance(error, ResponseError) and text.startswith("OOM"):
         return Failure(Error.STORAGE_FULL, "redis has reached its maxmemory")

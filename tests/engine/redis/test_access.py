@@ -13,12 +13,17 @@ import trio
 from engine.redis.errors import ClusterError
 from engine.replies import Error, Failure, Ok, Value
 from tests.conformance.cases import OK
+from tests.conformance.table import CASES
 from tests.harness.front import Front, start_front, unavailable
+from tests.harness.process import ROOT
 from tests.harness.redis import RedisNode, RedisPair
 from tests.harness.redis_node import Port
 from tests.harness.waiting import until
 
 PASSWORD = "s3cret-word"
+
+NO_FAULTS = (Error.KEY_NOT_FOUND, Error.KEY_ALREADY_EXISTS, Error.QUEUE_IS_EMPTY, Error.WRONG_TYPE)
+"""What a command may be refused with that Redis has done all the same."""
 
 
 async def complaint_of(url: str) -> str:
@@ -106,6 +111,34 @@ async def test_a_user_may_be_denied_what_only_tells_and_cleans_up(nursery: trio.
             }
             node.do("CLIENT", "KILL", "USER", "front")
             await front.until_unavailable("GET k")
+
+
+def documented_rules() -> list[str]:
+    """The rules that docs/operations.md gives a user of fronts."""
+    text = (ROOT / "docs/operations.md").read_text()
+    _, _, rules = text.partition("ACL SETUSER holdfast on >PASSWORD ")
+    return rules.partition("```")[0].split()
+
+
+async def test_the_rights_that_are_documented_are_enough_for_every_command_also_where_a_unit_is_undone(
+    nursery: trio.Nursery, node: RedisNode
+) -> None:
+    async with front_of_user(nursery, node, "resetkeys", *documented_rules()) as front:
+        for line in CASES:
+            at_once = f"{line} 0" if line == "BQPOP k" else line
+            for making in ((), ("SET k old",), ("SET k old EX 1000",), ("QPUSH k first mid last",)):
+                for made in making:
+                    await front.do(made)
+                assert (await front.do_many(at_once, "SET k v NX", "SET k v NX", atomic=True)) is not None
+                replies = [await front.do(at_once)]
+                unit = await front.do_many(at_once, "EXISTS k", atomic=True)
+                replies += unit if isinstance(unit, list) else [unit.failure]
+                for reply in replies:
+                    assert not isinstance(reply, Failure) or reply.error in NO_FAULTS, (line, making, reply)
+                await front.do("DELETE k")
+        (job,) = await front.park("BQPOP q")
+        await front.do("QPUSH q a")
+        assert await job.wait() == Value(b"a")
 
 
 async def test_a_user_who_is_denied_scripts_can_do_what_takes_none(nursery: trio.Nursery, node: RedisNode) -> None:
