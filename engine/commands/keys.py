@@ -29,6 +29,13 @@ class Ttl(Command):
     key: bytes
 
 
+@frozen
+class Persist(Command):
+    """Takes away the expiry of a key."""
+
+    key: bytes
+
+
 ROWS: tuple[Row, ...] = (
     Row(
         name="DELETE",
@@ -58,5 +65,15 @@ ROWS: tuple[Row, ...] = (
         line_answer='200 `{"value": n}`',
         fields_answer="`key`, `value`",
         parameters=(KEY,),
+    ),
+    Row(
+        name="PERSIST",
+        command=Persist,
+        summary="Takes away the expiry of a key; 1 when it had one, 0 when it had none or does not exist.",
+        line_answer='200 `{"value": n}`',
+        fields_answer="`key`, `value`",
+        parameters=(KEY,),
+        errors={Error.STORAGE_FULL: "the disk is full: the value is written once more, without its expiry"},
+        effect=Effect.CHANGES,
     ),
 )

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from engine.calls import Command
-from engine.commands.keys import Delete, Exists, Ttl
+from engine.commands.keys import Delete, Exists, Persist, Ttl
 from engine.redis.translation import Native, Refusal, Translation, Undo, integer, on_key, on_keys
 from engine.replies import Error, Failure, Integer, Reply
 
@@ -24,4 +24,5 @@ TRANSLATIONS: dict[type[Command], Translation] = {
     Delete: Native(on_keys(b"UNLINK"), _after_delete, Undo.REPLACE, Refusal.ZERO),
     Exists: Native(on_keys(b"EXISTS"), integer),
     Ttl: Native(on_key(b"PTTL"), _after_ttl),
+    Persist: Native(on_key(b"PERSIST"), integer, Undo.EXPIRY),
 }

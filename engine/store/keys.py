@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.calls import Command
-from engine.commands.keys import Delete, Exists, Ttl
+from engine.commands.keys import Delete, Exists, Persist, Ttl
 from engine.replies import Error, Integer
 from engine.store import ops
 from engine.store.ops import Op
@@ -33,6 +33,13 @@ def _ttl(store: Store, command: Ttl, now_ms: int) -> Decision:
     return (), Integer(-1 if deadline_ms is None else math.ceil((deadline_ms - now_ms) / 1000))
 
 
+def _persist(store: Store, command: Persist, now_ms: int) -> Decision:
+    entry = store.live(command.key, now_ms)
+    if entry is None or store.deadlines.get(command.key) is None:
+        return (), Integer(0)
+    return ((ops.PUT, command.key, entry, None),), Integer(1)  # what expires is a plain value
+
+
 def _remove(store: Store, op: Op) -> None:
     store.remove(op[1])
 
@@ -42,6 +49,11 @@ def _expire(store: Store, op: Op) -> None:
         store.remove(key)
 
 
-DECIDE: dict[type[Command], Callable[[Store, Any, int], Decision]] = {Delete: _delete, Exists: _exists, Ttl: _ttl}
+DECIDE: dict[type[Command], Callable[[Store, Any, int], Decision]] = {
+    Delete: _delete,
+    Exists: _exists,
+    Ttl: _ttl,
+    Persist: _persist,
+}
 APPLY = {ops.REMOVE: _remove, ops.EXPIRE: _expire}
 UNDO = {ops.REMOVE: undo_replacement}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine.replies import Integer
-from tests.conformance.cases import AS_IT_WAS, NOT_FOUND, OK, Case, either
+from engine.replies import Integer, Refused, Value
+from tests.conformance.cases import ALREADY_EXISTS, AS_IT_WAS, KINDS, NOT_FOUND, OK, Case, either
 from tests.conformance.store import Store
 
 CASES: dict[str, Case] = {
@@ -11,6 +11,10 @@ CASES: dict[str, Case] = {
     "DELETE k k x k": either((NOT_FOUND, AS_IT_WAS), (Integer(1), {})),
     "EXISTS k": either((Integer(0), AS_IT_WAS), (Integer(1), AS_IT_WAS)),
     "EXISTS k x k": either((Integer(0), AS_IT_WAS), (Integer(2), AS_IT_WAS)),
+    "PERSIST k": {
+        **dict.fromkeys(KINDS, (Integer(0), AS_IT_WAS)),
+        "expiring": (Integer(1), {b"k": ("value", b"old", None)}),
+    },
     "TTL k": {
         **either((Integer(-2), AS_IT_WAS), (Integer(-1), AS_IT_WAS)),
         "expiring": (Integer(2), AS_IT_WAS),
@@ -56,3 +60,16 @@ async def test_a_command_takes_as_many_keys_as_it_may_have_words(store: Store) -
     assert await store.do([b"EXISTS", *keys]) == Integer(len(keys[::100]))
     assert await store.do([b"DELETE", *keys]) == Integer(len(keys[::100]))
     assert store.content() == {}
+
+
+async def test_a_key_that_persists_keeps_its_value_and_a_refused_unit_gives_its_expiry_back(store: Store) -> None:
+    await store.do("SET k v PX 1000000")
+    before = store.content()
+    assert await store.do_many("PERSIST k", "TTL k", "SET k w NX", atomic=True) == Refused(ALREADY_EXISTS, 2)
+    assert store.content() == before
+    assert await store.do_many("PERSIST k", "TTL k", "GET k", "PERSIST k", atomic=True) == [
+        *(Integer(1), Integer(-1), Value(b"v"), Integer(0))
+    ]
+    await store.do("SET k v EX 1000")
+    assert await store.do("PERSIST k") == Integer(1)
+    assert store.content() == {b"k": ("value", b"v", None)}

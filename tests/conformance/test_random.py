@@ -24,7 +24,7 @@ CONDITION = st.sampled_from([(), (), (b"NX",), (b"XX",)])
 
 SINGLE = st.one_of(
     st.builds(lambda key, pad, ex, nx: [b"SET", key, pad, *ex, *nx], KEYS, PADDING, EXPIRY, CONDITION),
-    st.builds(lambda name, key: [name, key], st.sampled_from([b"GET", b"STRLEN", b"QLEN", b"TTL"]), KEYS),
+    st.builds(lambda name, key: [name, key], st.sampled_from([b"GET", b"STRLEN", b"QLEN", b"TTL", b"PERSIST"]), KEYS),
     st.builds(lambda name, keys: [name, *keys], st.sampled_from([b"DELETE", b"EXISTS"]), KEY_LISTS),
     st.builds(lambda key, pads: [b"QPUSH", key, *pads], KEYS, st.lists(PADDING, min_size=1, max_size=4)),
     st.builds(lambda key: [b"QPOP", key], KEYS),

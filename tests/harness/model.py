@@ -239,6 +239,13 @@ class Model:
             return "integer", -1
         return "integer", -((self.now_ms - entry.deadline_ms) // 1000)
 
+    def _persist(self, key: bytes) -> Answer:
+        entry = self._look(key)
+        if not isinstance(entry, Plain) or entry.deadline_ms is None:
+            return "integer", 0
+        self._entries[key] = Plain(entry.value, None)
+        return "integer", 1
+
     def _ping(self) -> Answer:
         return "value", b"PONG"
 

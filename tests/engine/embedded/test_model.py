@@ -53,7 +53,7 @@ POPS = st.one_of(
 )
 COMMANDS = st.one_of(
     st.builds(lambda key, pad, ex, nx: [b"SET", key, pad, *ex, *nx], KEYS, PADDING, EXPIRY, CONDITION),
-    st.builds(lambda name, key: [name, key], st.sampled_from([b"GET", b"STRLEN", b"QLEN", b"TTL"]), KEYS),
+    st.builds(lambda name, key: [name, key], st.sampled_from([b"GET", b"STRLEN", b"QLEN", b"TTL", b"PERSIST"]), KEYS),
     st.builds(lambda name, keys: [name, *keys], st.sampled_from([b"DELETE", b"EXISTS"]), KEY_LISTS),
     PUSHES,
     POPS,
