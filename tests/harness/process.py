@@ -113,7 +113,7 @@ class Server:
             assert code is None, f"the server ended with {code}:\n{self.log}"
             assert time.monotonic() < deadline_s, f"the server did not start:\n{self.log}"
             time.sleep(0.01)  # a process has no event to wait for
-        assert "Error in sitecustomize" not in self.log, f"what it was to begin with failed:\n{self.log}"
+        self._check_beginning()
         self.host, self.port = found[1], int(found[2])
 
     def signal(self, number: signal.Signals) -> None:
@@ -126,11 +126,13 @@ class Server:
         process, self._process = self._process, None
         assert process is not None, "the server is not running"
         try:
-            return process.wait(within_s)
+            code = process.wait(within_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             raise AssertionError(f"the server did not end within {within_s} s:\n{self.log}") from None
+        self._check_beginning()
+        return code
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -153,6 +155,10 @@ class Server:
         """Status and decoded answer of a GET."""
         response = self._client.get(self.url + path)
         return response.status_code, response.json()
+
+    def _check_beginning(self) -> None:
+        """Python goes on without a program that `beginning_with` gave it, if that fails, and only says so."""
+        assert "Error in sitecustomize" not in self.log, self.log
 
 
 def child_of(server: Server) -> int | None:
