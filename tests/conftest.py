@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
@@ -13,11 +14,14 @@ from hypothesis import HealthCheck, settings
 from trio._core import _run
 from trio.testing import MockClock
 
+from tests.harness.costs import Costs
+from tests.harness.effort import many
 from tests.harness.redis import RedisCluster
 from tests.harness.world import World
 
 settings.register_profile(
     "holdfast",
+    max_examples=many(100),
     derandomize=True,
     database=None,
     deadline=None,
@@ -71,6 +75,15 @@ def run_under_still_clock(
 ) -> None:
     """`trio.run` with a clock that is moved by hand: what waits for a socket or a thread waits in real time."""
     run_under_virtual_time(function, clock=clock or MockClock(), instruments=instruments)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Costs())
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are processors: now and then each waits, for a Redis that fails over, say."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -32,6 +32,10 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUEST_BYTES_MAX = 128 * 1024
 
 
+spent: list[float] = []
+"""CPU seconds of each fork that has ended: they are no children of ours, so the system does not tell."""
+
+
 class Fork:
     """A process, with those methods of `subprocess.Popen` that tests use.
 
@@ -50,8 +54,10 @@ class Fork:
         """The exit code, a signal's negated; None while it runs."""
         with self._lock:
             if self._code is None and self._ended_within(0):
-                self._code = int(self._keeper.recv(16))
+                code, cpu_ticks = map(int, self._keeper.recv(64).split())
                 self._keeper.close()
+                self._code = code
+                spent.append(cpu_ticks / os.sysconf("SC_CLK_TCK"))
             return self._code
 
     def wait(self, timeout: float | None = None) -> int:
@@ -138,7 +144,9 @@ def _keep(pid: int, told: socket.socket) -> None:
     told.send(b"%d" % pid)
     end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert end is not None
-    told.send(b"%d" % (end.si_status if end.si_code == os.CLD_EXITED else -end.si_status))
+    code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+    cpu_ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]  # its own and its children's
+    told.send(b"%d %d" % (code, sum(map(int, cpu_ticks))))
     told.recv(1)  # nothing comes; it is closed over there
     os._exit(0)
 

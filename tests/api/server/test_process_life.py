@@ -332,6 +332,7 @@ def settled(server: Server) -> dict[str, int]:
     }
 
 
+@pytest.mark.costly("twenty thousand requests to a process")
 def test_twenty_thousand_requests_and_twenty_checkpoints_leave_nothing_behind(executed: Server) -> None:
     """H6, E10: a leak of 250 bytes a request would be seen."""
     soak(executed, 0)

@@ -15,6 +15,7 @@ from engine.store import ops
 from engine.store.ops import BadOp, Op
 from engine.store.state import BIG_QUEUE_LENGTH, ITEM_RECORD_BYTES, PUSH_BYTES_MAX, State
 from tests.harness.cases import AS_IT_WAS, CASES, OK
+from tests.harness.effort import many
 from tests.harness.model import Content
 
 NOW_MS = 1_000_000
@@ -426,7 +427,7 @@ def only_those_that_fit(commits: list[list[Op]]) -> list[list[Op]]:
     return fitting
 
 
-@settings(max_examples=300)
+@settings(max_examples=many(300))
 @given(commits=st.lists(st.lists(ANY_RECORD, max_size=20), max_size=8))
 def test_replay_makes_the_state_that_its_ops_make_one_by_one(commits: list[list[Op]]) -> None:
     """I7, A12: and refuses the same record for the same reason."""
