@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
@@ -12,13 +14,22 @@ from hypothesis import HealthCheck, settings
 from trio._core import _run
 from trio.testing import MockClock
 
+from tests.harness.costs import Costs
+from tests.harness.effort import many
 from tests.harness.redis import RedisCluster
 from tests.harness.world import World
 
 settings.register_profile(
-    "holdfast", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "holdfast",
+    max_examples=many(100),
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("holdfast")  # the same examples every time, however long a busy machine takes for them
+
+gc.disable()  # until all tests are there: they are collected, not to be collected
 
 PATIENCE_S = 300.0
 """For a whole test: each step of it may take a minute on a busy machine, and most take none."""
@@ -66,6 +77,15 @@ def run_under_still_clock(
     run_under_virtual_time(function, clock=clock or MockClock(), instruments=instruments)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Costs())
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are processors: now and then each waits, for a Redis that fails over, say."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # pytest-trio uses a clock only when the test itself asks for it, so a fixture cannot bring virtual time along.
     for item in items:
@@ -76,6 +96,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.trio(run=run_under_virtual_time))
         elif inspect.iscoroutinefunction(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.trio(run=run_with_patience))
+
+
+def pytest_collection_finish() -> None:
+    """The cycle collector looks no more at modules and tests, 200,000 objects, which took a fifth of all time, and
+    less often at what is new: each engine alone begins with thousands of objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conformance.store import Backend, Store
+from tests.harness.effort import many
 from tests.harness.model import Answer, Model, answer_of
 from tests.harness.waiting import until
 from tests.harness.world import BatchJob, Job
@@ -137,7 +138,7 @@ async def run(backend: Backend, steps: Sequence[tuple[str, Any]]) -> None:
 
 
 @settings(
-    max_examples=40,
+    max_examples=many(40),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=st.lists(STEPS, min_size=10, max_size=60))

@@ -238,6 +238,7 @@ def traced_start(data: Path, *injections: str) -> tuple[Server, Path]:
     return Server(data, under=strace(trace, *injections, only=only)), trace
 
 
+@pytest.mark.costly("two starts under strace for each change of a start")
 def test_a_start_killed_before_any_of_its_changes_leads_to_the_same_state(tmp_path: Path) -> None:
     """B12, C1: the changes are counted in a trace; each call of each kind is the last of one start."""
     crashed(tmp_path / "crashed")

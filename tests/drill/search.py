@@ -78,7 +78,7 @@ def catch_by_seed(bug: Bug, seeds: Iterable[int]) -> Catch:
 def catch_by_test(bug: Bug) -> Catch:
     """Runs the bug's test with the bug planted, in a process of its own; that it passes without is for the suite."""
     started_s = time.perf_counter()
-    options = ["-q", "-p", "no:cacheprovider", "-p", "tests.drill.plugin", "--plant", bug.name, bug.test]
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-p", "tests.drill.plugin", "--plant", bug.name, bug.test]
     done = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 1:
         raise Escaped(f"{bug.name}: the test ended with {done.returncode}\n{done.stdout}{done.stderr}")

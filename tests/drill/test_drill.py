@@ -14,6 +14,7 @@ from tests.drill.search import Escaped, catch
 HARMLESS = Bug("harmless", "", (Edit(Waiters.claim, "self.abandon(waiter)", "planted() and self.abandon(waiter)"),), ())
 
 
+@pytest.mark.costly("seeds until one finds the bug")
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_a_planted_bug_is_found(bug: Bug) -> None:
     """I1 to I7; raises when it escapes, or when the seed that found it fails without it as well."""

@@ -27,16 +27,19 @@ from engine.embedded.committer import FsyncPolicy
 from engine.embedded.engine import Engine
 from engine.embedded.fold import fold
 from engine.embedded.recovery import recover
-from engine.limits import Limits
+from engine.limits import MIB, Limits
 from engine.replies import Refused, Reply
 from engine.store.state import State
 from tests.harness.disk import FakeDisk, failing
-from wal.log import SEGMENT_BYTES_MAX, LogFailed
+from wal.log import LogFailed
 from wal.manifest import Snapshot
 from wal.snapshot import FoldPlan
 
 EPOCH_MS = 1_700_000_000_000
 """The wall clock when virtual time is 0, milliseconds since 1970."""
+
+SEGMENT_BYTES_MAX = MIB
+"""A start reads the whole of a segment, with the zeros that are allocated ahead: 64 MiB, the product's, take 20 ms."""
 
 
 C = TypeVar("C")

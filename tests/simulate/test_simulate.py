@@ -1,4 +1,4 @@
-"""The simulator, over its first 200 seeds; `python -m tests.simulate` runs more, and shows one in full."""
+"""The simulator, over its first seeds; `python -m tests.simulate` runs more, and shows one in full."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import sys
 
 import pytest
 
+from tests.harness.effort import many
 from tests.harness.process import ROOT
 from tests.simulate import __main__ as command
 from tests.simulate.history import Violation
 from tests.simulate.result import Result
 from tests.simulate.run import Simulation
 
-SEEDS = 200
-BATCH = 20
+SEEDS = many(200)
+BATCH = 10
 
 
 def traced(seed: int, hash_seed: str) -> bytes:

@@ -339,6 +339,7 @@ def test_an_import_into_a_cluster_that_is_killed_in_the_middle_of_a_queue_is_res
     assert keys() == 1_002
 
 
+@pytest.mark.costly("each import is a process of its own")
 def test_an_import_into_a_directory_that_is_killed_in_the_middle_of_a_queue_is_resumed_exactly(tmp_path: Path) -> None:
     source, lines = long_export(value_bytes=1_000)
     copy = tmp_path / "copy"

@@ -461,6 +461,7 @@ def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.costly("each tool is a process of its own")
 def test_the_tools_work_beside_a_running_server(tmp_path: Path) -> None:
     with Server(tmp_path / "data", "--segment-size", "64KiB", "--token", "secret") as server:
         bind = f"{server.host}:{server.port}"

@@ -20,10 +20,11 @@ from api.door.request import CHUNK_BYTES_MAX, BadBody, Chunks, IncomingBody, Req
 from api.http.access import Access
 from api.http.head import HEAD_BYTES_MAX, HEAD_FIELDS_MAX, URI_BYTES_MAX, Head
 from tests.api.app.test_http_stack import REFUSED
+from tests.harness.effort import many
 
 BODY_BYTES_MAX = 1_000_000
 
-EXAMPLES = settings(max_examples=500)
+EXAMPLES = settings(max_examples=many(500))
 
 
 def head_of(*fields: bytes, line: bytes = b"POST / HTTP/1.1", host: bytes = b"Host: localhost") -> RequestHead:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from api.server.stop import SAME_SIGNAL_S
-from tests.harness.process import ROOT, Server
+from tests.harness.process import ROOT, Server, beginning_with
 from tests.harness.redis import RedisCluster, RedisNode
 from tests.harness.waiting import WITHIN_S, wait_until
 
@@ -64,12 +64,21 @@ def beside(front: Server, name: str, engine: str | None = None) -> Server:
     return Server(front.data.with_name(name), engine=engine or front.engine)
 
 
+IN_A_HURRY = """
+from engine.redis import router
+
+assert router.START_WITHIN_S == 10
+router.START_WITHIN_S = 1
+"""
+"""Planted where a front gives up in any case: with it sooner."""
+
+
 def last_line(server: Server) -> str:
     return server.log.splitlines()[-1]
 
 
 def test_where_no_redis_is_a_front_exits_1_and_says_so_without_the_password(tmp_path: Path) -> None:
-    front = Server(tmp_path / "front", engine=nobody())
+    front = Server(tmp_path / "front", engine=nobody(), under=beginning_with(IN_A_HURRY, tmp_path))
     front.launch()
     assert front.wait() == 1
     trying, given_up = front.log.splitlines()
@@ -80,7 +89,8 @@ def test_where_no_redis_is_a_front_exits_1_and_says_so_without_the_password(tmp_
 
 
 def test_where_somebody_is_silent_a_front_exits_1_too(tmp_path: Path, silent: socket.socket) -> None:
-    front = Server(tmp_path / "front", engine=f"redis://127.0.0.1:{silent.getsockname()[1]}")
+    url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+    front = Server(tmp_path / "front", engine=url, under=beginning_with(IN_A_HURRY, tmp_path))
     front.launch()
     assert front.wait() == 1
     assert "Traceback" not in front.log

@@ -202,10 +202,10 @@ def test_a_log_that_nobody_reads_cannot_hold_up_the_exit(tmp_path: Path) -> None
 
 
 NO_HURRY = """
-import api.server.http, api.stop
+import api.server.http, api.server.stop
 
-api.front.serve_door.__kwdefaults__["grace_s"] = 600.0
-api.stop.EXIT_WITHIN_S = 600
+api.server.http.serve_door.__kwdefaults__["grace_s"] = 600.0
+api.server.stop.EXIT_WITHIN_S = 600
 """
 
 

@@ -21,7 +21,7 @@ from engine.embedded.recovery import recover
 from engine.limits import MIB, Limits
 from engine.store import ops
 from tests.harness.logs import append
-from tests.harness.process import Server, beginning_with, child_of, stopping_in_a_checkpoint
+from tests.harness.process import EXECUTED, Server, beginning_with, child_of, stopping_in_a_checkpoint
 from tests.harness.redis_node import Port
 from tests.harness.waiting import WITHIN_S, wait_until
 from wal.files import DiskDirectory
@@ -31,6 +31,13 @@ from wal.log import Log
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     with Server(tmp_path / "data") as server:
+        yield server
+
+
+@pytest.fixture
+def executed(tmp_path: Path) -> Iterator[Server]:
+    """One whose memory is all its own."""
+    with Server(tmp_path / "data", under=EXECUTED) as server:
         yield server
 
 
@@ -245,7 +252,7 @@ def test_memory_at_the_start_is_bounded_by_what_lives_and_not_by_what_is_read(tm
         for number in keys:
             append(log, [(ops.PUT, b"%d" % number, value, None)])
 
-    with Server(tmp_path / "empty") as server:
+    with Server(tmp_path / "empty", under=EXECUTED) as server:
         empty_kib = status_of(server.pid, "VmHWM")
     directory = DiskDirectory(tmp_path / "data")
     _, log = recover(directory, Limits(), wall_ms=0, segment_bytes_max=2 * MIB)
@@ -258,7 +265,7 @@ def test_memory_at_the_start_is_bounded_by_what_lives_and_not_by_what_is_read(tm
     write(log, iter([0] * count))
     log.close()
     assert sum(file.stat().st_size for file in (tmp_path / "data").glob("*.log")) > count * len(value)
-    with Server(tmp_path / "data") as server:
+    with Server(tmp_path / "data", under=EXECUTED) as server:
         assert stat_of(server, "keys") == count
         used_kib = status_of(server.pid, "VmHWM") - empty_kib
     assert used_kib < (count * len(value) + 24 * MIB) // 1024
@@ -325,17 +332,18 @@ def settled(server: Server) -> dict[str, int]:
     }
 
 
-def test_twenty_thousand_requests_and_twenty_checkpoints_leave_nothing_behind(server: Server) -> None:
+@pytest.mark.costly("twenty thousand requests to a process")
+def test_twenty_thousand_requests_and_twenty_checkpoints_leave_nothing_behind(executed: Server) -> None:
     """H6, E10: a leak of 250 bytes a request would be seen."""
-    soak(server, 0)
-    soak(server, 1)
-    before, before_kib = settled(server), status_of(server.pid, "VmRSS")
+    soak(executed, 0)
+    soak(executed, 1)
+    before, before_kib = settled(executed), status_of(executed.pid, "VmRSS")
     for part in range(2, PARTS):
-        soak(server, part)
-    wait_until(lambda: all(number <= before[name] for name, number in settled(server).items()))
-    assert stat_of(server, "checkpoints") == PARTS
-    assert stat_of(server, "commands") > 20_000
-    assert status_of(server.pid, "VmRSS") - before_kib < 4 * 1024
+        soak(executed, part)
+    wait_until(lambda: all(number <= before[name] for name, number in settled(executed).items()))
+    assert stat_of(executed, "checkpoints") == PARTS
+    assert stat_of(executed, "commands") > 20_000
+    assert status_of(executed.pid, "VmRSS") - before_kib < 4 * 1024
 
 
 # Python at its strictest

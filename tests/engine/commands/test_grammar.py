@@ -14,6 +14,7 @@ from engine.commands.table import TABLE, lookup, parse
 from engine.commands.values import Condition, Get, Set
 from engine.limits import Limits
 from engine.replies import Error
+from tests.harness.effort import many
 
 LIMITS = Limits(key_bytes_max=8, value_bytes_max=16, tokens_max=12)
 
@@ -237,7 +238,7 @@ WORDS = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=many(300))
 @given(argv=st.lists(WORDS, max_size=14))
 def test_any_words_are_a_command_or_a_command_error(argv: list[bytes]) -> None:
     try:
@@ -254,7 +255,7 @@ def test_any_words_are_a_command_or_a_command_error(argv: list[bytes]) -> None:
         assert type(command) is row.command
 
 
-@settings(max_examples=300)
+@settings(max_examples=many(300))
 @given(
     argv=st.builds(
         lambda name, words: [name, *words], st.sampled_from(list(commands._BY_NAME)), st.lists(WORDS, max_size=3)

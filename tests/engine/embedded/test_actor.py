@@ -147,8 +147,12 @@ async def test_a_command_that_is_refused_writes_nothing(world: World) -> None:
     assert world.disk.log == before
 
 
-async def test_when_the_disk_is_too_far_behind_writes_are_refused_until_it_has_caught_up(world: World) -> None:
+async def test_when_the_disk_is_too_far_behind_writes_are_refused_until_it_has_caught_up(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
     """B7"""
+    world = World(nursery, segment_bytes_max=64 * MIB)  # no roll in between
+    await world.start()
     world.limits = Limits(value_bytes_max=8 * MIB)  # for the parser
     await world.do("QPUSH q a")
     world.commit_s = 10.0
@@ -169,6 +173,7 @@ async def test_when_the_disk_is_too_far_behind_writes_are_refused_until_it_has_c
     assert reads[0].reply == Integer(1)
     world.commit_s = 0.0
     assert await world.do("SET k v") == Ok()
+    nursery.cancel_scope.cancel()
 
 
 async def test_while_the_disk_hangs_one_slice_of_expired_keys_is_swept_and_the_actor_does_not_spin(

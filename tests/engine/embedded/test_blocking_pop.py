@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from engine.limits import Limits
 from engine.replies import Error, Failure, Integer, Ok, Reply, Value
+from tests.harness.effort import many
 from tests.harness.world import Job, World
 
 NULL = Value(None)
@@ -142,6 +143,7 @@ async def test_one_push_wakes_exactly_one_of_ten_thousand_and_that_the_oldest(wo
     assert world.engine.statistics().waiters == 9_999
 
 
+@pytest.mark.costly("ten thousand times")
 async def test_a_push_at_the_timeout_ten_thousand_times_is_never_both_null_and_consumed(world: World) -> None:
     """E7"""
     rng = random.Random(7)
@@ -153,7 +155,7 @@ async def test_a_push_at_the_timeout_ten_thousand_times_is_never_both_null_and_c
 
     jobs = {}
     async with trio.open_nursery() as nursery:
-        for number in range(10_000):
+        for number in range(many(10_000)):
             jobs[f"q{number}"] = world.spawn(f"BQPOP q{number} 1")
             nursery.start_soon(push, f"q{number}")
     outcomes = set()

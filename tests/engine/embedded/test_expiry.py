@@ -7,7 +7,7 @@ import trio
 
 from engine.embedded.recovery import recover
 from engine.embedded.sweeper import SWEEP_KEYS_MAX
-from engine.limits import Limits
+from engine.limits import MIB, Limits
 from engine.replies import Error, Failure, Integer, Ok, Value
 from engine.store import ops
 from engine.store.state import State
@@ -242,12 +242,16 @@ async def test_expired_keys_do_not_pile_up_behind_groups_of_many_commands(world:
     assert world.engine.statistics().keys == 0
 
 
-async def test_long_keys_that_expire_together_are_swept_without_pauses(world: World) -> None:
-    world.limits = Limits(key_bytes_max=1 << 20)
+async def test_long_keys_that_expire_together_are_swept_without_pauses(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    world = World(nursery, limits=Limits(key_bytes_max=1 << 20), segment_bytes_max=64 * MIB)  # no roll in between
+    await world.start()
     for number in range(40):
         await world.do("SET " + str(number) * 500_000 + " v PX 1000")
     await trio.sleep(1.2)
     assert world.engine.statistics().keys == 0
+    nursery.cancel_scope.cancel()
 
 
 async def test_a_key_that_was_seen_to_have_expired_stays_gone_whatever_the_clock_says_after_a_crash(

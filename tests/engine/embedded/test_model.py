@@ -15,7 +15,7 @@ from functools import partial
 
 import pytest
 import trio
-from hypothesis import settings
+from hypothesis import seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -30,6 +30,7 @@ from engine.embedded.committer import FsyncPolicy
 from engine.embedded.recovery import recover
 from engine.limits import Limits
 from engine.store.state import State
+from tests.harness.effort import many
 from tests.harness.model import Content, History, Model, answer_of
 from tests.harness.stepper import Stepper
 from tests.harness.world import EPOCH_MS, BatchJob, Job, World
@@ -286,6 +287,9 @@ class Holdfast(RuleBasedStateMachine):
         self.acknowledged = 0
 
 
-def test_the_engine_does_what_the_model_does(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.costly("50 lives of 40 steps, with a start after each crash")
+@pytest.mark.parametrize("part", range(4))
+def test_the_engine_does_what_the_model_does(caplog: pytest.LogCaptureFixture, part: int) -> None:
     caplog.set_level(logging.ERROR, "holdfast.wal")  # torn tails are what the crashes are for
-    run_state_machine_as_test(Holdfast, settings=settings(max_examples=200, stateful_step_count=40))
+    machine = seed(part)(type("Holdfast", (Holdfast,), {}))
+    run_state_machine_as_test(machine, settings=settings(max_examples=many(50), stateful_step_count=40))

@@ -33,10 +33,11 @@ from engine.replies import (
     Refused,
     Value,
 )
+from tests.harness.effort import many
 from tests.harness.fake_redis import HOLD, FakeNet, FakeNode, Fault
 
 A, B, C = "10.0.0.1:7000", "10.0.0.2:7000", "10.0.0.3:7000"
-SEEDS = 60
+SEEDS = many(60)
 LIMITS = Limits(waiters_max=50, mailbox_max=100)
 
 

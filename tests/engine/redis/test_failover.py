@@ -62,6 +62,7 @@ async def test_without_a_master_its_keys_are_unavailable_until_a_replica_takes_o
     front.close()
 
 
+@pytest.mark.costly("a crowd while two masters die")
 async def test_with_a_replica_waited_for_nothing_is_lost_when_masters_die_under_load(
     nursery: trio.Nursery, cluster: RedisCluster
 ) -> None:

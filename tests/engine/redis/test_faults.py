@@ -99,6 +99,7 @@ async def test_what_a_stopped_master_has_not_read_yet_is_done_or_undone_when_it_
     front.close()
 
 
+@pytest.mark.costly("a crowd through forty cuts")
 async def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
     nursery: trio.Nursery, cluster: RedisCluster
 ) -> None:
@@ -120,6 +121,7 @@ async def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
         front.close()
 
 
+@pytest.mark.costly("a crowd through twenty faults of a cluster")
 async def test_whatever_happens_nothing_is_lost_or_doubled(nursery: trio.Nursery, cluster: RedisCluster) -> None:
     """I1, I2, I3, I6"""
     fronts = [await start_front(nursery, cluster.url, answer_timeout_s=0.5) for _ in range(2)]

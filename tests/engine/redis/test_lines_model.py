@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -19,6 +20,7 @@ from engine.redis.receipts import Receipts
 from engine.redis.request import Request
 from engine.redis.scripts import ALONE
 from engine.replies import NULL, Failure, Reply, Value
+from tests.harness.effort import many
 from tests.harness.fake_redis import MARK, FakeRouter, Keys
 
 KEY = b"q"
@@ -173,7 +175,7 @@ DISORDERLY = {"leave oldest", "leave newest", "withdraw", "cut", "connect"}
 TURN, SHORT, LONG = "turn", "0.3 s", "2 s"
 USUAL = ["park", "execute", "execute", "deliver", "deliver", "tell", "tell", "push"]
 NAMES = [*USUAL, *(name for name, _ in ACTIONS), TURN, SHORT, LONG]
-RUNS = 1500
+RUNS = many(1500)
 ACTIONS_MAX = 25
 
 
@@ -206,6 +208,7 @@ def runs(names: list[str], seed: int) -> Iterator[list[str]]:
         yield rng.choices(names, k=rng.randrange(3, ACTIONS_MAX))
 
 
+@pytest.mark.costly("1,500 runs")
 def test_nothing_is_lost_nothing_comes_twice_and_nobody_waits_in_vain() -> None:
     """I6, E2, E4"""
     for names in runs(NAMES, 1):

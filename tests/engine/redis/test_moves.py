@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 
 from engine.redis.slots import slot_of
@@ -27,6 +28,7 @@ async def moving(cluster: RedisCluster, key: str) -> AsyncIterator[Migration]:
     await trio.to_thread.run_sync(migration.finish)
 
 
+@pytest.mark.costly("a crowd while some 80 slots move")
 async def test_under_load_slots_move_to_and_fro_and_nobody_notices(
     nursery: trio.Nursery, own_redis_cluster: RedisCluster
 ) -> None:

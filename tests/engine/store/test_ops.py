@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from engine.store import ops
 from engine.store.ops import BadOp, Op, check, pack
+from tests.harness.effort import many
 
 GOOD: list[Op] = [
     (ops.PUT, b"k", b"v", None),
@@ -90,7 +91,7 @@ def test_a_record_that_is_no_op_is_refused(record: tuple[Any, ...]) -> None:
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.binary(), st.text(), st.floats())
 
 
-@settings(max_examples=200)
+@settings(max_examples=many(200))
 @given(record=st.lists(SCALARS | st.tuples(SCALARS), max_size=5).map(tuple))
 def test_any_record_is_an_op_or_a_bad_op(record: tuple[Any, ...]) -> None:
     """A12"""

@@ -19,6 +19,7 @@ from engine.store.state import State
 from engine.store.store import BIG_QUEUE_LENGTH, ITEM_RECORD_BYTES
 from tests.conformance.cases import AS_IT_WAS, OK
 from tests.conformance.table import CASES
+from tests.harness.effort import many
 from tests.harness.model import Content
 
 NOW_MS = 1_000_000
@@ -430,7 +431,7 @@ def only_those_that_fit(commits: list[list[Op]]) -> list[list[Op]]:
     return fitting
 
 
-@settings(max_examples=300)
+@settings(max_examples=many(300))
 @given(commits=st.lists(st.lists(ANY_RECORD, max_size=20), max_size=8))
 def test_replay_makes_the_state_that_its_ops_make_one_by_one(commits: list[list[Op]]) -> None:
     """I7, A12: and refuses the same record for the same reason."""
