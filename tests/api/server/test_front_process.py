@@ -65,10 +65,10 @@ def beside(front: Server, name: str, engine: str | None = None) -> Server:
 
 
 IN_A_HURRY = """
-from engine.redis import router
+from engine.redis import keeper
 
-assert router.START_WITHIN_S == 10
-router.START_WITHIN_S = 1
+assert keeper.START_WITHIN_S == 10
+keeper.START_WITHIN_S = 1
 """
 """Planted where a front gives up in any case: with it sooner."""
 
