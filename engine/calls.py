@@ -17,7 +17,7 @@ class Command:
 
 
 class Stage(enum.Enum):
-    """Where a call is; the picture in engine/embedded/actor.py shows how it moves."""
+    """Where a call is; the picture in engine/embedded/engine.py shows how it moves."""
 
     QUEUED = enum.auto()
     PARKED = enum.auto()

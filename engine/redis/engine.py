@@ -10,7 +10,7 @@ the master of its key's slot, a plain Redis command or a script; those of one ev
 
 What is durable is what Redis makes durable: see docs/operations.md for what that is not.
 
-A call's life is that of engine/embedded/actor.py. A popped value leaves a receipt in Redis until its answer was handed
+A call's life is that of engine/embedded/engine.py. A popped value leaves a receipt in Redis until its answer was handed
 over (receipts.py); whoever waits stands in a line here and costs no connection (lines.py).
 """
 
