@@ -1,1 +1,1 @@
-"""What users touch: JSON dialects, the HTTP application, the server and the command line."""
+"""What users touch: the command line, the server, the door for HTTP clients, the application, the JSON dialects."""

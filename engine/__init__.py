@@ -1,1 +1,1 @@
-"""The embedded engine: commands, the state machine, waiters and the actor that owns them."""
+"""What does commands: the contract of both engines here, the engines and what they share in the folders."""

@@ -96,3 +96,13 @@ def test_every_failure_mode_is_held_by_a_test_that_names_it() -> None:
         if not re.search(rf"\b{mode}\b", found.get(test, ""))
     ]
     assert missing == [], "a test that is not there, or whose docstring does not name the row"
+
+
+PATH = re.compile(r"`((?:api|engine|wal|tests|docs)/[\w/.<>*{},]+)`")
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+def test_every_path_that_is_named_is_there(page: str) -> None:
+    for path in PATH.findall((ROOT / page).read_text()):
+        pattern = re.sub(r"<\w+>", "*", path)
+        assert (ROOT / path).exists() or list(ROOT.glob(pattern)), f"{page} names {path}"

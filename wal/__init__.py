@@ -1,1 +1,1 @@
-"""The write-ahead log: frames, segments, manifest. Knows the standard library and msgpack, no trio."""
+"""The write-ahead log: frames, segments, manifest, snapshots. Knows the standard library and msgpack, no trio."""

@@ -21,8 +21,8 @@ import trio
 from api.cli.export_lines import LinesSource, export
 from api.cli.options import endpoint
 from api.cli.reporting import json_option, print_json, print_lines, reporting, show_progress
+from api.server.exit_codes import ExitCode
 from api.server.progress import Progress, Unit, keys_and_queues, megabytes
-from api.server.root import ExitCode
 from engine.moving.directory import DirectoryDestination, DirectorySource
 from engine.moving.items import MoveError
 from engine.moving.move import Destination, Moved, Source, move

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import click
 
+from api.server.exit_codes import ExitCode
 from api.server.progress import Progress, Unit, megabytes
-from api.server.root import ExitCode
 from engine.moving.items import InUse, MoveError
 from wal.files import DirectoryError, DiskDirectory, LockedError
 from wal.segment import Damage, NewerFormat

@@ -27,7 +27,7 @@ import click
 from api.cli import output
 from api.cli.options import bind_option, token_option
 from api.cli.reporting import ToolError, json_option, open_beside, print_json, print_lines, reporting, show_progress
-from api.server.root import ExitCode
+from api.server.exit_codes import ExitCode
 from engine.embedded.recovery import applying
 from engine.store import ops
 from engine.store.state import State

@@ -184,7 +184,7 @@ class Connection(Channel):
             self._enter(_Phase.BODY)
             if body.head.refusal is not None:
                 self._wait(self.shared.settings.linger_s)
-            if body.is_waited_for:
+            if body.is_waited_for:  # what says so leaves in its turn, as an answer does
                 self.complete(self._outgoing.begin(self, body.head), _CONTINUE)
 
     def _refuse(self, refused: Refused) -> None:

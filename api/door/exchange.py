@@ -81,7 +81,8 @@ class Exchange:
         holds_up: may take its time, so nothing is started behind it.
         response: head and body of the answer, when it is there.
         request, batch: what was asked, for whoever words the answer of the engine.
-        call: what may have to be withdrawn: what the engine does for it, then only a call that has popped something.
+        call: what the engine does for it, and would have to withdraw; once that is answered, only if it has popped
+            something.
         errand: around the task that works on it, if there is one.
         later: makes the answer, for one that is long: it is made when it is the next to be sent.
         later_bytes: what its values take until then, unless the engine has them in memory anyway.

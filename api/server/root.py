@@ -15,7 +15,6 @@ An engine that fails ends the process the same way, within `FAIL_WITHIN_S`; a fa
 
 from __future__ import annotations
 
-import enum
 import importlib.metadata
 import logging
 import shlex
@@ -30,6 +29,7 @@ from api.app.application import HttpSettings, create_app
 from api.http.access import Access
 from api.server.clustered import clustered
 from api.server.embedded import embedded
+from api.server.exit_codes import ExitCode
 from api.server.http import serve_door, serve_hypercorn
 from api.server.listeners import complain_seldom, listen, raise_descriptor_limit, url_of
 from api.server.progress import ReplayStopped
@@ -45,16 +45,6 @@ FAIL_WITHIN_S = 1
 """From a failed write or sync to the end of the process."""
 
 _logger = logging.getLogger("holdfast.server")
-
-
-class ExitCode(enum.IntEnum):
-    """How `holdfast serve` ends."""
-
-    OK = 0
-    FAILURE = 1
-    DAMAGE = 3
-    LOCKED = 4
-    LOG_FAILED = 5
 
 
 class _EngineFailed(Exception):

@@ -100,7 +100,7 @@ NO_KEY = {Error.KEY_NOT_FOUND: "there is no such key"}
 OTHER_KIND = {
     Error.WRONG_TYPE: "the key holds the other kind: a queue where a plain value is needed, or the reverse",
 }
-NO_ROOM = {Error.STORAGE_FULL: "the write would grow memory beyond `--max-memory`"}
+NO_ROOM = {Error.STORAGE_FULL: "the disk is full, or the write would grow memory beyond `--max-memory`"}
 """Errors of many rows, and when they come."""
 
 

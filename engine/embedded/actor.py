@@ -24,7 +24,7 @@ from engine.embedded.clock import Clock
 from engine.embedded.committer import Committer, Group
 from engine.embedded.effects import Effects
 from engine.embedded.mailbox import Mailbox
-from engine.embedded.performer import AT_ONCE, BATCH_MAX, Delay, Pausing, Performer
+from engine.embedded.performer import AT_ONCE, TURN_WEIGHT_MAX, Delay, Pausing, Performer
 from engine.embedded.pops import Pops
 from engine.embedded.sweeper import Sweeper
 from engine.limits import Limits
@@ -68,7 +68,7 @@ class Actor:
         self._committer = committer
         self._waiters_max = limits.waiters_max
         self._clock = clock
-        self._short_of: Room | None = None
+        self._short_of: Room | None = None  # the committer has a new one after each change of the log
         self._turning_away = False
         self._closing = False
 
@@ -144,7 +144,7 @@ class Actor:
 
     async def _work_off(self, now_ms: int) -> None:
         """Does what is in the backlog, for one turn."""
-        left = BATCH_MAX
+        left = TURN_WEIGHT_MAX
         backlog, do = self.mailbox.backlog, self._performer.do
         while backlog and left > 0 and not self._is_short_of_room:
             call = backlog.popleft()
@@ -154,7 +154,7 @@ class Actor:
                 command = call.command
                 weight = weigh(command) if type(command) in HEAVY else 1
                 left -= weight
-                if weight <= BATCH_MAX:
+                if weight <= TURN_WEIGHT_MAX:
                     reply = do(command, now_ms, call.taken)
                 else:
                     reply = await self._pausing(self._performer.do_slowly(command, now_ms, call.taken), now_ms)

@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 
 import trio
 
+from engine.commands.table import TABLE
 from engine.sleeper import Sleeper
 from wal.log import Log
 
@@ -60,6 +61,9 @@ CHECK_INTERVAL_S = 1.0
 
 COMMIT_SAMPLES = 1024
 """Commits that the percentiles of `statistics` look back on."""
+
+_STORING = [row.name for row in TABLE if row.stores]
+_REFUSED = f"{', '.join(_STORING[:-1])} and {_STORING[-1]}"
 
 RunCommit = Callable[[Callable[[], None]], Awaitable[None]]
 """Runs a function that blocks on the disk; the default uses a thread, tests run it inline."""
@@ -350,7 +354,7 @@ class Committer(Generic[C]):
                 self._next_complaint_s = now_s + COMPLAINT_INTERVAL_S
                 self._complained = True
                 _logger.warning(
-                    "the disk is full: SET and QPUSH are refused until there is room again; deleting may make some"
+                    "the disk is full: %s are refused until there is room again; deleting may make some", _REFUSED
                 )
         elif self._complained:
             self._complained = False

@@ -39,7 +39,7 @@ TOO_LONG = Failure(Error.TOO_LARGE, f"the records would have more than {COMMAND_
 AT_ONCE = (DISK_FULL, DISK_BEHIND, TOO_LONG)
 """Refusals that rest on nothing in the state, so that they need not wait for the disk."""
 
-BATCH_MAX = 256
+TURN_WEIGHT_MAX = 256
 """Weight of what is done before other tasks get their turn: so many commands, keys or values; some ms of work."""
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ class Performer:
                 return None, left
             weight = weigh(command) if type(command) in HEAVY else 1
             left -= weight
-            if weight > BATCH_MAX:
+            if weight > TURN_WEIGHT_MAX:
                 reply = yield from self.do_slowly(command, now_ms, taken)
             elif type(command) in TAKING:
                 reply = self._pop(command, now_ms, batch)
@@ -183,7 +183,7 @@ class Performer:
             if expired and not self._sweeper.expire(expired):
                 lack = self._without_room(expiry_bytes(expired))
                 return lack if isinstance(lack, Delay) else Refused(lack)
-            if weigh(piece) == BATCH_MAX:
+            if weigh(piece) == TURN_WEIGHT_MAX:  # of a heavy command: there is more of it
                 yield
         journal, unit_taken = Journal(self._state), list[Taken]()
         outcome = yield from self._decide_all(commands, now_ms, journal, unit_taken)
@@ -229,7 +229,7 @@ class Performer:
                 journal.apply(op)
             if isinstance(reply, Integer):
                 counts.append(reply.value)
-            if weigh(command) > BATCH_MAX:
+            if weigh(command) > TURN_WEIGHT_MAX:
                 yield
         if counts:
             return Integer(sum(counts))
@@ -259,8 +259,8 @@ class Performer:
 def _pieces(commands: Iterable[Command]) -> Iterator[Command]:
     """The commands, those with too many keys as several with fewer."""
     for command in commands:
-        if weigh(command) > BATCH_MAX and row_of(command).adds_up:
-            yield from in_pieces(command, BATCH_MAX)
+        if weigh(command) > TURN_WEIGHT_MAX and row_of(command).adds_up:
+            yield from in_pieces(command, TURN_WEIGHT_MAX)
         else:
             yield command
 

@@ -52,7 +52,7 @@ def _read(name: str) -> bytes:
 
 def _put_together(first_line: bytes, text: bytes) -> Script:
     """Makes a script of paragraphs: the last one is what is done, those before it define what it may need."""
-    *definitions, main = b"\n\n".join((_read("queue"), text)).split(b"\n\n")
+    *definitions, main = b"\n\n".join((_read("common"), text)).split(b"\n\n")
     kept, used = [main], set(_WORD.findall(main))
     for paragraph in reversed(definitions):
         defined = {name for names in _DEFINED.findall(paragraph) for name in names.split(b", ")}

@@ -76,7 +76,7 @@ class Scripted:
         understand: as in `Native`.
         refusal: as in `Native`.
         end: of the queue, from which it takes values, if it does: FIRST or LAST of `receipts.py`. Then its answer is
-            that of `take` in `lua/queues.lua` if it takes any, and no list if not.
+            that of `popped` in `lua/alone.lua` and `lua/unit.lua` if it takes any, and no list if not.
     """
 
     words: Words

@@ -90,7 +90,7 @@ class Simulation:
         """
         _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
         _run._r.seed(self._chance.getrandbits(32))
-        work_a_turn = performer.BATCH_MAX
+        work_a_turn = performer.TURN_WEIGHT_MAX
         _set_work_a_turn(self._chance.choice(WORK_A_TURN))
         logging.disable(logging.WARNING)  # torn tails are what the crashes are for
         try:
@@ -384,7 +384,7 @@ async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
 
 def _set_work_a_turn(weight: int) -> None:
     for module in (performer, actor):
-        vars(module)["BATCH_MAX"] = weight
+        vars(module)["TURN_WEIGHT_MAX"] = weight
 
 
 def _cause(error: BaseException) -> BaseException:

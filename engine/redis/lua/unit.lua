@@ -5,6 +5,8 @@
 -- Returns {1, answer, ...}, or {0, index, answer} if the command with that index, from 0, was refused; the answers are
 -- those that the commands have by themselves.
 --
+-- What is not defined here is in common.lua, and in the families' files, which are put in where it says COMMANDS.
+--
 -- Each change says how to undo it, and what is replaced is only renamed; so a refusal is undone in the time it took. So
 -- is an error of Redis, when its user may not do all of this, say.
 
@@ -14,7 +16,7 @@ local token, popped_bytes = FIRST_TOKEN, 0
 
 local undo, aside, receipts = {}, {}, {}
 
-local kept = {} -- keys that undoing gives back as they were, whatever commands of Redis make of them from now on
+local kept = {} -- keys whose whole former content undoing gives back: what Redis changes of them needs no undo any more
 
 local function undo_by(key, ...)
   local words = {...}

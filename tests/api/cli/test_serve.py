@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from api.cli import options, serve
 from api.cli.main import main
 from api.server import progress
+from api.server.exit_codes import ExitCode
 from api.server.progress import ReplayProgress, ReplayStopped
-from api.server.root import ExitCode
 from api.server.settings import ServerSettings
 from engine.embedded.committer import FsyncPolicy
 from engine.limits import Limits

@@ -236,38 +236,38 @@ async def test_a_command_that_is_refused_does_not_disturb_the_rest(world: World)
 
 
 async def test_others_have_their_turn_in_the_middle_of_a_long_one(world: World) -> None:
-    batch = world.spawn_many(*[f"SET k{number} v" for number in range(40 * performer.BATCH_MAX)])
+    batch = world.spawn_many(*[f"SET k{number} v" for number in range(40 * performer.TURN_WEIGHT_MAX)])
     while batch.submitted is None:
         await trio.lowlevel.checkpoint()
     for number in range(3):
         assert await world.do(f"SET other{number} v") == Ok()
     assert not batch.done.is_set()
-    assert await batch.wait() == [Ok()] * (40 * performer.BATCH_MAX)
+    assert await batch.wait() == [Ok()] * (40 * performer.TURN_WEIGHT_MAX)
 
 
 async def test_the_answer_of_a_long_one_waits_for_the_group_of_its_last_slice(world: World) -> None:
     """I5, B13"""
     world.commit_s = 1.0
-    lines = [f"SET k{number} v" for number in range(3 * performer.BATCH_MAX)]
+    lines = [f"SET k{number} v" for number in range(3 * performer.TURN_WEIGHT_MAX)]
     batch = world.spawn_many(*lines, "GET k0")
     await trio.sleep(1.5)
     assert not batch.done.is_set(), "its first slice is on disk"
     await world.cut_power()
     assert batch.reply is None
     await world.start()
-    assert len(world.dump()) == performer.BATCH_MAX
+    assert len(world.dump()) == performer.TURN_WEIGHT_MAX
 
 
 async def test_one_whose_client_leaves_half_way_is_not_gone_on_with(world: World) -> None:
     """E5: what it popped so far goes back, what it wrote stays."""
     await world.do("QPUSH q a b c")
     world.commit_s = 1.0
-    batch = world.spawn_many("BQPOP q", *[f"SET k{number} v" for number in range(3 * performer.BATCH_MAX)])
+    batch = world.spawn_many("BQPOP q", *[f"SET k{number} v" for number in range(3 * performer.TURN_WEIGHT_MAX)])
     while not world.state.held(b"k0")[0]:
         await trio.lowlevel.checkpoint()
     batch.leave()
     assert await queue_of(world) == [b"a", b"b", b"c"]
-    assert world.state.held(b"k%d" % (2 * performer.BATCH_MAX)) == (None, None)
+    assert world.state.held(b"k%d" % (2 * performer.TURN_WEIGHT_MAX)) == (None, None)
     assert world.engine._mailbox.batched_commands == 0
     await trio.sleep(5)
     assert world.engine._answers.callers == 0
@@ -509,7 +509,7 @@ async def test_a_long_queue_that_a_unit_had_removed_is_not_freed(world: World) -
 
 # Very many keys in one command
 
-MANY = [b"k%d" % number for number in range(20 * performer.BATCH_MAX)]
+MANY = [b"k%d" % number for number in range(20 * performer.TURN_WEIGHT_MAX)]
 
 
 async def turns_of_another(busy: Callable[[], Awaitable[T]]) -> tuple[T, int]:

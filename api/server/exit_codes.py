@@ -1,0 +1,15 @@
+"""How `holdfast` ends."""
+
+from __future__ import annotations
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """The exit codes of the server and of the tools; 2 is that of bad options."""
+
+    OK = 0
+    FAILURE = 1
+    DAMAGE = 3
+    LOCKED = 4
+    LOG_FAILED = 5
