@@ -15,6 +15,7 @@ from docs import make_commands
 from engine.commands import table as commands
 from engine.limits import Limits
 from tests.harness.process import ROOT, Server
+from tests.test_rooms import ROOMS
 
 README = (ROOT / "README.md").read_text()
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -106,3 +107,8 @@ def test_every_path_that_is_named_is_there(page: str) -> None:
     for path in PATH.findall((ROOT / page).read_text()):
         pattern = re.sub(r"<\w+>", "*", path)
         assert (ROOT / path).exists() or list(ROOT.glob(pattern)), f"{page} names {path}"
+
+
+def test_the_picture_shows_every_room() -> None:
+    shown = (ROOT / "docs/house.svg").read_text()
+    assert [room for room in ROOMS if room != "api" and f">{room}/</text>" not in shown] == []
