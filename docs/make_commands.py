@@ -38,7 +38,7 @@ _FOOTER = """\
 | `invalid command` (400) | unknown command, wrong arguments, bad option; `detail` says which and what was expected |
 | `too large` (413) | a key, a value or the number of words is over its limit |
 | `unavailable` (503) | shutting down, or too much is waiting: try again after a second |
-| `storage full` (507) | the disk is full, with the reserve used up that is kept for what only removes |
+| `storage full` (507) | the disk is full, with the reserve used up that is kept for what stores nothing |
 | `internal error` (500) | a defect of Holdfast; the log has its traceback |
 """
 

@@ -61,10 +61,12 @@ ROOMS = {
     "api": Room(("api/cli",)),
 }
 
+IO = {"datetime", "io", "os", "pathlib", "random", "shutil", "socket", "subprocess", "tempfile", "threading"}
+
 PURE = {
-    "engine/commands": {"io", "os", "pathlib", "random", "socket", "threading", "time"},
-    "engine/store": {"io", "os", "pathlib", "random", "socket", "threading", "time"},
-    "api/dialects": {"io", "os", "pathlib", "random", "socket", "threading"},  # a parser lets go of the GIL by `time`
+    "engine/commands": {*IO, "time"},
+    "engine/store": {*IO, "time"},
+    "api/dialects": IO,  # a parser lets go of the GIL by `time`
 }
 """Rooms that do no I/O, and what they do not import from the standard library."""
 

@@ -23,9 +23,14 @@ def main() -> None:
 def _import_packages() -> None:
     """Imports our packages; what they consist of is then found in their own directories."""
     path = sys.path.copy()
-    sys.path[:0] = path[path.index(str(Path(__file__).parent)) :]
+    here = str(Path(__file__).parent)
+    sys.path[:0] = path[path.index(here) :] if here in path else [here]
     try:
         for name in ("api", "engine", "wal"):
             importlib.import_module(name)
     finally:
         sys.path[:] = path  # nothing else that is installed may come before the standard library
+
+
+if __name__ == "__main__":
+    main()

@@ -36,6 +36,7 @@ OPS: dict[int, tuple[str, tuple[str, ...]]] = {
     ops.RETURN_FIRST: ("RETURN_FIRST", ("key", "value")),
     ops.RETURN_LAST: ("RETURN_LAST", ("key", "value")),
     ops.EXPIRE: ("EXPIRE", ("keys",)),
+    ops.DEADLINE: ("DEADLINE", ("key", "deadline")),
 }
 """Name and fields of each op."""
 

@@ -73,7 +73,6 @@ ROWS: tuple[Row, ...] = (
         line_answer='200 `{"value": n}`',
         fields_answer="`key`, `value`",
         parameters=(KEY,),
-        errors={Error.STORAGE_FULL: "the disk is full: the value is written once more, without its expiry"},
         effect=Effect.CHANGES,
     ),
 )

@@ -1,9 +1,10 @@
-"""Keys, whatever they hold: how commands on them decide, and the ops that remove some."""
+"""Keys, whatever they hold: how commands on them decide, and the ops that remove some, or say when they expire."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from engine.calls import Command
@@ -34,10 +35,17 @@ def _ttl(store: Store, command: Ttl, now_ms: int) -> Decision:
 
 
 def _persist(store: Store, command: Persist, now_ms: int) -> Decision:
-    entry = store.live(command.key, now_ms)
-    if entry is None or store.deadlines.get(command.key) is None:
+    if store.live(command.key, now_ms) is None or store.deadlines.get(command.key) is None:
         return (), Integer(0)
-    return ((ops.PUT, command.key, entry, None),), Integer(1)  # what expires is a plain value
+    return ((ops.DEADLINE, command.key, None),), Integer(1)
+
+
+def _deadline(store: Store, op: Op) -> None:
+    store.set_deadline(op[1], op[2])
+
+
+def _undo_deadline(store: Store, op: Op) -> Callable[[], None]:
+    return partial(store.set_deadline, op[1], store.deadlines.get(op[1]))
 
 
 def _remove(store: Store, op: Op) -> None:
@@ -55,5 +63,5 @@ DECIDE: dict[type[Command], Callable[[Store, Any, int], Decision]] = {
     Ttl: _ttl,
     Persist: _persist,
 }
-APPLY = {ops.REMOVE: _remove, ops.EXPIRE: _expire}
-UNDO = {ops.REMOVE: undo_replacement}
+APPLY = {ops.REMOVE: _remove, ops.EXPIRE: _expire, ops.DEADLINE: _deadline}
+UNDO = {ops.REMOVE: undo_replacement, ops.DEADLINE: _undo_deadline}

@@ -11,6 +11,7 @@ op is one msgpack array, its code first; in memory it is the same tuple, which i
     (6, key, value)                      RETURN_FIRST  put a popped value back to the front
     (7, key, value)                      RETURN_LAST   put a popped value back to the end
     (8, [key, ...])                      EXPIRE        keys whose time was up go
+    (9, key, deadline_ms | nil)          DEADLINE      when a plain value expires; nil: never
 
 Codes are for ever: a log of any version must replay.
 """
@@ -30,6 +31,7 @@ POP_LAST = 5
 RETURN_FIRST = 6
 RETURN_LAST = 7
 EXPIRE = 8
+DEADLINE = 9
 
 Op = tuple[Any, ...]
 Record = tuple[Any, ...]
@@ -63,7 +65,7 @@ def pack(op: Op) -> bytes:
     return packed
 
 
-_CODES = range(PUT, EXPIRE + 1)
+_CODES = range(PUT, DEADLINE + 1)
 
 # The types of a record's fields, and which ops have these.
 _SHAPES = {
@@ -73,6 +75,8 @@ _SHAPES = {
     (int, bytes, tuple): (PUSH,),
     (int, bytes, bytes): (RETURN_FIRST, RETURN_LAST),
     (int, tuple): (EXPIRE,),
+    (int, bytes, NoneType): (DEADLINE,),
+    (int, bytes, int): (DEADLINE,),
 }
 
 

@@ -178,6 +178,18 @@ class Store:
         if deadline_ms is not None:
             self.deadlines.add(key, deadline_ms)
 
+    def set_deadline(self, key: bytes, deadline_ms: int | None) -> None:
+        """Has a plain value expire at another time; None is never.
+
+        Raises:
+            BadOp: the key holds no plain value.
+        """
+        if type(self.entries.get(key)) is not bytes:
+            raise BadOp("says when a key expires that holds no plain value")
+        self.deadlines.drop(key)
+        if deadline_ms is not None:
+            self.deadlines.add(key, deadline_ms)
+
     def make_queue(self, key: bytes, queue: Queue) -> None:
         """Has a key that holds nothing hold a queue."""
         self.entries[key] = queue

@@ -109,7 +109,7 @@ end
 
 local function undone(answer)
   for step = #undo, 1, -1 do
-    undo[step]()
+    pcall(undo[step]) -- one that its user may not do keeps none of the others
   end
   return answer
 end

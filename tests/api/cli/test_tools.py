@@ -242,12 +242,12 @@ def test_what_reaches_a_terminal_is_printable(value: bytes, shown: str) -> None:
 
 def test_every_op_has_a_name_and_a_name_for_each_field() -> None:
     codes = {code for name, code in vars(ops).items() if name.isupper() and type(code) is int}
-    assert set(tool_output.OPS) == codes == {op[0] for commit in COMMITS for op in commit}
-    for commit in COMMITS:
-        for op in commit:
-            found = tool_output.fields_of(op)
-            assert found is not None
-            assert found[1]["deadline" if op[0] == ops.PUT else list(found[1])[-1]] == op[-1]
+    every = [*(op for commit in COMMITS for op in commit), (ops.DEADLINE, b"a", 7), (ops.DEADLINE, b"a", None)]
+    assert set(tool_output.OPS) == codes == {op[0] for op in every}
+    for op in every:
+        found = tool_output.fields_of(op)
+        assert found is not None
+        assert found[1]["deadline" if op[0] == ops.PUT else list(found[1])[-1]] == op[-1]
 
 
 def test_a_record_that_is_no_op_is_printed_all_the_same() -> None:

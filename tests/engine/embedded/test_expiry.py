@@ -71,6 +71,24 @@ async def test_a_set_drops_an_older_expiry_and_a_later_sweep_leaves_the_key_alon
     assert world.engine.statistics().expired_keys == 0
 
 
+async def test_a_key_that_persists_outlives_its_time_and_a_power_cut_and_is_not_written_again(
+    world: World,
+) -> None:
+    value = "v" * 100_000
+    await world.do(f"SET k {value} EX 60")
+    written_bytes = world.engine.statistics().log_bytes
+    assert await world.do("PERSIST k") == Integer(1)
+    assert await world.do("PERSIST k") == Integer(0)
+    assert world.engine.statistics().log_bytes < written_bytes + 200
+    await world.cut_power()
+    await world.start()
+    await trio.sleep(3600)
+    assert await world.do("TTL k") == Integer(-1)
+    assert await world.do("GET k") == Value(value.encode())
+    await world.stop()
+    assert logged(world)[1:] == [(ops.DEADLINE, b"k", None)]
+
+
 async def test_an_expired_key_that_is_not_swept_yet_makes_room_for_a_queue(world: World) -> None:
     """D4: the log says that the old value went, so replay needs no clock."""
     await world.do("SET k v PX 5")  # the next sweep is 100 ms away

@@ -267,7 +267,7 @@ CHANGED_IN_PLACE = [
     ("INCR", "{k}none"),
     ("PERSIST", "{k}expiring"),
     ("PERSIST", "{k}none"),
-    ("PEXPIRE", "{k}v", 1),
+    ("PEXPIRE", "{k}v", 10**6),
     ("PEXPIRE", "{k}expiring", 10**9),
     ("PEXPIRE", "{k}list", 0),
     ("GETDEL", "{k}expiring"),
@@ -441,3 +441,16 @@ def test_what_a_script_may_do_follows_from_what_its_command_does() -> None:
         "BQPOP": b"#!lua flags=allow-oom",
         "QLEN": b"#!lua flags=no-writes",
     }
+
+
+def test_a_step_of_an_undoing_that_is_denied_keeps_none_of_the_others(wire: Wire) -> None:
+    """I7"""
+    unit(wire, "QPUSH {k}q 1 2")
+    before = everything(wire)
+    wire.do("ACL", "SETUSER", "default", "-del")
+    try:
+        missing = asked("replace", "UNLINK", "{k}none", refusal="0")
+        assert do_all(wire, queue("QPOP", "{k}q", refusal="0"), missing)[:2] == [0, 1]
+    finally:
+        wire.do("ACL", "SETUSER", "default", "+del")
+    assert everything(wire) == before

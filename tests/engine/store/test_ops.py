@@ -24,6 +24,8 @@ GOOD: list[Op] = [
     (ops.RETURN_FIRST, b"k", b"v"),
     (ops.RETURN_LAST, b"k", b"v"),
     (ops.EXPIRE, (b"k", b"l")),
+    (ops.DEADLINE, b"k", 2**63),
+    (ops.DEADLINE, b"k", None),
 ]
 
 
@@ -44,6 +46,7 @@ def test_the_codes_are_for_ever() -> None:
         "RETURN_FIRST": 6,
         "RETURN_LAST": 7,
         "EXPIRE": 8,
+        "DEADLINE": 9,
     }
 
 
@@ -52,7 +55,7 @@ def test_the_codes_are_for_ever() -> None:
     [
         (),
         (0,),
-        (9, b"k"),
+        (10, b"k"),
         (-1, b"k"),
         (True, b"k", b"v", None),
         (1.0, b"k", b"v", None),
@@ -80,6 +83,9 @@ def test_the_codes_are_for_ever() -> None:
         (ops.EXPIRE, b"k"),
         (ops.EXPIRE, ()),
         (ops.EXPIRE, ((b"k",),)),
+        (ops.DEADLINE, b"k"),
+        (ops.DEADLINE, b"k", b"v"),
+        (ops.DEADLINE, b"k", -1),
     ],
 )
 def test_a_record_that_is_no_op_is_refused(record: tuple[Any, ...]) -> None:

@@ -272,6 +272,8 @@ def test_a_returned_value_is_where_it_was_taken_from() -> None:
         ((ops.POP_LAST, b"k"), (missing, plain, expiring, expired, emptied)),
         ((ops.RETURN_FIRST, b"k", b"v"), (missing, plain, expiring, expired)),
         ((ops.RETURN_LAST, b"k", b"v"), (missing, plain, expiring, expired)),
+        ((ops.DEADLINE, b"k", None), (missing, emptied)),
+        ((ops.DEADLINE, b"k", NOW_MS), (missing, emptied)),
     ],
 )
 def test_an_op_that_does_not_fit_the_state_is_bad(op: Op, kinds: tuple[Callable[[], State], ...]) -> None:
@@ -384,6 +386,7 @@ FITTING = st.one_of(
     st.tuples(st.sampled_from([ops.REMOVE, ops.POP_FIRST, ops.POP_LAST]), KEYS),
     st.tuples(st.sampled_from([ops.RETURN_FIRST, ops.RETURN_LAST]), KEYS, VALUES),
     st.tuples(st.just(ops.EXPIRE), st.lists(KEYS, max_size=2).map(tuple)),
+    st.tuples(st.just(ops.DEADLINE), KEYS, DEADLINES_MS),
 )
 ALMOST = [
     *((code, b"a", b"1", None) for code in (True, 1.0, 0, 9, b"1", None)),
