@@ -31,7 +31,7 @@ from api.door.shared import Shared
 from api.http.body import HeldBody
 from api.http.service import BODIES_FULL, COMMAND, MULTI, PIPELINE
 from engine.calls import AnyCall, Batch, Call
-from engine.commands.table import may_wait
+from engine.commands.table import WAITING, may_wait
 from engine.limits import KIB
 from engine.replies import Error, Failure, Refused, Reply, Value
 
@@ -147,7 +147,7 @@ class Exchange:
         if isinstance(command, Failure):
             self.finish(answers.answer(request, command))
             return
-        if may_wait(command):
+        if type(command) in WAITING and may_wait(command):  # a call less for nearly all
             self.client.hold_up(self)
         self.request = request
         call = shared.engine.submit_nowait(command, self.deliver)
