@@ -51,6 +51,7 @@ class Door:
     def __init__(self, service: Service, relay: Relay, settings: DoorSettings) -> None:
         self._shared = Shared(service, relay, settings)
         self._connections: dict[int, Connection] = {}
+        self._forget_it = self._forget  # one for all connections: each time it is asked for, it is another object
         self._acceptor: Acceptor
         self._closing = False
         self._empty = trio.Event()
@@ -132,7 +133,7 @@ class Door:
             await shared.timers.look()
 
     def _admit(self, client: socket.socket) -> None:
-        self._connections[client.fileno()] = Connection(self._shared, client, self._forget)
+        self._connections[client.fileno()] = Connection(self._shared, client, self._forget_it)
 
     def _forget(self, fd: int) -> None:
         """Takes a connection out that is about to close its socket."""
