@@ -89,11 +89,11 @@ class Effect(Enum):
 
 
 class Needs(Enum):
-    """What a key has to hold, if anything, for a command that works on it."""
+    """What a key has to hold for a command; in words, what it holds when it is refused, and what the command does."""
 
-    ANYTHING = "anything"
-    VALUE = "plain values"
-    QUEUE = "a queue"
+    ANYTHING = ("", "")
+    VALUE = ("a queue", "reads plain values")
+    QUEUE = ("a plain value", "needs a queue")
 
 
 NO_KEY = {Error.KEY_NOT_FOUND: "there is no such key"}

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.calls import Command
 from engine.commands import keys, queues, server, values
-from engine.commands.grammar import CommandError, Effect, Kind, Needs, Row, read, show
+from engine.commands.grammar import CommandError, Effect, Kind, Row, read, show
 from engine.limits import Limits
 from engine.replies import Error, Failure
 
@@ -27,6 +27,9 @@ HEAVY = frozenset(row.command for row in TABLE if row.many is not None)
 
 FREE = frozenset(row.command for row in TABLE if row.effect is Effect.NOTHING)
 """Commands whose answer rests on nothing, so that it need not wait for the disk."""
+
+CHANGING = frozenset(row.command for row in TABLE if row.effect is Effect.CHANGES)
+"""Commands whose refusal refuses a unit; a read that finds nothing is an answer."""
 
 TAKING = frozenset(row.command for row in TABLE if row.takes)
 """Commands whose answer is taken out of a queue."""
@@ -166,20 +169,21 @@ def weigh(command: Command) -> int:
 
 def in_pieces(command: Command, count_max: int) -> Iterator[Command]:
     """A command on any number of keys, one whose row says `adds_up`, as several on so many of them at most."""
+    words = _MANY[type(command)](command)
+    for start in range(0, len(words), count_max):
+        yield on_words(command, words[start : start + count_max])
+
+
+def on_words(command: Command, words: Sequence[bytes]) -> Command:
+    """The same command on other keys or values, where it takes any number of them."""
     many = row_of(command).many
     assert many is not None
-    words = getattr(command, many.fills)
-    for start in range(0, len(words), count_max):
-        yield replace(command, **{many.fills: words[start : start + count_max]})  # type: ignore[type-var]  # a dataclass
+    return replace(command, **{many.fills: words})  # type: ignore[type-var]  # a dataclass
 
 
 def may_wait(command: Command) -> bool:
     """Whether a command that is submitted by itself may wait for its answer."""
     return type(command) in WAITING and command.timeout_ms != 0  # type: ignore[attr-defined]  # says the row: `waits`
-
-
-_HELD_INSTEAD = {Needs.VALUE: "a queue", Needs.QUEUE: "a plain value"}
-_NEED = {Needs.VALUE: "reads plain values", Needs.QUEUE: "needs a queue"}
 
 
 def wrong_type(command: Command, *, foreign: bool = False) -> Failure:
@@ -190,5 +194,7 @@ def wrong_type(command: Command, *, foreign: bool = False) -> Failure:
         foreign: whether that is nothing of Holdfast's, as in a Redis that others use as well: a hash, say.
     """
     row = row_of(command)
-    held = "something that is nothing of Holdfast's" if foreign else _HELD_INSTEAD[row.needs]
-    return Failure(Error.WRONG_TYPE, f"the key holds {held}, {row.name} {_NEED[row.needs]}")
+    held, need = row.needs.value
+    if foreign:
+        held = "something that is nothing of Holdfast's"
+    return Failure(Error.WRONG_TYPE, f"the key holds {held}, {row.name} {need}")

@@ -17,8 +17,7 @@ from itertools import islice
 from typing import TypeVar
 
 from engine.calls import AnyCall, Batch, Command
-from engine.commands.grammar import Effect
-from engine.commands.table import HEAVY, TAKING, in_pieces, row_of, weigh
+from engine.commands.table import CHANGING, HEAVY, TAKING, in_pieces, row_of, weigh
 from engine.embedded.committer import GROUP_BYTES_MAX, Committer
 from engine.embedded.effects import Effects
 from engine.embedded.pops import Pops, Taken
@@ -208,7 +207,7 @@ class Performer:
                 popped_bytes += len(reply.value)
                 if popped_bytes > self._answer_bytes_max:
                     reply = POPPED_ENOUGH
-            if isinstance(reply, Failure) and row_of(command).effect is Effect.CHANGES:
+            if isinstance(reply, Failure) and type(command) in CHANGING:
                 return Refused(reply, index)
             replies.append(reply)
         refusal = self._refusal(journal.effects, journal.records_bytes) if journal.effects else None

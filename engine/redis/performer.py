@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
 from coredis.exceptions import TryAgainError, WrongTypeError
 
 from engine.calls import Command
-from engine.commands.grammar import Effect, show
-from engine.commands.table import TABLE, keys_of, row_of, wrong_type
+from engine.commands.grammar import show
+from engine.commands.table import CHANGING, TABLE, keys_of, on_words, row_of, wrong_type
 from engine.redis import keys, queues, server, values
 from engine.redis.errors import Lost, NotReplicated
 from engine.redis.faults import refusal
@@ -39,7 +38,6 @@ TRANSLATIONS: dict[type[Command], Translation] = {
     **server.TRANSLATIONS,
 }
 
-_CHANGING = frozenset(row.command for row in TABLE if row.effect is Effect.CHANGES)
 _SCRIPTS = {row.command: ALONE[row.name] for row in TABLE if isinstance(TRANSLATIONS[row.command], Scripted)}
 
 
@@ -92,7 +90,7 @@ class Performer:
         # No closure: each variable of one is an object for the garbage collector, and that took 3 us a command.
         slot, words = self._router.slot_of(named[0]), how.words(command)
         done = partial(self._answered, command, how, finish)
-        self._router.post(Request(words[0], words[1:], slot, done, type(command) in _CHANGING))
+        self._router.post(Request(words[0], words[1:], slot, done, type(command) in CHANGING))
 
     def _run(self, command: Command, named: tuple[bytes, ...], how: Scripted, taken: list[Any], finish: Finish) -> None:
         """Runs the script of a command."""
@@ -103,7 +101,7 @@ class Performer:
             token = self._receipts.new_tokens(1)
             words = (*words, self._receipts.key_for(slot), token)
             done = partial(self._popped, command, how, token, taken, finish)
-        self._router.post(script_call(_SCRIPTS[kind], named, words, slot, done, writes=kind in _CHANGING))
+        self._router.post(script_call(_SCRIPTS[kind], named, words, slot, done, writes=kind in CHANGING))
 
     def _answered(self, command: Command, how: Native | Scripted, finish: Finish, answer: Any) -> None:
         if not isinstance(answer, Exception):
@@ -146,12 +144,9 @@ class _Count:
     """A command on keys of any number of slots, whose answers are added up."""
 
     def __init__(self, router: Posts, command: Command, how: Native, finish: Finish) -> None:
-        row = row_of(command)
-        assert row.many is not None
         self._router = router
-        self._command: Any = command
-        self._field = row.many.fills
-        self._changes = row.effect is Effect.CHANGES
+        self._command = command
+        self._changes = type(command) in CHANGING
         self._how = how
         self._keys = keys_of(command)
         self._next = 0
@@ -181,7 +176,7 @@ class _Count:
             self._post(slot, part)
 
     def _post(self, slot: int, part: Sequence[bytes]) -> None:
-        words = self._how.words(replace(self._command, **{self._field: part}))
+        words = self._how.words(on_words(self._command, part))
         done = partial(self._done, slot, part)
         self._router.post(Request(words[0], words[1:], slot, done, self._changes, divisible=len(part) > 1))
 
