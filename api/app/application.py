@@ -45,10 +45,11 @@ from api.dialects.answers import Answer, failure
 from api.http.access import Access
 from api.http.body import HeldBody
 from api.http.head import Head
+from api.http.probes import PROBES, Probes
 from api.http.service import BODIES_FULL, PATHS, Service
 from engine.face import Face, FoldFailed, Folds
 from engine.limits import KIB, Limits
-from engine.replies import Error, Failure
+from engine.replies import Error
 
 _logger = logging.getLogger("holdfast.http")
 
@@ -89,6 +90,7 @@ class HttpApp(QuartTrio):
 
     Attributes:
         service: what answers the commands.
+        probes: what answers the probes.
         settings: as given.
         requests_open: requests whose answer is not sent yet.
         traffic: counts the clients, for `/stats`; who serves them in Hypercorn's stead puts its own count here.
@@ -96,12 +98,13 @@ class HttpApp(QuartTrio):
 
     request_class = _Request
 
-    def __init__(self, engine: Face, settings: HttpSettings) -> None:
+    def __init__(self, service: Service, settings: HttpSettings) -> None:
         super().__init__("holdfast", static_folder=None)
         self.asgi_http_class = Exchange  # type: ignore[assignment]  # its app is an HttpApp
         self.config["PROPAGATE_EXCEPTIONS"] = False
         self.url_map.merge_slashes = False  # it redirects, with a page of HTML
-        self.service = Service(engine, settings.limits)
+        self.service = service
+        self.probes = Probes(service.engine.readiness)
         self.settings = settings
         self.requests_open = 0
         self.traffic = self._traffic
@@ -110,30 +113,25 @@ class HttpApp(QuartTrio):
         return {"connections": connections_open(), "requests_open": self.requests_open}
 
 
-def create_app(engine: Face, settings: HttpSettings) -> HttpApp:
+def create_app(engine: Face, settings: HttpSettings, service: Service | None = None) -> HttpApp:
     """Makes the application.
 
     Args:
         engine: runs the commands.
         settings: limits, access and deadlines.
+        service: to answer them with, for whoever had one before there was an engine; None makes one.
 
     Returns:
         The app; serve it with Hypercorn on trio.
     """
-    app = HttpApp(engine, settings)
+    app = HttpApp(service or Service(engine, settings.limits), settings)
     app.logger = _logger  # instead of one with Quart's own handlers
 
     async def command() -> Response:
         return _response(await app.service.answer(request.path, request.body))  # type: ignore[arg-type]  # `_Request`
 
-    async def livez() -> Response:
-        return _response(Answer(200, b'{"status": "alive"}'))
-
-    async def readyz() -> Response:
-        found = engine.readiness()
-        if isinstance(found, Failure):
-            return _response(failure(503, found.error.value, found.detail))
-        return _response(Answer(200, _encode({"status": "ready", **found})))
+    async def probe() -> Response:
+        return _response(app.probes.answer(request.path))
 
     async def stats() -> Response:
         members = dataclasses.asdict(engine.statistics())
@@ -144,7 +142,7 @@ def create_app(engine: Face, settings: HttpSettings) -> HttpApp:
     posts = dict.fromkeys(PATHS, command)
     if isinstance(engine, Folds):
         posts["/checkpoint"] = _checkpoint_of(engine)
-    gets = {"/livez": livez, "/readyz": readyz, "/stats": stats}
+    gets = {**dict.fromkeys(PROBES, probe), "/stats": stats}
     for path, view in (posts | gets).items():
         method = "GET" if path in gets else "POST"
         app.add_url_rule(path, view_func=view, methods=[method], provide_automatic_options=False)

@@ -24,7 +24,7 @@ ACCEPT_MAX = 64
 """Clients accepted in one turn."""
 
 DESCRIPTORS_KEPT = 256
-"""That clients do not get: the log needs some, and each relayed request two, `GET /livez` among them."""
+"""That clients do not get: the log needs some, and so do checkpoints."""
 
 SELDOM_S = 30.0
 """Between two lines about the same lasting trouble."""

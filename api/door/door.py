@@ -11,6 +11,8 @@ event loop serves all clients that are ready at once, whose commands go to the e
 
 A second task, the clock, looks at deadlines four times a second.
 
+Clients can come before there is an engine: while the server starts, probes are answered, and all other requests wait.
+
 Who knows whom, each only what stands further down:
 
     door          the porter, the clock, the shutdown
@@ -20,6 +22,7 @@ Who knows whom, each only what stands further down:
     outgoing      what is answered, in order                            (outbox: bytes on their way to the kernel)
     exchange      one request: its work, its answer
     shared        what all connections have in common: timers, unsent bytes, responses, the relay to the application
+    early         requests that came before there was an engine
 
 A defect costs one connection, never the process; a defect of the door itself ends the process.
 """
@@ -31,12 +34,15 @@ from collections.abc import Sequence
 
 import trio
 
+from api.dialects.answers import failure
 from api.door.acceptor import Acceptor
 from api.door.connection import Connection
 from api.door.relay import Relay
 from api.door.settings import TURN_MAX, DoorSettings
 from api.door.shared import Shared
+from api.http.probes import Probes
 from api.http.service import Service
+from engine.replies import Error
 
 
 class Door:
@@ -44,12 +50,12 @@ class Door:
 
     Args:
         service: answers bodies; its engine is the door's as well.
-        relay: to the application.
+        probes: answers probes.
         settings: access and deadlines.
     """
 
-    def __init__(self, service: Service, relay: Relay, settings: DoorSettings) -> None:
-        self._shared = Shared(service, relay, settings)
+    def __init__(self, service: Service, probes: Probes, settings: DoorSettings) -> None:
+        self._shared = Shared(service, probes, settings)
         self._connections: dict[int, Connection] = {}
         self._forget_it = self._forget  # one for all connections: each time it is asked for, it is another object
         self._acceptor: Acceptor
@@ -61,11 +67,22 @@ class Door:
         requests = sum(connection.requests_open for connection in self._connections.values())
         return {"connections": len(self._connections), "requests_open": requests}
 
-    async def serve(self, listeners: Sequence[socket.socket]) -> None:
+    async def open(self, relay: Relay) -> None:
+        """Has all requests done, those first that came before; until then only probes are answered, the others wait.
+
+        Args:
+            relay: to the application; the service has its engine.
+        """
+        await self._shared.open(relay)
+
+    async def serve(
+        self, listeners: Sequence[socket.socket], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Serves clients until `shut_down`, and until those who were being served have their answers.
 
         Args:
             listeners: bound, tuned, not blocking; closed in the end.
+            task_status: told when clients can come, and `open` may be called.
         """
         self._acceptor = Acceptor(listeners, self._shared, self._connections, self._admit)
         try:
@@ -74,6 +91,7 @@ class Door:
                 self._acceptor.open()
                 nursery.start_soon(self._serve_ready)
                 nursery.start_soon(self._keep_time)
+                task_status.started()
                 await self._empty.wait()
                 nursery.cancel_scope.cancel()
         finally:
@@ -85,6 +103,8 @@ class Door:
         self._acceptor.close()
         for connection in list(self._connections.values()):
             connection.shut_down()
+        if self._shared.early is not None:
+            self._shared.early.turn_away(failure(503, Error.UNAVAILABLE.value, "shutting down"))
         self._shared.nursery.start_soon(self._end_grace)
         if not self._connections:
             self._empty.set()

@@ -29,6 +29,7 @@ from api.dialects.request import Request
 from api.door.request import RequestHead
 from api.door.shared import Shared
 from api.http.body import HeldBody
+from api.http.probes import PROBES
 from api.http.service import BODIES_FULL, COMMAND, MULTI, PIPELINE
 from engine.calls import AnyCall, Batch, Call
 from engine.commands.table import WAITING, may_wait
@@ -116,18 +117,30 @@ class Exchange:
     # Working
 
     def start(self, data: bytes, held: HeldBody | None) -> None:
-        """Starts the work.
+        """Starts the work; while the server itself starts, that is later, but for a probe.
 
         Args:
             data: the body, whole.
             held: its share of the budget, if it has one.
         """
+        early = self.client.shared.early
+        if early is None or self.head.path in PROBES:
+            self.work(data, held)
+        elif early.keep(self, held or HeldBody(data)):
+            self.client.hold_up(self)
+        else:
+            self.finish(BODIES_FULL)
+
+    def work(self, data: bytes, held: HeldBody | None) -> None:
+        """Starts the work now; arguments as for `start`."""
         path = self.head.path
         try:
             if path == COMMAND and json_body.is_quick(data):
                 self._start_command(data)
             elif path in (PIPELINE, MULTI) and batches.is_quick(data):
                 self._start_batch(data)
+            elif path in PROBES:
+                self.finish(self.client.shared.probes.answer(path))
             else:
                 self._start_errand(held or HeldBody(data))
                 return
@@ -193,7 +206,7 @@ class Exchange:
     async def _answer_body(self, body: HeldBody) -> Answer | bytes:
         shared = self.client.shared
         try:
-            if self.head.path is not None:
+            if self.head.path is not None:  # no probe: they are no errand
                 return await shared.service.answer(self.head.path, body, self._keep)
             return await shared.relay.request(self.head, body.data)
         finally:
@@ -286,6 +299,8 @@ class Exchange:
         """The client is gone: whatever is on its way comes back."""
         if self.errand is not None:
             self.errand.cancel()
+        if self.client.shared.early is not None:
+            self.client.shared.early.leave(self)
         self.take_back()
 
     def take_back(self) -> None:

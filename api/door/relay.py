@@ -1,57 +1,45 @@
-"""The way from the door to the application: requests and answers over a private Unix socket, where Hypercorn listens.
+"""The way from the door to the application: a call of it, as ASGI has it, in this process.
 
-What comes here was judged by the door: it is one well-formed request, whole. Each gets a connection of its own; the
-application answers it and closes, as HTTP/1.0 has it. With HTTP/1.1 that would have to be asked for, by a field that
-could be one too many.
+What comes here was judged by the door: it is one well-formed request, whole. It needs no socket, no descriptor and no
+file. So it is answered when descriptors have run out, and on a machine where nothing can be written.
+
+The application is asked by one request more in each turn of the event loop. A crowd that asks at the same moment cannot
+make a turn long, and requests that wait inside the application for something slow hold nobody up.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import tempfile
-from pathlib import Path
+import email.utils
+import time
+from http import HTTPStatus
+from urllib.parse import unquote
 
 import trio
+from hypercorn.typing import ASGIFramework, ASGIReceiveEvent, ASGISendEvent, HTTPScope
 
-from api.app.hypercorn_fixes import hypercorn_config
 from api.door.request import RequestHead
-
-_RECEIVE_BYTES = 64 * 1024
-
-AT_ONCE_MAX = 64
-"""Requests that the application works on at once; the others wait. Each takes two descriptors, and a Unix socket
-refuses at once who comes when its backlog is full, which Hypercorn makes 100 long."""
 
 _HOP_BY_HOP = {b"connection", b"content-length", b"expect", b"keep-alive", b"te", b"transfer-encoding", b"upgrade"}
 """Fields that are between a client and the door."""
 
-_CLOSE = b"connection: close"
+
+class NoAnswer(Exception):
+    """The application returned without an answer, which is a defect."""
 
 
 class Relay:
-    """The socket of the application. It has no name any more when a client comes, so a crash leaves none behind.
+    """The application, for the door.
 
-    Attributes:
-        config: for Hypercorn, which has to serve the application with it.
+    Args:
+        app: to call; `HttpApp`.
     """
 
-    def __init__(self) -> None:
-        listener = socket.socket(socket.AF_UNIX)
-        with tempfile.TemporaryDirectory(prefix="holdfast-") as directory:  # only its owner may enter
-            path = str(Path(directory) / "http")
-            listener.bind(path)
-            self._socket = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        self._path = f"/proc/self/fd/{self._socket}"
-        self.config = hypercorn_config([listener.detach()])
-        self._places = trio.CapacityLimiter(AT_ONCE_MAX)
-
-    def close(self) -> None:
-        """Gives the socket up."""
-        os.close(self._socket)
+    def __init__(self, app: ASGIFramework) -> None:
+        self._app = app
+        self._turnstile = trio.Lock()
 
     async def request(self, head: RequestHead, body: bytes) -> bytes:
-        """Has the application answer a request.
+        """Has the application answer a request; cancelling cancels that.
 
         Args:
             head: not refused.
@@ -61,27 +49,66 @@ class Relay:
             Head and body of the response, for the client; it does not say whether the connection ends.
 
         Raises:
-            OSError: the application cannot be reached.
+            NoAnswer: there was none.
         """
-        async with self._places, await trio.open_unix_socket(self._path) as stream:
-            await stream.send_all(_request(head, body))
-            response = bytearray()
-            while data := await stream.receive_some(_RECEIVE_BYTES):
-                response += data
-        return _for_client(bytes(response))
+        async with self._turnstile:
+            await trio.lowlevel.checkpoint()
+        call = _Call(body)
+        await self._app(_scope(head, len(body)), call.receive, call.send)
+        return call.response(has_body=head.method != b"HEAD")
 
 
-def _request(head: RequestHead, body: bytes) -> bytes:
-    fields = [b"%b: %b" % field for field in head.fields if field[0] not in _HOP_BY_HOP]
-    line = b"%b %b HTTP/1.0" % (head.method, head.target)
-    length = [b"content-length: %d" % len(body)] if body else []
-    return b"\r\n".join([line, *fields, *length, b"", body])
+class _Call:
+    """What the application is given, and what it answers."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body: bytes | None = body
+        self._status = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._answer = bytearray()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """Gives the body; then nothing comes any more, for who leaves is seen by the door."""
+        body, self._body = self._body, None
+        if body is None:
+            await trio.sleep_forever()
+            raise AssertionError
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(self, event: ASGISendEvent) -> None:
+        """Takes the answer."""
+        if event["type"] == "http.response.start":
+            self._status, self._headers = event["status"], list(event["headers"])
+        elif event["type"] == "http.response.body":
+            self._answer += event["body"]
+
+    def response(self, *, has_body: bool) -> bytes:
+        """The bytes of the answer. Whether the connection ends is not the application's to say."""
+        if not self._status:
+            raise NoAnswer
+        line = b"HTTP/1.1 %d %b" % (self._status, HTTPStatus(self._status).phrase.encode())
+        fields = [b"%b: %b" % field for field in self._headers if field[0].lower() != b"connection"]
+        date = b"date: " + email.utils.formatdate(time.time(), usegmt=True).encode()
+        return b"\r\n".join([line, *fields, date, b"", self._answer if has_body else b""])
 
 
-def _for_client(response: bytes) -> bytes:
-    """Takes out that the application's connection ends."""
-    head, end, body = response.partition(b"\r\n\r\n")
-    if not end:
-        raise ConnectionError("the application gave no answer")
-    lines = [line for line in head.split(b"\r\n") if line.lower() != _CLOSE]
-    return b"\r\n".join([*lines, b"", body])
+def _scope(head: RequestHead, body_bytes: int) -> HTTPScope:
+    path, _, query = head.target.partition(b"?")
+    fields = [field for field in head.fields if field[0] not in _HOP_BY_HOP]
+    if body_bytes:
+        fields.append((b"content-length", b"%d" % body_bytes))
+    return {  # type: ignore[typeddict-item]  # without `state`, which a server without a lifespan may leave out
+        "type": "http",
+        "asgi": {"spec_version": "2.1", "version": "3.0"},
+        "http_version": head.version,
+        "method": head.method.decode("ascii"),
+        "scheme": "http",
+        "path": unquote(path.decode("ascii")),
+        "raw_path": path,
+        "query_string": query,
+        "root_path": "",
+        "headers": fields,
+        "client": None,
+        "server": None,
+        "extensions": {},
+    }

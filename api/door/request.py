@@ -19,6 +19,7 @@ from api.dialects.answers import Answer, failure
 from api.http.access import Access
 from api.http.body import HeldBody
 from api.http.head import INVALID, OTHER_CODING, TWO_LENGTHS, UNPARSABLE, BadHead, Head, check_bytes
+from api.http.probes import PROBE_METHODS, PROBES
 from api.http.service import PATHS
 from engine.limits import KIB
 from engine.replies import Error
@@ -46,7 +47,8 @@ class RequestHead:
         target: as sent.
         version: `1.0` or `1.1`.
         fields: names in lower case, and values.
-        path: one of `PATHS` for a POST to it; None for the application.
+        path: what the door answers itself: one of `PATHS` for a POST to it, one of `PROBES` for a GET or HEAD of it.
+            None for the application.
         length: of the body in bytes; None when it comes in chunks.
         keep_alive: whether another request may follow.
         expects_continue: the client waits for `100 Continue` before it sends the body.
@@ -168,12 +170,16 @@ def _judge(parsed: _Parser, access: Access, body_bytes_max: int) -> RequestHead:
         target=parsed.target,
         version=parsed.version,
         fields=tuple(parsed.fields),
-        path=scope["path"] if parsed.method == b"POST" and scope["path"] in PATHS else None,
+        path=scope["path"] if _is_for_the_door(parsed.method, scope["path"]) else None,
         length=head.length if not coding else None,
         keep_alive=parsed.version == "1.1" and b"close" not in tokens,
         expects_continue=b"100-continue" in expects and parsed.version == "1.1",
         refusal=refusal,
     )
+
+
+def _is_for_the_door(method: bytes, path: str) -> bool:
+    return (method == b"POST" and path in PATHS) or (method in PROBE_METHODS and path in PROBES)
 
 
 def _tokens(value: bytes) -> list[bytes]:

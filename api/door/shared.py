@@ -10,13 +10,16 @@ import trio
 from api.dialects import answers
 from api.dialects.answers import Answer
 from api.dialects.request import Request
+from api.door.early import Early
 from api.door.relay import Relay
 from api.door.request import RequestHead, read_head
 from api.door.responses import Responses
 from api.door.settings import DoorSettings
 from api.door.timers import Timers
 from api.door.unsent import UnsentBytes
+from api.http.probes import Probes
 from api.http.service import Service
+from engine.face import Face
 from engine.replies import Reply
 
 HEADS_REMEMBERED = 256
@@ -27,12 +30,14 @@ class Shared:
 
     Args:
         service: answers bodies; its engine is the door's as well.
-        relay: to the application.
+        probes: answers probes.
         settings: access and deadlines.
 
     Attributes:
-        service, relay, settings: these.
-        engine: what runs the commands.
+        service, probes, settings: these.
+        early: what came while the server starts; None when it is open.
+        engine: what runs the commands; there when it is open.
+        relay: to the application; there when it is open.
         epoll: where connections register their sockets.
         timers: where they arm their deadlines; it has the time.
         unsent: where they note what their clients do not read.
@@ -41,11 +46,14 @@ class Shared:
         nursery: where requests that take a task get it; there while the door serves.
     """
 
-    def __init__(self, service: Service, relay: Relay, settings: DoorSettings) -> None:
+    engine: Face
+    relay: Relay
+
+    def __init__(self, service: Service, probes: Probes, settings: DoorSettings) -> None:
         self.service = service
-        self.engine = service.engine
-        self.relay = relay
+        self.probes = probes
         self.settings = settings
+        self.early: Early | None = Early(service.budget)
         self.epoll = select.epoll()
         self.timers = Timers(settings.tick_s, settings.keep_alive_s)
         self.unsent = UnsentBytes()
@@ -53,6 +61,17 @@ class Shared:
         self.read_head = functools.lru_cache(HEADS_REMEMBERED)(self._read_head)
         self.nursery: trio.Nursery
         self._wording = trio.CapacityLimiter(1)
+
+    async def open(self, relay: Relay) -> None:
+        """Starts what came early, in its order and a turn's worth at a time, and lets everything in from now on.
+
+        Args:
+            relay: to the application; the service has its engine.
+        """
+        self.engine, self.relay = self.service.engine, relay
+        assert self.early is not None
+        await self.early.start()
+        self.early = None
 
     def _read_head(self, data: bytes) -> RequestHead:
         return read_head(data, self.settings.access, self.service.limits.body_bytes_max)

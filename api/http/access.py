@@ -25,13 +25,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from api.http.probes import PROBES
+
 LOOPBACK_NAME = "localhost"
 
 ANY_HOST = "*"
 """In `allowed_hosts`: takes every Host header, for a server behind a proxy that checks it."""
-
-_OPEN_PATHS = ("/livez", "/readyz")
-"""Probes carry no secrets and learn none: a supervisor need not know the token."""
 
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::([0-9]{1,5})?)?")
 _ORIGIN = re.compile(r"(https?)://([^/?#@]+)", re.IGNORECASE)
@@ -84,7 +83,7 @@ class Access:
             elif name == b"authorization":
                 credentials.append(value)
         refusal = self._check_host(hosts) or _check_origin(origins, hosts)
-        if refusal is None and self.token is not None and path not in _OPEN_PATHS:
+        if refusal is None and self.token is not None and path not in PROBES:
             refusal = _check_token(credentials, self.token)
         return refusal
 

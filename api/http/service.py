@@ -52,14 +52,21 @@ _logger = logging.getLogger("holdfast.http")
 class Service:
     """Answers the bodies that are sent to `PATHS`.
 
+    Args:
+        engine: what runs the commands; None while there is none, which is put here when there is.
+        limits: of the product.
+
     Attributes:
         engine: what runs the commands.
         limits: of the product.
         budget: what is left for bodies; whoever reads one takes its share here.
     """
 
-    def __init__(self, engine: Face, limits: Limits) -> None:
-        self.engine = engine
+    engine: Face
+
+    def __init__(self, engine: Face | None, limits: Limits) -> None:
+        if engine is not None:
+            self.engine = engine
         self.limits = limits
         self.budget = BodyBudget(limits.bodies_bytes_max)
         self._parser = trio.CapacityLimiter(1)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from api.server.progress import ReplayProgress
+from api.server.progress import ReplayProgress, Starting
 from api.server.settings import ServerSettings, StartError
 from engine.collector import Collector
 from engine.embedded.checkpointer import in_child
@@ -25,7 +25,10 @@ _logger = logging.getLogger("holdfast.server")
 
 @asynccontextmanager
 async def embedded(
-    settings: ServerSettings, run: Callable[[Engine], Awaitable[None]], is_stopping: Callable[[], bool]
+    settings: ServerSettings,
+    run: Callable[[Engine], Awaitable[None]],
+    is_stopping: Callable[[], bool],
+    starting: Starting,
 ) -> AsyncIterator[tuple[Engine, str]]:
     """Opens the data directory and runs an engine on it.
 
@@ -33,6 +36,7 @@ async def embedded(
         settings: directory, limits, fsync policy, size of segments.
         run: has the engine run in the background, and returns when it does; it must have ended in the end.
         is_stopping: whether the replay is to be given up.
+        starting: told how far the replay is.
 
     Yields:
         The engine, and words for the start line.
@@ -47,7 +51,7 @@ async def embedded(
     """
     directory = DiskDirectory(settings.data)
     started_s = time.monotonic()
-    state, log = await _replay(settings, directory, is_stopping)
+    state, log = await _replay(settings, directory, is_stopping, starting)
     replay_s = time.monotonic() - started_s
     with Collector(lambda: state.queue_count):
         engine = Engine(
@@ -67,14 +71,15 @@ async def embedded(
 
 
 async def _replay(
-    settings: ServerSettings, directory: DiskDirectory, is_stopping: Callable[[], bool]
+    settings: ServerSettings, directory: DiskDirectory, is_stopping: Callable[[], bool], starting: Starting
 ) -> tuple[State, Log]:
     """Replays in a thread, so that signals are heard and the progress bar moves."""
 
     def replay() -> tuple[State, Log]:
         if IMPORT_NAME in directory.names():
             raise StartError(f"{directory.path} holds an import that was not finished; the same command finishes it")
-        with ReplayProgress(is_stopping) as progress:
+        starting.phase = "replaying the log"
+        with ReplayProgress(is_stopping, starting) as progress:
             return recover(
                 directory,
                 settings.limits,

@@ -11,6 +11,8 @@ from typing import Self
 
 import click
 
+from engine.replies import Error, Failure
+
 QUIET_S = 1.0
 """What takes less than this shows nothing."""
 
@@ -85,16 +87,37 @@ class Progress(contextlib.ExitStack):
         self._shown = done
 
 
+class Starting:
+    """How far a start is, for whoever asks. Written by the thread that replays, and read by others at any time.
+
+    Attributes:
+        phase: what is being done.
+        far: how much of it is done, as (bytes, bytes in all); None while that is not known. Replaced as a whole.
+    """
+
+    def __init__(self) -> None:
+        self.phase = "starting"
+        self.far: tuple[int, int] | None = None
+
+    def readiness(self) -> Failure:
+        """Why no commands are taken yet; has the form of `Face.readiness`."""
+        far = self.far
+        how_far = "" if far is None else f": {far[0] / max(far[1], 1):.0%} of {megabytes(far[1])}"
+        return Failure(Error.UNAVAILABLE, self.phase + how_far)
+
+
 class ReplayProgress(Progress):
     """Progress of a server's start.
 
     Args:
         stopped: asked now and then; True ends the replay with `ReplayStopped`.
+        starting: is told as well.
     """
 
-    def __init__(self, stopped: Callable[[], bool]) -> None:
+    def __init__(self, stopped: Callable[[], bool], starting: Starting) -> None:
         super().__init__("replaying", _logger.info)
         self._stopped = stopped
+        self._starting = starting
 
     def __call__(self, done: int, total: int) -> None:
         """Shows how far the replay is.
@@ -104,4 +127,5 @@ class ReplayProgress(Progress):
         """
         if self._stopped():
             raise ReplayStopped
+        self._starting.far = done, total
         super().__call__(done, total)

@@ -1,9 +1,13 @@
 """The composition root: the one place where listeners, an engine, the application and signals meet.
 
-    listen -> engine (embedded.py: lock, replay; or clustered.py: connect) -> HTTP (http.py) -> (signal) -> shut down
+    listen -> door: probes (http.py)
+      -> engine (embedded.py: lock, replay; or clustered.py: connect)
+      -> application -> all requests -> "listening" -> (signal) -> shut down
 
-The port is taken before the data is touched, so a second start on the same port changes nothing. Clients that connect
-while the log is being replayed wait; they are answered when it is.
+The port is taken before the data is touched, so a second start on the same port changes nothing. While the log is being
+replayed, probes are answered, `/readyz` with how far that is. Clients that send commands meanwhile wait; they are
+answered when it is done. "listening" is said when everything that is needed to answer is there: that is the moment to
+tell others, and every listener is to be open for all by then.
 
 Shutting down (SIGTERM, SIGINT): no new connections; parked waiters are answered `unavailable`; the engine does what it
 was given, and the embedded one closes the log cleanly; the answers have `GRACE_S` to reach their clients. A timer of
@@ -27,12 +31,14 @@ import trio
 
 from api.app.application import HttpSettings, create_app
 from api.http.access import Access
+from api.http.probes import Probes
+from api.http.service import Service
 from api.server.clustered import clustered
 from api.server.embedded import embedded
 from api.server.exit_codes import ExitCode
-from api.server.http import serve_door, serve_hypercorn
+from api.server.http import ByDoor, ByHypercorn
 from api.server.listeners import complain_seldom, listen, raise_descriptor_limit, url_of
-from api.server.progress import ReplayStopped
+from api.server.progress import ReplayStopped, Starting
 from api.server.settings import ServerSettings, StartError
 from api.server.stop import Interrupted, Stop, exit_now
 from engine.face import Face
@@ -124,27 +130,33 @@ async def _serve(settings: ServerSettings) -> None:
         complain_seldom()
         async with trio.open_nursery() as nursery:
             await nursery.start(stop.watch_signals)
+            http = _Http(settings, listeners)
+            await nursery.start(http.run, stop)
 
             async def run_engine(engine: Face) -> None:
                 stop.engine = engine
                 await nursery.start(_run_engine, engine, stop)
 
-            async with _opened(settings, run_engine, stop) as (engine, about):
-                _announce(settings, listeners, about)
-                http_done = trio.Event()
-                nursery.start_soon(_run_http, settings, engine, listeners, stop, http_done)
-                await stop.wait()
-                engine.close()
-                await stop.engine_ended.wait()
-                await http_done.wait()
-                nursery.cancel_scope.cancel()
+            try:
+                async with _opened(settings, run_engine, stop, http.starting) as (engine, about):
+                    await http.open(engine)
+                    _announce(settings, listeners, about)
+                    await stop.wait()
+                    engine.close()
+                    await stop.engine_ended.wait()
+                    await http.done.wait()
+            except (ReplayStopped, Interrupted):
+                await http.done.wait()  # whoever waited for the start is told
+                raise
+            nursery.cancel_scope.cancel()
 
 
 def _opened(
-    settings: ServerSettings, run_engine: Callable[[Face], Awaitable[None]], stop: Stop
+    settings: ServerSettings, run_engine: Callable[[Face], Awaitable[None]], stop: Stop, starting: Starting
 ) -> AbstractAsyncContextManager[tuple[Face, str]]:
     if settings.engine is None:
-        return embedded(settings, run_engine, lambda: stop.wished)
+        return embedded(settings, run_engine, lambda: stop.wished, starting)
+    starting.phase = "connecting to Redis"
     return clustered(settings, run_engine, stop.interrupting)
 
 
@@ -172,13 +184,35 @@ def _fail(stop: Stop, errors: BaseExceptionGroup[BaseException], code: ExitCode)
     return _report(errors, code)
 
 
-async def _run_http(
-    settings: ServerSettings, engine: Face, listeners: list[socket.socket], stop: Stop, done: trio.Event
-) -> None:
-    access = Access(settings.token, settings.host, frozenset(settings.allowed_hosts))
-    app = create_app(engine, HttpSettings(settings.limits, access))
-    await (serve_door if settings.door else serve_hypercorn)(app, listeners, stop.wait)
-    done.set()
+class _Http:
+    """HTTP for clients, before and after there is an engine.
+
+    Attributes:
+        starting: how far the start is, for `/readyz`.
+        done: set when everybody has their answer, after the wish to stop.
+    """
+
+    def __init__(self, settings: ServerSettings, listeners: list[socket.socket]) -> None:
+        access = Access(settings.token, settings.host, frozenset(settings.allowed_hosts))
+        self.starting = Starting()
+        self.done = trio.Event()
+        self._settings = HttpSettings(settings.limits, access)
+        self._service = Service(None, settings.limits)
+        self._probes = Probes(self.starting.readiness)
+        self._way: ByDoor | ByHypercorn = ByHypercorn(listeners)
+        if settings.door:
+            self._way = ByDoor(self._service, self._probes, self._settings, listeners)
+
+    async def run(self, stop: Stop, task_status: trio.TaskStatus[None]) -> None:
+        """Serves clients until the wish to stop, and until those who were being served have their answers."""
+        await self._way.serve(stop.wait, task_status)
+        self.done.set()
+
+    async def open(self, engine: Face) -> None:
+        """Has commands done; returns when nothing waits for the start any more."""
+        self._service.engine = engine
+        self._probes.readiness = engine.readiness
+        await self._way.open(create_app(engine, self._settings, self._service))
 
 
 def _announce(settings: ServerSettings, listeners: list[socket.socket], about: str) -> None:

@@ -14,7 +14,7 @@ from api.cli import options, serve
 from api.cli.main import main
 from api.server import progress
 from api.server.exit_codes import ExitCode
-from api.server.progress import ReplayProgress, ReplayStopped
+from api.server.progress import ReplayProgress, ReplayStopped, Starting
 from api.server.settings import ServerSettings
 from engine.embedded.committer import FsyncPolicy
 from engine.limits import Limits
@@ -180,7 +180,7 @@ def test_an_empty_token_variable_is_refused_unless_a_token_is_given(served: list
 
 def test_a_short_replay_shows_nothing_and_a_stopped_one_ends(capsys: pytest.CaptureFixture[str]) -> None:
     stopped = False
-    with ReplayProgress(lambda: stopped) as bar:
+    with ReplayProgress(lambda: stopped, Starting()) as bar:
         bar(10, 100)
         stopped = True
         with pytest.raises(ReplayStopped):
@@ -194,7 +194,7 @@ def test_a_long_replay_draws_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", terminal)
-        with ReplayProgress(lambda: False) as bar:
+        with ReplayProgress(lambda: False, Starting()) as bar:
             bar(50, 100)
             bar(100, 100)
     drawn = ""

@@ -16,6 +16,11 @@ from tests.harness.http import Client, Server, http, listen, post, until
 from tests.harness.world import World
 
 GET_LIVEZ = http(b"GET /livez")
+"""Answered by the door."""
+
+GET_STATS = http(b"GET /stats")
+"""Answered by the application, so an errand."""
+
 COMMIT_S = 1.0
 MIB = 1 << 20
 

@@ -17,7 +17,7 @@ from api.door.request import Chunks, IncomingBody, RequestHead, read_head
 from api.http.access import Access
 from api.server.http import serve_door
 from engine.calls import Batch, Call
-from tests.api.door.stand import COMMIT_S, GET_LIVEZ, MIB, Stand, defect, line
+from tests.api.door.stand import COMMIT_S, GET_STATS, MIB, Stand, defect, line
 from tests.harness.http import HOST, PING, Server, chunked, is_served, post, serving, until
 from tests.harness.world import World
 
@@ -154,7 +154,7 @@ async def test_an_idle_connection_is_closed_after_75_seconds_whatever_it_did_bef
 # How it ends: F13
 
 
-@pytest.mark.parametrize("begin", [b"", post(PING), GET_LIVEZ], ids=["first", "behind a command", "behind an errand"])
+@pytest.mark.parametrize("begin", [b"", post(PING), GET_STATS], ids=["first", "behind a command", "behind an errand"])
 async def test_f13_a_defect_of_the_door_costs_one_connection(
     server: Server, begin: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,7 +167,7 @@ async def test_f13_a_defect_of_the_door_costs_one_connection(
     with monkeypatch.context() as patch:
         patch.setattr("api.door.shared.read_head", fail)
         await client.send(begin + post(PING, head=HOST + b"X: bad\r\n"))
-        if begin == GET_LIVEZ:
+        if begin == GET_STATS:
             assert (await client.answer()).status == 200
         assert await client.ended()
     assert caplog.text.count("ZeroDivisionError: a defect") == 1

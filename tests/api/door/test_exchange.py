@@ -9,7 +9,7 @@ import pytest
 
 from api.dialects import answers, batches, bodies
 from api.door.relay import Relay
-from tests.api.door.stand import COMMIT_S, GET_LIVEZ, MIB, Stand, defect, line
+from tests.api.door.stand import COMMIT_S, GET_STATS, MIB, Stand, defect, line
 from tests.harness.fake_engine import FakeEngine
 from tests.harness.http import PING, Server, http, is_served, post, until
 
@@ -34,7 +34,7 @@ async def test_f13_a_defect_is_answered_500_and_the_connection_goes_on(
 ) -> None:
     """F13"""
     client = await server.connect()
-    requests = (post(PING), post(b"[%b]" % PING, path=b"/pipeline"), post(PING.ljust(100_000)), GET_LIVEZ)
+    requests = (post(PING), post(b"[%b]" % PING, path=b"/pipeline"), post(PING.ljust(100_000)), GET_STATS)
     with monkeypatch.context() as patch:
         patch.setattr(place, name, defect)
         await client.send(b"".join(requests))
@@ -53,7 +53,7 @@ async def test_a_defect_on_the_way_of_a_head_request_has_no_body(
     client = await server.connect()
     with monkeypatch.context() as patch:
         patch.setattr(Relay, "request", defect)
-        await client.send(http(b"HEAD /livez"))
+        await client.send(http(b"HEAD /stats"))
         assert (await client.answer(to_head=True)).status == 500
     await client.send(post(PING))
     assert (await client.answer()).json == {"value": "PONG"}

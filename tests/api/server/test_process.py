@@ -204,7 +204,7 @@ def test_a_log_that_nobody_reads_cannot_hold_up_the_exit(tmp_path: Path) -> None
 NO_HURRY = """
 import api.server.http, api.server.stop
 
-api.server.http.serve_door.__kwdefaults__["grace_s"] = 600.0
+api.server.http.ByDoor.__init__.__kwdefaults__["grace_s"] = 600.0
 api.server.stop.EXIT_WITHIN_S = 600
 """
 
