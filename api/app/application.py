@@ -56,6 +56,9 @@ _logger = logging.getLogger("holdfast.http")
 _JSON = "application/json"
 _SMALL_BODY_BYTES = 64 * KIB
 
+CHECKPOINT_WAITERS_MAX = 64
+"""Clients that wait for a checkpoint at once. Nothing else in the application waits for anything slow."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HttpSettings:
@@ -300,11 +303,19 @@ def _response(answer: Answer) -> Response:
 
 
 def _checkpoint_of(engine: Folds) -> Callable[[], Coroutine[Any, Any, Response]]:
+    waiting = 0
+
     async def checkpoint() -> Response:
+        nonlocal waiting
+        if waiting == CHECKPOINT_WAITERS_MAX:
+            return _response(failure(503, Error.UNAVAILABLE.value, "too many clients wait for a checkpoint already"))
+        waiting += 1
         try:
             done = await engine.checkpoint()
         except FoldFailed as error:
             return _response(failure(503, Error.UNAVAILABLE.value, str(error)))
+        finally:
+            waiting -= 1
         return _response(Answer(200, _encode(dataclasses.asdict(done))))
 
     return checkpoint

@@ -38,6 +38,7 @@ from api.server.embedded import embedded
 from api.server.exit_codes import ExitCode
 from api.server.http import ByDoor, ByHypercorn
 from api.server.listeners import complain_seldom, listen, raise_descriptor_limit, url_of
+from api.server.orphans import is_first_process, reap_orphans
 from api.server.progress import ReplayStopped, Starting
 from api.server.settings import ServerSettings, StartError
 from api.server.stop import Interrupted, Stop, exit_now
@@ -130,6 +131,8 @@ async def _serve(settings: ServerSettings) -> None:
         complain_seldom()
         async with trio.open_nursery() as nursery:
             await nursery.start(stop.watch_signals)
+            if is_first_process():
+                nursery.start_soon(reap_orphans)
             http = _Http(settings, listeners)
             await nursery.start(http.run, stop)
 

@@ -9,12 +9,13 @@ import pytest
 import trio
 import trio.testing
 
+from api.app.application import CHECKPOINT_WAITERS_MAX
 from api.http.access import Access
 from api.server.http import serve_door
 from engine.commands.server import Ping
 from engine.commands.values import Set
 from engine.face import Checkpoint
-from tests.api.door.stand import GET_STATS
+from tests.api.door.stand import GET_LIVEZ, GET_STATS
 from tests.harness.http import (
     HOST,
     PING,
@@ -116,14 +117,18 @@ class _SlowCheckpoint:
     def __init__(self) -> None:
         self.begun, self.go_on = trio.Event(), trio.Event()
         self.cancelled = False
+        self.waiting = 0
 
     async def __call__(self) -> Checkpoint:
         self.begun.set()
+        self.waiting += 1
         try:
             await self.go_on.wait()
         except trio.Cancelled:
             self.cancelled = True
             raise
+        finally:
+            self.waiting -= 1
         return Checkpoint(segments=1, folded_bytes=2, snapshot_bytes=3, duration_s=4.0)
 
 
@@ -136,6 +141,34 @@ async def _checkpoint(server: Server, monkeypatch: pytest.MonkeyPatch) -> tuple[
     await slow.begun.wait()
     assert (await client.answer()).json == {"value": "PONG"}
     return client, slow
+
+
+async def test_clients_that_wait_for_a_checkpoint_hold_up_neither_probes_nor_the_application(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = _SlowCheckpoint()
+    monkeypatch.setattr(server.engine, "checkpoint", slow)
+    waiting = [await server.connect() for _ in range(CHECKPOINT_WAITERS_MAX)]
+    for client in waiting:
+        await client.send(post(b"", path=b"/checkpoint"))
+    await until(lambda: slow.waiting == CHECKPOINT_WAITERS_MAX)
+    other = await server.connect()
+    for data, status in (
+        (GET_LIVEZ, 200),
+        (http(b"GET /readyz"), 200),
+        (GET_STATS, 200),
+        (http(b"GET /nothing"), 404),
+        (post(b"", path=b"/checkpoint"), 503),
+        (post(PING), 200),
+    ):
+        await other.send(data)
+        assert (await other.answer()).status == status
+    waiting.pop().reset()
+    await until(lambda: slow.waiting == CHECKPOINT_WAITERS_MAX - 1)
+    await other.send(post(b"", path=b"/checkpoint"))
+    await until(lambda: slow.waiting == CHECKPOINT_WAITERS_MAX)
+    slow.go_on.set()
+    assert {(await client.answer()).status for client in (*waiting, other)} == {200}
 
 
 async def test_nothing_is_started_behind_what_the_application_works_on(

@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -22,8 +22,7 @@ from engine.limits import MIB, Limits
 from engine.store import ops
 from tests.harness.logs import append
 from tests.harness.process import EXECUTED, Server, beginning_with, child_of, stopping_in_a_checkpoint
-from tests.harness.redis_node import Port
-from tests.harness.waiting import WITHIN_S, wait_until
+from tests.harness.waiting import wait_until
 from wal.files import DiskDirectory
 from wal.log import Log
 
@@ -69,12 +68,6 @@ def state_of(pid: int) -> str:
 def status_of(pid: int, name: str) -> int:
     """A number from the system's books of a process; memory is in KiB."""
     return int(re.findall(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[0])
-
-
-def can_connect(port: int) -> bool:
-    """Whether somebody listens there."""
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 # Signals
@@ -198,49 +191,6 @@ def test_the_process_of_a_checkpoint_holds_neither_directory_nor_port_when_the_s
 
 
 # Starting
-
-
-REPLAYS_LATER = """
-import time
-from pathlib import Path
-from engine.embedded import recovery
-
-recover = recovery.recover
-
-def recover_later(*arguments, **options):
-    while not Path({go!r}).exists():
-        time.sleep(0.01)
-    return recover(*arguments, **options)
-
-recovery.recover = recover_later
-"""
-
-
-def test_nobody_is_answered_before_everything_is_replayed(server: Server, tmp_path: Path) -> None:
-    """H4: clients may connect meanwhile, and wait."""
-    server.post({"command": "SET k v"})
-    server.stop()
-    go = tmp_path / "go"
-    slow = beginning_with(REPLAYS_LATER.format(go=str(go)), tmp_path)
-    with closing(Port()) as port:
-        replaying = Server(server.data, "--bind", f"127.0.0.1:{port.number}", under=slow)
-        replaying.launch()
-        try:
-            wait_until(lambda: can_connect(port.number))
-            with socket.create_connection(("127.0.0.1", port.number), 0.5) as client:
-                client.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n" + request("GET k"))
-                with pytest.raises(TimeoutError):
-                    client.recv(1)
-                assert replaying.log == ""
-                go.touch()
-                client.settimeout(WITHIN_S)
-                answers = b""
-                while b'{"value": "v"}' not in answers:
-                    answers += receive(client)
-            assert answers.startswith(b"HTTP/1.1 200 ")
-            assert b'{"status": "ready"' in answers
-        finally:
-            replaying.kill()
 
 
 def test_memory_at_the_start_is_bounded_by_what_lives_and_not_by_what_is_read(tmp_path: Path) -> None:
