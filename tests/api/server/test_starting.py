@@ -72,7 +72,7 @@ def replaying(data: Path, scratch: Path, *options: str, tells: bool = True) -> I
         server.launch()
         try:
             started = Replaying(server, go, port.number)
-            wait_until(lambda: (data / "LOCK").read_text().strip() == str(server.pid))
+            wait_until(lambda: (data / "LOCK").read_text() == f"process {server.pid}\n")
             yield started
         finally:
             if server.is_running:
