@@ -106,7 +106,10 @@ class Face(ABC):
 
     @abstractmethod
     def readiness(self) -> Failure | Mapping[str, str | int]:
-        """Says what is in force while all commands are taken, or why they are not."""
+        """Says what is in force while commands are taken, or why they are not.
+
+        Where a part of them is refused because something is full, `status` is `degraded`, and `detail` says what.
+        """
 
     # For whoever runs it
 

@@ -15,6 +15,9 @@ from engine.replies import Failure
 if TYPE_CHECKING:
     from engine.redis.engine import ClusterEngine
 
+_UNSAID = ("min_replicas", "status")
+"""Members of readiness that the start line says in other words."""
+
 _logger = logging.getLogger("holdfast.server")
 
 
@@ -67,13 +70,13 @@ def _describe(endpoint: Endpoint, found: Failure | dict[str, str | int], min_rep
     if isinstance(found, Failure):
         about = found.detail or found.error.value
     else:
-        about = ", ".join(_member(name, value) for name, value in found.items() if name != "min_replicas")
+        about = ", ".join(_member(name, value) for name, value in found.items() if name not in _UNSAID)
     replicas = {0: "no replica", 1: "1 replica"}.get(min_replicas, f"{min_replicas} replicas")
     return f"keys on {endpoint} ({about}), answers wait for {replicas}"
 
 
 def _member(name: str, value: str | int) -> str:
-    if name == "engine":
+    if name in ("engine", "detail"):
         return str(value)
     if name == "masters":
         return "1 master" if value == 1 else f"{value} masters"

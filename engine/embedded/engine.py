@@ -29,7 +29,7 @@ An exception in the actor or the committer leaves `run` and must end the process
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
@@ -42,11 +42,14 @@ from engine.embedded.committer import Committer, FsyncPolicy, RunCommit, in_thre
 from engine.embedded.statistics import Statistics
 from engine.face import BATCHED_COMMANDS_MAX, Checkpoint, Face, FoldFailed
 from engine.limits import Limits
-from engine.replies import MAILBOX_FULL, SHUTTING_DOWN, Error, Failure, Refused
+from engine.replies import MAILBOX_FULL, SHUTTING_DOWN, Failure, Refused
 from engine.store.state import State
 from wal.log import Log
 
-DISK_FULL = Failure(Error.STORAGE_FULL, "the disk is full; what does not grow goes on")
+_DISK_FULL = "the disk is full: commands that store something are refused with 507; reads, pops and deletes go on"
+_MEMORY_FULL = (
+    "memory is at its cap of {} bytes: writes that grow it are refused with 507; reads, pops and deletes go on"
+)
 
 
 class Engine(Face):
@@ -83,6 +86,7 @@ class Engine(Face):
         self._run_commit = run_commit or self._thread
         self._started_s = trio.current_time()
         self._commands = 0
+        self._value_bytes_max = limits.value_bytes_max
         self._committer: Committer[AnyCall] = Committer(
             log,
             fsync,
@@ -179,16 +183,25 @@ class Engine(Face):
         )
 
     def readiness(self) -> Failure | dict[str, str | int]:
-        """Says whether commands are taken, reads and writes.
+        """Says whether commands are taken.
 
         Returns:
-            What is in force, or why not.
+            What is in force, and `status` and `detail` while something is full; or why not.
         """
         if not self.accepting:
             return SHUTTING_DOWN
+        in_force: dict[str, str | int] = {"fsync": self._fsync.value}
+        full = "; ".join(self._full())
+        return {"status": "degraded", "detail": full, **in_force} if full else in_force
+
+    def _full(self) -> Iterator[str]:
+        """What is full, each in words for a person."""
         if self._committer.room.full:
-            return DISK_FULL
-        return {"fsync": self._fsync.value}
+            yield _DISK_FULL
+        cap = self._state.memory_bytes_max
+        # When one of the longest values is refused. A small cap has room for few of those, but for many others.
+        if cap is not None and self._state.memory_bytes > cap - min(self._value_bytes_max, cap // 10):
+            yield _MEMORY_FULL.format(cap)
 
     async def checkpoint(self) -> Checkpoint:
         """Has everything so far folded into a snapshot, whether that is due or not.

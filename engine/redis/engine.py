@@ -191,16 +191,16 @@ class ClusterEngine(Face):
 
         Returns:
             Why not; or what kind of Redis it is, how many masters, how many replicas a write waits for, and how the
-            masters say they keep it: `appendonly`, `appendfsync`, `maxmemory_policy`.
+            masters say they keep it: `appendonly`, `appendfsync`, `maxmemory_policy`. `status` and `detail` are there
+            while one has no room.
         """
         if not self.accepting:
             return SHUTTING_DOWN
         masters = self._router.masters
         if masters.fault:
             return Failure(Error.UNAVAILABLE, masters.fault)
-        if masters.full:
-            return Failure(Error.STORAGE_FULL, masters.full)
-        return {
+        full: dict[str, str | int] = {"status": "degraded", "detail": masters.full} if masters.full else {}
+        return full | {
             "engine": "redis cluster" if masters.topology.cluster else "redis",
             "masters": len(masters.topology.masters),
             "min_replicas": self._min_replicas,

@@ -81,7 +81,8 @@ class Masters:
         full = [
             address for address in self.topology.masters if address in self.links and self.links[address].vitals.full
         ]
-        return f"{full[0]} has reached its maxmemory; what does not grow goes on" if full else ""
+        refused = "commands that store something are refused with 507; reads, pops and deletes go on"
+        return f"{full[0]} has reached its maxmemory: {refused}" if full else ""
 
     @property
     def keys(self) -> int:

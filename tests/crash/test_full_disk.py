@@ -82,6 +82,8 @@ def test_a_full_disk_refuses_what_grows_and_nothing_else(server: Server) -> None
         assert ask(server, "QPUSH jobs e") == FULL
         time.sleep(REFUSAL_PAUSE_S)
     assert ask(server, "PING") == (200, "PONG")
+    ready, answer = server.get("/readyz")
+    assert (ready, answer["status"]) == (200, "degraded"), "a 503 would take away those who make room"
     assert ask(server, "QPOP jobs") == (200, "d")
     assert ask(server, "BQPOP jobs") == (200, "a")
     assert ask(server, "DELETE k0") == (200, 1)

@@ -239,9 +239,12 @@ async def test_readiness_names_the_fsync_policy_and_ends_with_the_shutdown(house
 async def test_readiness_is_what_the_engine_says_in_force_or_why_not(house: House) -> None:
     house.engine.ready = {"engine": "redis cluster", "masters": 3}
     assert (await house.get("/readyz")).json == {"status": "ready", "engine": "redis cluster", "masters": 3}
-    house.engine.ready = Failure(Error.STORAGE_FULL, "the disk is full")
+    house.engine.ready = {"status": "degraded", "detail": "the disk is full", "fsync": "always"}
     full = await house.get("/readyz")
-    assert (full.status, full.json) == (503, {"error": "storage full", "detail": "the disk is full"})
+    assert (full.status, full.json) == (200, {"status": "degraded", "detail": "the disk is full", "fsync": "always"})
+    house.engine.ready = Failure(Error.UNAVAILABLE, "redis is away")
+    gone = await house.get("/readyz")
+    assert (gone.status, gone.json) == (503, {"error": "unavailable", "detail": "redis is away"})
 
 
 async def test_a_checkpoint_is_for_engines_with_a_log_and_no_path_elsewhere(

@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from engine.limits import Limits
 from engine.replies import Error, Failure, Integer, Ok, Reply, Value
 from tests.harness.disk import FakeDisk
 from tests.harness.folding import FoldingWorld
@@ -85,14 +86,37 @@ async def test_what_does_not_grow_goes_on(world: FoldingWorld) -> None:
     assert world.failure is None
 
 
-async def test_readiness_says_that_the_disk_is_full_until_it_is_not(world: FoldingWorld) -> None:
+async def test_readiness_is_degraded_while_the_disk_is_full(world: FoldingWorld) -> None:
     """B3"""
     assert world.engine.readiness() == {"fsync": "always"}
     await fill(world)
-    assert world.engine.readiness() == Failure(Error.STORAGE_FULL, "the disk is full; what does not grow goes on")
+    assert world.engine.readiness() == {
+        "status": "degraded",
+        "detail": "the disk is full: commands that store something are refused with 507; reads, pops and deletes go on",
+        "fsync": "always",
+    }
     free(world)
     await trio.sleep(5)
     assert world.engine.readiness() == {"fsync": "always"}
+
+
+async def test_readiness_is_degraded_while_memory_is_at_its_cap(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    world = FoldingWorld(nursery, limits=Limits(memory_bytes_max=100_000))
+    await world.start()
+    while error_of(await world.do(f"QPUSH q {'x' * 5000}")) is None:
+        pass
+    assert world.engine.readiness() == {
+        "status": "degraded",
+        "detail": "memory is at its cap of 100000 bytes: writes that grow it are refused with 507; reads, pops and"
+        " deletes go on",
+        "fsync": "always",
+    }
+    await world.do("QPOP q")
+    await world.do("QPOP q")
+    assert world.engine.readiness() == {"fsync": "always"}
+    await world.kill()
 
 
 async def test_keys_expire_and_waiters_time_out_on_a_full_disk(world: FoldingWorld) -> None:

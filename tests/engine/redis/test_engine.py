@@ -382,6 +382,18 @@ async def test_readiness_tells_what_is_in_force_or_who_is_missing(engine: Cluste
     assert engine.statistics().masters_up == 1
 
 
+async def test_readiness_is_degraded_while_a_master_has_no_room(engine: ClusterEngine, net: FakeNet) -> None:
+    net[A].answers[b"INFO"] = lambda _words: b"used_memory:1000\r\nmaxmemory:1000\r\n"
+    await trio.sleep(5)
+    degraded = engine.readiness()
+    assert isinstance(degraded, dict)
+    assert (degraded["status"], degraded["masters"]) == ("degraded", 2)
+    assert str(degraded["detail"]).startswith(f"{A} has reached its maxmemory: ")
+    net[A].answers[b"INFO"] = lambda _words: b"used_memory:999\r\nmaxmemory:1000\r\n"
+    await trio.sleep(5)
+    assert "status" not in engine.readiness()
+
+
 async def test_numbers_are_told(engine: ClusterEngine) -> None:
     client = Client(engine)
     client.submit("SET k v", "GET k", "BQPOP q")
