@@ -391,7 +391,9 @@ async def test_readiness_is_degraded_while_a_master_has_no_room(engine: ClusterE
     assert str(degraded["detail"]).startswith(f"{A} has reached its maxmemory: ")
     net[A].answers[b"INFO"] = lambda _words: b"used_memory:999\r\nmaxmemory:1000\r\n"
     await trio.sleep(5)
-    assert "status" not in engine.readiness()
+    ready = engine.readiness()
+    assert isinstance(ready, dict)
+    assert "status" not in ready
 
 
 async def test_numbers_are_told(engine: ClusterEngine) -> None:
