@@ -1,20 +1,19 @@
 """The listening sockets: new clients come in by them, as long as there are descriptors.
 
-- B6: clients do not get the last descriptors. When there are no more, nobody is accepted for a while; the others are
-  served.
+- B6: clients do not get the last descriptors: those beyond are guests (guests.py), one in a turn, so that each has its
+  own. When there are no descriptors at all, nobody is accepted for a while; the others are served.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
-import os
 import resource
 import select
 import socket
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 
+from api.door.guests import GUESTS_MAX
 from api.door.shared import Shared
 from api.http.sockets import spread_probes
 
@@ -24,10 +23,16 @@ ACCEPT_MAX = 64
 """Clients accepted in one turn."""
 
 DESCRIPTORS_KEPT = 256
-"""That clients do not get: the log needs some, and so do checkpoints."""
+"""That clients do not get: the log needs some, and so do checkpoints, and guests."""
 
 SELDOM_S = 30.0
 """Between two lines about the same lasting trouble."""
+
+
+def descriptors_for_clients() -> tuple[int, int]:
+    """How many clients may be served, and how many guests beside them: half of all, where there are few."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(most - DESCRIPTORS_KEPT, most // 2), min(GUESTS_MAX, max(1, most // 16))
 
 
 class Acceptor:
@@ -36,20 +41,18 @@ class Acceptor:
     Args:
         listeners: bound, tuned, not blocking.
         shared: its epoll and its clock are used.
-        connections: that are open.
-        admit: called with the socket of each client, not blocking; OSError says that it is gone already.
+        admit: called with the socket of each client, not blocking; says whether others may follow in this turn. OSError
+            says that it is gone already.
     """
 
     def __init__(
         self,
         listeners: Sequence[socket.socket],
         shared: Shared,
-        connections: Sized,
-        admit: Callable[[socket.socket], None],
+        admit: Callable[[socket.socket], bool],
     ) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._shared = shared
-        self._connections = connections
         self._admit = admit
         self._accepting = False
         self._next_complaint_s = -math.inf
@@ -79,7 +82,6 @@ class Acceptor:
         """
         for _ in range(ACCEPT_MAX if self._accepting else 0):
             try:
-                self._check_descriptors()
                 client, _address = self._listeners[fd].accept()
             except BlockingIOError:
                 return
@@ -91,15 +93,10 @@ class Acceptor:
             try:
                 client.setblocking(False)
                 spread_probes(client)
-                self._admit(client)
+                if not self._admit(client):
+                    return
             except OSError:
                 client.close()  # it is gone already
-
-    def _check_descriptors(self) -> None:
-        """Raises OSError when clients have all that they may have: half of them, where there are few."""
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        if len(self._connections) >= max(most - DESCRIPTORS_KEPT, most // 2):
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _rest(self, error: OSError) -> None:
         """Accepts nobody until the next `open`: nothing else would take the error away."""

@@ -17,6 +17,7 @@ Who knows whom, each only what stands further down:
 
     door          the porter, the clock, the shutdown
     acceptor      listening sockets, want of descriptors
+    guests        clients beyond those that there are descriptors for
     connection    one client: when to read, when to send, how it ends   (channel: its socket)
     incoming      what is read: heads and bodies                        (request: their bytes)
     outgoing      what is answered, in order                            (outbox: bytes on their way to the kernel)
@@ -35,8 +36,9 @@ from collections.abc import Sequence
 import trio
 
 from api.dialects.answers import failure
-from api.door.acceptor import Acceptor
+from api.door.acceptor import Acceptor, descriptors_for_clients
 from api.door.connection import Connection
+from api.door.guests import Guests
 from api.door.relay import Relay
 from api.door.settings import TURN_MAX, DoorSettings
 from api.door.shared import Shared
@@ -58,6 +60,7 @@ class Door:
         self._shared = Shared(service, probes, settings)
         self._connections: dict[int, Connection] = {}
         self._forget_it = self._forget  # one for all connections: each time it is asked for, it is another object
+        self._guests = Guests(self._shared)
         self._acceptor: Acceptor
         self._closing = False
         self._empty = trio.Event()
@@ -84,7 +87,7 @@ class Door:
             listeners: bound, tuned, not blocking; closed in the end.
             task_status: told when clients can come, and `open` may be called.
         """
-        self._acceptor = Acceptor(listeners, self._shared, self._connections, self._admit)
+        self._acceptor = Acceptor(listeners, self._shared, self._admit)
         try:
             async with trio.open_nursery() as nursery:
                 self._shared.nursery = nursery
@@ -152,8 +155,14 @@ class Door:
             self._acceptor.open()
             await shared.timers.look()
 
-    def _admit(self, client: socket.socket) -> None:
-        self._connections[client.fileno()] = Connection(self._shared, client, self._forget_it)
+    def _admit(self, client: socket.socket) -> bool:
+        clients_max, guests_max = descriptors_for_clients()
+        is_guest = len(self._connections) >= clients_max
+        if is_guest:
+            self._guests.admit(client, guests_max)
+        else:
+            self._connections[client.fileno()] = Connection(self._shared, client, self._forget_it)
+        return not is_guest
 
     def _forget(self, fd: int) -> None:
         """Takes a connection out that is about to close its socket."""

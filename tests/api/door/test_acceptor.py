@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import suppress
 
 import pytest
 import trio
@@ -12,7 +13,7 @@ from trio.testing import MockClock
 
 from api.server.http import serve_door
 from tests.api.door.stand import GET_LIVEZ
-from tests.harness.http import PING, Server, listen, post, serving, until
+from tests.harness.http import PING, Client, Server, http, is_served, listen, post, serving, until
 
 
 class _Poor(socket.socket):
@@ -26,19 +27,56 @@ class _Poor(socket.socket):
         return super().accept()
 
 
-async def test_b6_clients_do_not_get_the_last_descriptors(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """B6: or the others are not served, and a probe finds the server dead."""
-    monkeypatch.setattr("api.door.acceptor.resource.getrlimit", lambda _: (16, 16))
-    clients = [await server.connect() for _ in range(12)]
-    await until(lambda: server.connections_open == 8)
-    await clients[0].send(GET_LIVEZ)
-    assert (await clients[0].answer()).status == 200
-    assert server.connections_open == 8
-    for client in clients[:4]:
-        client.stream.socket.close()
-    for client in clients[4:]:
+@pytest.fixture
+async def crowded(server: Server, monkeypatch: pytest.MonkeyPatch) -> list[Client]:
+    """16 clients, who have all descriptors that there are for clients; two guests may be there beside them."""
+    monkeypatch.setattr("api.door.acceptor.resource.getrlimit", lambda _: (32, 32))
+    clients = [await server.connect() for _ in range(16)]
+    await until(lambda: server.connections_open == 16)
+    return clients
+
+
+async def test_b6_clients_beyond_the_descriptors_are_told_503_and_the_others_are_served(
+    server: Server, crowded: list[Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    """B6: the last descriptors are for the log, and for those who ask whether the server is alive."""
+    for _ in range(3):
+        (answer,) = await server.talk(post(PING))
+        assert (answer.status, answer.json["error"]) == (503, "unavailable")
+        assert answer.headers[b"connection"] == b"close"
+        assert answer.headers[b"retry-after"] == b"1"
+    assert server.connections_open == 16
+    for client in crowded:
         await client.send(post(PING))
         assert (await client.answer()).json == {"value": "PONG"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "too many connections: the descriptors have run out, new clients are answered 503"
+    ]
+    crowded[0].stream.socket.close()
+    await until(lambda: server.connections_open == 15)
+    await is_served(server)
+
+
+async def test_b6_probes_of_new_clients_are_answered_when_the_descriptors_have_run_out(
+    server: Server, crowded: list[Client]
+) -> None:
+    """B6: also while others come and say nothing."""
+    silent = [await server.connect() for _ in range(20)]
+    for path, status in ((b"/livez", 200), (b"/readyz", 200), (b"/stats", 503)):
+        (answer,) = await server.talk(http(b"GET " + path))
+        assert answer.status == status
+    (answer,) = await server.talk(http(b"GET /livez", host=b"Host: evil.example\r\n"))
+    assert answer.status == 403
+    client = await server.connect()
+    await client.send(http(b"HEAD /readyz"))
+    assert (await client.answer(to_head=True)).status == 200
+    assert await client.ended()
+    for client in silent:
+        with suppress(trio.BrokenResourceError):
+            assert await client.ended()
+    assert server.connections_open == 16
+    await crowded[0].send(GET_LIVEZ)
+    assert (await crowded[0].answer()).status == 200
 
 
 async def test_b6_out_of_descriptors_it_serves_the_others_and_accepts_again_later(

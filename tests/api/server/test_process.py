@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
-from api.door.acceptor import SELDOM_S
+from api.door.guests import SELDOM_S
 from api.server.stop import SAME_SIGNAL_S
 from tests.harness.process import END_WITHIN_S, ROOT, Server, beginning_with
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import WITHIN_S, wait_until
 from wal.segment import HEADER_BYTES
 
 HELD_UP_S = 30.0
@@ -226,7 +227,7 @@ def test_a_second_signal_exits_now(server: Server, tmp_path: Path) -> None:
 
 
 def test_out_of_descriptors_the_server_goes_on(server: Server) -> None:
-    """B6: idle connections take every descriptor, and the log has to roll meanwhile."""
+    """B6: idle connections take every descriptor, and the log has to roll meanwhile. Probes come on new connections."""
     server.post({"command": "PING"})  # from here on on a connection that is there
     resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (80, 80))
     began_s = time.monotonic()
@@ -235,11 +236,27 @@ def test_out_of_descriptors_the_server_goes_on(server: Server) -> None:
             clients.enter_context(socket.create_connection((server.host, server.port)))
         for number in range(70):
             assert server.post({"command": "SET", "key": f"k{number}", "value": "x" * 1_000_000})[0] == 200
-        wait_until(lambda: "cannot accept connections: " in server.log)
-    assert server.log.count("cannot accept connections: ") <= 1 + (time.monotonic() - began_s) // SELDOM_S
+        for path, status in (("/livez", 200), ("/readyz", 200), ("/stats", 503)):
+            assert httpx.get(server.url + path, timeout=WITHIN_S, trust_env=False).status_code == status
+    assert server.log.count("too many connections: ") <= 1 + (time.monotonic() - began_s) // SELDOM_S
+    assert "cannot accept" not in server.log
     server.kill()
     server.start()
     assert stat_of(server, "keys") == 70
+
+
+def test_without_a_single_descriptor_the_application_answers_all_the_same(server: Server) -> None:
+    """B6, F13: on connections that are there. Nothing in the log tells of a defect."""
+    assert server.post({"command": "PING"})[0] == 200
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (3, 3))  # what is open stays open
+    for path, status in (("/livez", 200), ("/readyz", 200), ("/stats", 200), ("/nothing", 404)):
+        for _ in range(3):
+            assert server.get(path)[0] == status
+    assert server.post({"command": "SET k v"})[0] == 200
+    refused, answer = server.post(b"", "/checkpoint")
+    assert (refused, answer["error"]) == (503, "unavailable")
+    assert len([line for line in server.log.splitlines() if " INFO " not in line]) == 1
+    server.stop()
 
 
 def test_where_files_may_not_grow_long_the_server_goes_on(tmp_path: Path) -> None:
