@@ -257,7 +257,6 @@ def test_without_a_single_descriptor_the_application_answers_all_the_same(server
     refused, answer = server.post(b"", "/checkpoint")
     assert (refused, answer["error"]) == (503, "unavailable")
     assert "Traceback" not in server.log
-    server.stop()
 
 
 def test_where_files_may_not_grow_long_the_server_goes_on(tmp_path: Path) -> None:
