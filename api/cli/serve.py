@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from api.cli.options import bind_option, endpoint, token_option
+from api.server.log_lines import start_logging
 from api.server.root import run
 from api.server.settings import ServerSettings
 from engine.embedded.committer import FsyncPolicy
@@ -209,7 +208,7 @@ def serve_command(
         raise click.BadParameter("at most 128 MiB", param_hint="--max-body")
     if segment_bytes_max is not None and segment_bytes_max < ALLOCATE_BYTES_MIN:
         raise click.BadParameter("at least 64KiB", param_hint="--segment-size")
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    start_logging()
     host, port = bind
     checked = dataclasses.replace(Limits(), **limits)  # type: ignore[arg-type]  # the table names the fields
     policy = FsyncPolicy(fsync)
