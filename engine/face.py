@@ -108,7 +108,8 @@ class Face(ABC):
     def readiness(self) -> Failure | Mapping[str, str | int]:
         """Says what is in force while commands are taken, or why they are not.
 
-        Where a part of them is refused because something is full, `status` is `degraded`, and `detail` says what.
+        Where a part of them is refused because something is full, or will be before long, `status` is `degraded`, and
+        `detail` says what it is.
         """
 
     # For whoever runs it

@@ -51,6 +51,8 @@ _MEMORY_FULL = (
     "memory is at its cap of {} bytes: writes that grow it are refused with 507; reads, pops and deletes go on"
 )
 
+_NO_CHECKPOINTS = "checkpoints fail: the log takes {} bytes more of the disk than it should; the server's log says why"
+
 
 class Engine(Face):
     """The embedded engine.
@@ -190,22 +192,25 @@ class Engine(Face):
         """Says whether commands are taken.
 
         Returns:
-            What is in force, and `status` and `detail` while something is full; or why not.
+            What is in force, and `status` and `detail` while something is full or fails; or why not.
         """
         if not self.accepting:
             return SHUTTING_DOWN
         in_force: dict[str, str | int] = {"fsync": self._fsync.value}
-        full = "; ".join(self._full())
-        return {"status": "degraded", "detail": full, **in_force} if full else in_force
+        troubles = "; ".join(self._troubles())
+        return {"status": "degraded", "detail": troubles, **in_force} if troubles else in_force
 
-    def _full(self) -> Iterator[str]:
-        """What is full, each in words for a person."""
+    def _troubles(self) -> Iterator[str]:
+        """What is full, or will be if nobody does anything, each in words for a person."""
         if self._committer.room.full:
             yield _DISK_FULL
         cap = self._state.memory_bytes_max
         # When one of the longest values is refused. A small cap has room for few of those, but for many others.
         if cap is not None and self._state.memory_bytes > cap - min(self._value_bytes_max, cap // 10):
             yield _MEMORY_FULL.format(cap)
+        checkpointer = self._checkpointer
+        if checkpointer is not None and checkpointer.is_failing and checkpointer.excess_bytes:
+            yield _NO_CHECKPOINTS.format(checkpointer.excess_bytes)
 
     async def checkpoint(self) -> Checkpoint:
         """Has everything so far folded into a snapshot, whether that is due or not.

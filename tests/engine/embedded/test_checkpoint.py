@@ -307,6 +307,31 @@ async def test_a_power_cut_at_any_moment_of_a_checkpoint_keeps_every_answered_wr
 # Failures
 
 
+async def test_readiness_is_degraded_while_checkpoints_fail_and_the_log_is_longer_than_promised(
+    world: FoldingWorld,
+) -> None:
+    """C4"""
+
+    def refuse(_plan: FoldPlan) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    world.refuse = refuse
+    for number in range(20):
+        await fill(world, "k", 20 * KIB)
+        await trio.sleep(number)
+    excess_bytes = world.engine.statistics().log_excess_bytes
+    assert excess_bytes > 0
+    assert world.engine.readiness() == {
+        "status": "degraded",
+        "detail": f"checkpoints fail: the log takes {excess_bytes} bytes more of the disk than it should;"
+        " the server's log says why",
+        "fsync": "always",
+    }
+    world.refuse = lambda _plan: None
+    await world.engine.checkpoint()
+    assert world.engine.readiness() == {"fsync": "always"}
+
+
 async def test_a_fold_without_room_is_tried_again_after_growing_pauses(
     world: FoldingWorld, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
 ) -> None:
