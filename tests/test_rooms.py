@@ -44,9 +44,7 @@ ROOMS = {
     "api/app": Room(
         ("engine", "api/dialects", "api/http"), ("h11", "hypercorn", "quart", "quart_trio", "trio", "werkzeug")
     ),
-    "api/door": Room(
-        ("engine", "engine/commands", "api/dialects", "api/http", "api/app"), ("httptools", "hypercorn", "trio")
-    ),
+    "api/door": Room(("engine", "engine/commands", "api/dialects", "api/http"), ("httptools", "hypercorn", "trio")),
     "api/server": Room(
         ("wal", "engine", "engine/store", "engine/embedded", "engine/redis", "api/http", "api/app", "api/door"),
         ("click", "hypercorn", "trio"),
@@ -169,6 +167,12 @@ def test_only_files_py_touches_the_file_system() -> None:
         if module.startswith("wal.") and module != "wal.files":
             found = USES[module] & {"os", "io", "pathlib", "shutil", "fcntl"}
             assert not found, f"{module} imports {found}: the seam for faults of the disk is wal.files"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_needs_a_place_for_temporary_files(module: str) -> None:
+    """In a container with a read-only root there is none."""
+    assert "tempfile" not in USES[module]
 
 
 def test_the_command_line_opens_no_log_for_appending_and_runs_no_engine() -> None:

@@ -1,7 +1,7 @@
 """The HTTP application: a Quart-Trio app whose handlers have the service answer a body.
 
-Theory of operation. Hypercorn starts one task for each request. In it an `Exchange` (Quart's public hook
-`asgi_http_class`) does, in this order:
+Theory of operation. Who serves clients, the door or Hypercorn, calls it in a task for each request. In it an
+`Exchange` (Quart's public hook `asgi_http_class`) does, in this order:
 
     head    what may be refused by the head alone is: framing, sizes, Host, Origin, token
     body    of a command it is read whole: capped, within the budget of all bodies, before its deadline
