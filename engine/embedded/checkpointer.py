@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import trio
 
-from engine.embedded.committer import RunCommit
+from engine.embedded.committer import COMPLAINT_INTERVAL_S, RunCommit
 from engine.face import Checkpoint, FoldFailed
 from wal.log import Log, LogFailed
 from wal.manifest import Snapshot
@@ -124,6 +125,7 @@ class Checkpointer:
         self._scope = trio.CancelScope()
         self._reclaim_pause_s = PAUSE_MIN_S
         self._reclaim_after_s = 0.0
+        self._next_complaint_s = -math.inf
 
     @property
     def keep_bytes(self) -> int:
@@ -195,7 +197,7 @@ class Checkpointer:
             self.is_failing = isinstance(outcome, FoldFailed)
             if isinstance(outcome, FoldFailed):
                 self.failures += 1
-                _logger.warning("a checkpoint failed, the log goes on growing: %s", outcome)
+                self._complain(outcome)
                 with trio.move_on_after(pause_s):
                     await self._asked.wait()
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
@@ -203,6 +205,13 @@ class Checkpointer:
                 pause_s = PAUSE_MIN_S
                 self._pause_reclaiming(outcome if reclaiming else None)
             self.look()
+
+    def _complain(self, failed: FoldFailed) -> None:
+        """Logs a failure, but not each one: whoever may ask for a checkpoint may ask again and again."""
+        now_s = trio.current_time()
+        if now_s >= self._next_complaint_s:
+            self._next_complaint_s = now_s + COMPLAINT_INTERVAL_S
+            _logger.warning("a checkpoint failed, the log goes on growing: %s", failed)
 
     def _pause_reclaiming(self, done: Checkpoint | None) -> None:
         """Lets some time pass before dead data is a reason again, if a checkpoint for its sake gave little back."""
