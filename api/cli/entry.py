@@ -8,16 +8,27 @@ the search path (a .pth file in its directory leads there from an editable insta
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 
 def main() -> None:
     """Runs the command line of Holdfast, whatever else is called `api`, `engine` or `wal`."""
+    if os.getpid() == 1:
+        # The system gives the first process of a container no signal that it has not asked for, and the imports take
+        # half a second. What is stopped in them has begun nothing.
+        signal.signal(signal.SIGTERM, _exit)
     _import_packages()
     from api.cli.main import main as run
 
     run()
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    os._exit(128 + number)
 
 
 def _import_packages() -> None:

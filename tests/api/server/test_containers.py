@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,12 @@ import httpx
 import pytest
 
 from api.server.orphans import LOOK_S
-from tests.harness.process import Server
+from tests.harness.process import ROOT, Server, beginning_with
 from tests.harness.waiting import WITHIN_S, wait_until
 
 UNSHARE = ("unshare",) if os.geteuid() == 0 else ("unshare", "--map-root-user")
+
+FIRST_PROCESS = (*UNSHARE, "--pid", "--fork", "--kill-child", "--mount-proc")
 
 READ_ONLY = """
 set -e
@@ -66,9 +69,7 @@ def children_of(pid: int) -> dict[int, str]:
 @pytest.fixture
 def first(tmp_path: Path) -> Iterator[Server]:
     """A server that is the first process of a namespace; the process that the fixture knows has made that."""
-    with Server(
-        tmp_path / "data", under=(*UNSHARE, "--pid", "--fork", "--kill-child", "--mount-proc", "env")
-    ) as server:
+    with Server(tmp_path / "data", under=(*FIRST_PROCESS, "env")) as server:
         yield server
 
 
@@ -91,3 +92,33 @@ def test_as_the_first_process_it_takes_every_ended_child_out_of_the_table(first:
     os.kill(pid, signal.SIGTERM)
     assert first.wait() == 0
     assert "stopped, everything is on disk" in first.log
+
+
+IMPORTS_FOR_EVER = """
+import importlib, time
+from pathlib import Path
+
+def import_module(_name):
+    Path({begun!r}).touch()
+    time.sleep(1000)
+
+importlib.import_module = import_module
+"""
+
+
+def test_as_the_first_process_it_can_be_stopped_before_it_has_begun(tmp_path: Path) -> None:
+    """H1: the system gives the first process only the signals that it asks for."""
+    begun = tmp_path / "begun"
+    program = beginning_with(IMPORTS_FOR_EVER.format(begun=str(begun)), tmp_path)
+    entry = (sys.executable, str(ROOT / "api/cli/entry.py"))
+    server = Server(tmp_path / "data", under=(*FIRST_PROCESS, *program), program=entry)
+    server.launch()
+    try:
+        wait_until(begun.exists)
+        [pid] = children_of(server.pid)
+        os.kill(pid, signal.SIGTERM)
+        assert server.wait() == 128 + signal.SIGTERM
+    finally:
+        if server.is_running:
+            server.kill()
+    assert not (tmp_path / "data").exists()
