@@ -9,7 +9,8 @@ event loop serves all clients that are ready at once, whose commands go to the e
                          |
                          +--> errands, a task each: long bodies, and what the application answers
 
-A second task, the clock, looks at deadlines four times a second.
+A second task goes on with connections that have more to do than a share of a turn (turns.py). A third, the clock, looks
+at deadlines four times a second.
 
 Who knows whom, each only what stands further down:
 
@@ -19,7 +20,7 @@ Who knows whom, each only what stands further down:
     incoming      what is read: heads and bodies                        (request: their bytes)
     outgoing      what is answered, in order                            (outbox: bytes on their way to the kernel)
     exchange      one request: its work, its answer
-    shared        what all connections have in common: timers, unsent bytes, responses, the relay to the application
+    shared        what all connections have in common: timers, turns, held bytes, the relay to the application
 
 A defect costs one connection, never the process; a defect of the door itself ends the process.
 """
@@ -27,7 +28,7 @@ A defect costs one connection, never the process; a defect of the door itself en
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -73,8 +74,10 @@ class Door:
                 self._shared.nursery = nursery
                 self._acceptor.open()
                 nursery.start_soon(self._serve_ready)
+                nursery.start_soon(self._shared.turns.work_off, self._shared.timers.start_turn)
                 nursery.start_soon(self._keep_time)
                 await self._empty.wait()
+                await self._in_turns(Connection.close)
                 nursery.cancel_scope.cancel()
         finally:
             self._close_all()
@@ -83,11 +86,22 @@ class Door:
         """Accepts nobody any more, and closes each connection behind its last answer, all of them after a while."""
         self._closing = True
         self._acceptor.close()
-        for connection in list(self._connections.values()):
-            connection.shut_down()
+        self._shared.nursery.start_soon(self._in_turns, Connection.shut_down)
         self._shared.nursery.start_soon(self._end_grace)
         if not self._connections:
             self._empty.set()
+
+    async def _in_turns(self, do: Callable[[Connection], None]) -> None:
+        """Does something with each connection that is there now, as many in a turn of the event loop as it has time."""
+        turns, timers = self._shared.turns, self._shared.timers
+        timers.start_turn()
+        over_at = turns.begin(1)
+        for connection in list(self._connections.values()):
+            do(connection)
+            if turns.clock() >= over_at:
+                await trio.lowlevel.checkpoint()
+                timers.start_turn()
+                over_at = turns.begin(1)
 
     async def _end_grace(self) -> None:
         await trio.sleep(self._shared.settings.grace_s)
@@ -101,26 +115,35 @@ class Door:
 
     async def _serve_ready(self) -> None:
         """The porter."""
-        epoll, timers, acceptor, connections = (
-            self._shared.epoll,
-            self._shared.timers,
-            self._acceptor,
-            self._connections,
-        )
-        descriptor = epoll.fileno()
+        shared, acceptor, connections = self._shared, self._acceptor, self._connections
+        epoll, timers, turns = shared.epoll, shared.timers, shared.turns
+        clock = turns.clock
         while True:
-            await trio.lowlevel.wait_readable(descriptor)
+            await self._wait_until_ready()
             timers.start_turn()
+            ready = epoll.poll(0, TURN_MAX)
+            over_at = turns.begin(len(ready))
             knocked_at = []
-            for fd, events in epoll.poll(0, TURN_MAX):
+            for fd, events in ready:
                 connection = connections.get(fd)
                 if connection is not None:
                     connection.on_ready(events)
                 elif acceptor.listens_on(fd):
                     knocked_at.append(fd)
+                if clock() >= over_at:
+                    await trio.lowlevel.checkpoint()
+                    timers.start_turn()
+                    over_at = turns.begin(len(ready))
             # Not before: a new client could get the descriptor of one that was closed in this turn, and its events.
             for fd in knocked_at:
                 acceptor.accept(fd)
+
+    async def _wait_until_ready(self) -> None:
+        try:
+            await trio.lowlevel.wait_readable(self._shared.epoll.fileno())
+        except OSError as error:  # the event loop has an epoll of its own, and the kernel no memory for it
+            self._shared.seldom.error("cannot wait for connections, trying again: %s", error)
+            await trio.sleep(self._shared.settings.tick_s)
 
     async def _keep_time(self) -> None:
         """The clock."""

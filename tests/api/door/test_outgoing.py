@@ -149,7 +149,7 @@ async def test_f5_the_worst_reader_goes_when_unsent_bytes_are_too_many(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F5: and the count is right again afterwards."""
-    monkeypatch.setattr("api.door.unsent.UNSENT_BYTES_MAX", 3 * MIB // 2)
+    monkeypatch.setattr("api.door.held.UnsentBytes.bytes_max", 3 * MIB // 2)
     await stand.run("SET big " + "x" * MIB, "SET half " + "x" * (MIB // 2 + 50_000))
     for _ in range(3):
         worst, other = await stand.connect(), await stand.connect()
@@ -169,7 +169,7 @@ async def test_f5_the_one_whose_answer_is_too_much_may_be_the_worst_itself(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F5"""
-    monkeypatch.setattr("api.door.unsent.UNSENT_BYTES_MAX", MIB // 2)
+    monkeypatch.setattr("api.door.held.UnsentBytes.bytes_max", MIB // 2)
     await stand.run("SET big " + "x" * MIB, "QPUSH q a")
     client = await stand.connect()
     await client.send(line("GET big") + line("BQPOP q 0") + line("BQPOP q"))
@@ -183,7 +183,7 @@ async def test_f5_values_that_only_wait_to_be_answered_count_if_they_are_copies(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F5: an engine that has them from elsewhere has each in memory once more; and the count is right afterwards."""
-    monkeypatch.setattr("api.door.unsent.UNSENT_BYTES_MAX", 5 * MIB // 2)
+    monkeypatch.setattr("api.door.held.UnsentBytes.bytes_max", 5 * MIB // 2)
     await stand.run("SET big " + "x" * MIB)
 
     def are_there(count: int) -> Callable[[], bool]:
