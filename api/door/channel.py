@@ -174,6 +174,8 @@ class Channel(ABC):
 
     def _wait(self, seconds: float) -> None:
         """Sets the deadline."""
+        if not self._open:
+            return
         timers = self.shared.timers
         self.deadline = deadline = timers.now + seconds
         if deadline < self.timer:
@@ -187,6 +189,8 @@ class Channel(ABC):
         Args:
             handed_bytes: that the kernel has taken; only what changes in it matters.
         """
+        if not self._open:
+            return
         now, time_s = self.shared.timers.now, self.shared.settings.send_timeout_s
         acknowledged_bytes = handed_bytes - self._unacknowledged_bytes()
         if acknowledged_bytes != self._acknowledged_bytes:
