@@ -180,10 +180,13 @@ class Connection(Sender):
     def _read(self) -> None:
         """Starts the requests that have come whole, as far as they may be started now."""
         incoming, outgoing = self._incoming, self._outgoing
-        over_at: float | None = None
+        head = over_at = None
         self._reading = True
         try:
             while incoming.data and (self._phase is _IDLE or not (self.closing or outgoing.holds_up())):
+                if head is not None and not (over_at := self.shared.turns.share(over_at)):
+                    self._put_off()
+                    break
                 request = incoming.next()
                 if request is None:
                     self._await_rest()
@@ -197,9 +200,6 @@ class Connection(Sender):
                     exchange.start(body, held)
                 else:
                     exchange.finish(head.refusal)
-                if incoming.data and not (over_at := self.shared.turns.share(over_at)):
-                    self._put_off()
-                    break
         except Refused as refused:
             self._refuse(refused)
         self._reading = False

@@ -10,6 +10,9 @@ from api.http.sockets import HEAD_TIMEOUT_S, KEEP_ALIVE_S, LINGER_S
 TURN_MAX = 128
 """Connections that are looked at in one turn of the event loop; how long they may take is in turns.py."""
 
+CLOCK_EVERY = 8
+"""Connections of which each does a request before it is seen whether the turn is over."""
+
 
 @dataclass(frozen=True, slots=True)
 class DoorSettings:
