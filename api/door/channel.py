@@ -95,6 +95,9 @@ class Channel(ABC):
             events: of epoll.
         """
         try:
+            if events == READABLE:  # as nearly always
+                self._on_readable()
+                return
             if events & GONE:
                 self.close()
                 return

@@ -180,13 +180,9 @@ class Connection(Sender):
     def _read(self) -> None:
         """Starts the requests that have come whole, as far as they may be started now."""
         incoming, outgoing = self._incoming, self._outgoing
-        head = over_at = None
         self._reading = True
         try:
-            while incoming.data and (self._phase is _IDLE or not (self.closing or outgoing.holds_up())):
-                if head is not None and not (over_at := self.shared.turns.share(over_at)):
-                    self._put_off()
-                    break
+            while incoming.data and (self._phase is _IDLE or self._may_start()):
                 request = incoming.next()
                 if request is None:
                     self._await_rest()
@@ -210,6 +206,15 @@ class Connection(Sender):
             self._note_ahead()
         if outgoing.exchanges and not outgoing.running:
             self._send()
+
+    def _may_start(self) -> bool:
+        """Whether another request may be started now; else it is put off, or those before it hold it up."""
+        if self.closing or self._outgoing.holds_up():
+            return False
+        if self.shared.turns.is_over_for(self):
+            self._put_off()
+            return False
+        return True
 
     def _await_rest(self) -> None:
         """Gives the rest of a head or a body its time, from when it began."""

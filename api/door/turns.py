@@ -43,11 +43,13 @@ class Turns:
         share_s: how long one that has several requests may go on in the turn that is running.
     """
 
-    __slots__ = ("_rest", "_sleeper", "clock", "share_s")
+    __slots__ = ("_going", "_over_at", "_rest", "_sleeper", "clock", "share_s")
 
     def __init__(self) -> None:
         self.clock = perf_counter
         self.share_s = TURN_S
+        self._going: Unfinished | None = None
+        self._over_at = 0.0
         self._rest: deque[Unfinished] = deque()
         self._sleeper = Sleeper()
 
@@ -61,21 +63,21 @@ class Turns:
             When it is over, by `clock`.
         """
         self.share_s = TURN_S / (count or 1)
+        self._going = None
         return self.clock() + TURN_S
 
-    def share(self, over_at: float | None) -> float:
-        """Says whether one that has several requests may do another.
+    def is_over_for(self, one: Unfinished) -> bool:
+        """Says whether one that has several requests has used up its share of the turn.
 
         Args:
-            over_at: what this returned before, in the same go; None at first.
-
-        Returns:
-            When its share is over, by `clock`; 0 when it is.
+            one: whose turn it is; its share begins when it asks first.
         """
         now = self.clock()
-        if over_at is None:
-            return now + self.share_s
-        return over_at if now < over_at else 0
+        if self._going is one:
+            return now >= self._over_at
+        self._going = one
+        self._over_at = now + self.share_s
+        return False
 
     def put_off(self, one: Unfinished) -> None:
         """Has `go_on` called in a later turn, once."""
@@ -96,6 +98,7 @@ class Turns:
             over_at = self.begin(len(rest))
             self.share_s = max(self.share_s, SHARE_S)
             for _ in range(len(rest)):
+                self._going = None
                 rest.popleft().go_on()
                 if clock() >= over_at:
                     break
