@@ -25,11 +25,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from api.door.shared import Shared
-from engine.limits import KIB
 
 _logger = logging.getLogger("holdfast.http")
-
-RECEIVE_BYTES = 64 * KIB
 
 READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -146,7 +143,7 @@ class Channel(ABC):
     def _on_closed(self) -> None:
         """The client is gone."""
 
-    def _receive(self, bytes_max: int = RECEIVE_BYTES) -> bytes:
+    def _receive(self, bytes_max: int) -> bytes:
         """Receives what is there: nothing, too, when it was a false alarm. Behind the last byte it closes."""
         try:
             data = self._socket.recv(bytes_max)

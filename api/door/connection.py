@@ -135,7 +135,7 @@ class Connection(Sender):
         if self._phase is not _IDLE and not self.closing and (self._is_put_off or self._outgoing.holds_up()):
             self._read_ahead()
             return
-        data = self._receive()
+        data = self._receive(self.shared.ahead.receive_bytes)
         if data and not self.closing:
             self._incoming.data += data
             self._read()
@@ -151,7 +151,7 @@ class Connection(Sender):
         room = READ_AHEAD_BYTES_MAX - len(self._incoming.data)
         if room <= 0:
             self.close()
-        elif data := self._receive(room):
+        elif data := self._receive(min(room, self.shared.ahead.receive_bytes)):
             self._incoming.data += data
             self._note_ahead()
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from typing import ClassVar, Protocol
 
-from engine.limits import MIB
+from engine.limits import KIB, MIB
+
+RECEIVE_BYTES = 64 * KIB
+SCARCE_BYTES = 2 * KIB
+"""What is received from a client in one go, and what when much is held already."""
 
 _STALE_MAX = 64
 """Entries of the heap that may be out of date, beside as many as there are holders."""
@@ -82,8 +86,32 @@ class UnsentBytes(HeldBytes):
 
 
 class AheadBytes(HeldBytes):
-    """What came and is no request yet, or may not be started yet: whoever sent most of it is closed (F6)."""
+    """What came and is no request yet, or may not be started yet: whoever sent most of it is closed (F6).
 
-    __slots__ = ()
+    That is the last resort: when half of the bound is used up, little is received from each, so that those who only
+    have to wait for their turn are not closed.
+
+    Attributes:
+        receive_bytes: how much may be received in one go.
+    """
+
+    __slots__ = ("receive_bytes",)
 
     bytes_max = 64 * MIB
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.receive_bytes = RECEIVE_BYTES
+
+    def note(self, holder: Holder, held_bytes: int) -> None:
+        """Part of `HeldBytes`."""
+        super().note(holder, held_bytes)
+        self._limit()
+
+    def forget(self, holder: Holder) -> None:
+        """Part of `HeldBytes`."""
+        super().forget(holder)
+        self._limit()
+
+    def _limit(self) -> None:
+        self.receive_bytes = RECEIVE_BYTES if self._all_bytes < self.bytes_max // 2 else SCARCE_BYTES

@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from api.door.exchange import Exchange
+from api.door.held import AheadBytes
 from api.http.body import HeldBody
 from api.server.http import serve_door
 from tests.api.door.stand import GET_LIVEZ, line
@@ -200,6 +201,18 @@ async def test_f5_requests_that_came_together_take_turns_with_those_of_others(
     for one in (other, *floods):
         one.hang_up()
     slow_server.hang_up()
+
+
+async def test_f6_who_only_has_to_wait_for_its_turn_is_not_closed_over_what_others_have_sent(
+    slow_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F6: little is received when much waits already."""
+    monkeypatch.setattr(AheadBytes, "bytes_max", 12 * FLOOD_BYTES)
+    flood = Crowd(slow_server.address, 64)
+    await until(lambda: slow_server.connections_open == 64)
+    flood.send(post(PING.ljust(4_000)) * 16)
+    await until(lambda: flood.answers == 64 * 16)
+    flood.hang_up()
 
 
 async def test_f10_requests_that_are_put_off_are_answered_in_order(slow_server: Server) -> None:
