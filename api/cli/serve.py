@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from api.cli.options import bind_option, endpoint, token_option
+from api.server.allocator import give_memory_back
 from api.server.log_lines import start_logging
 from api.server.root import run
 from api.server.settings import ServerSettings
@@ -209,6 +210,7 @@ def serve_command(
     if segment_bytes_max is not None and segment_bytes_max < ALLOCATE_BYTES_MIN:
         raise click.BadParameter("at least 64KiB", param_hint="--segment-size")
     start_logging()
+    give_memory_back()
     host, port = bind
     checked = dataclasses.replace(Limits(), **limits)  # type: ignore[arg-type]  # the table names the fields
     policy = FsyncPolicy(fsync)

@@ -1,13 +1,14 @@
 """The listening sockets: new clients come in by them, as long as there are descriptors.
 
 - B6: clients do not get the last descriptors: those beyond are guests (guests.py), one in a turn, so that each has its
-  own. When there are no descriptors at all, nobody is accepted for a while; the others are served.
+  own. When there are no descriptors at all, or no memory for clients in the kernel, nobody is accepted for a while; the
+  others are served.
 """
 
 from __future__ import annotations
 
-import logging
-import math
+import contextlib
+import errno
 import resource
 import select
 import socket
@@ -17,16 +18,28 @@ from api.door.guests import GUESTS_MAX
 from api.door.shared import Shared
 from api.http.sockets import spread_probes
 
-_logger = logging.getLogger("holdfast.http")
-
 ACCEPT_MAX = 64
 """Clients accepted in one turn."""
 
 DESCRIPTORS_KEPT = 256
 """That clients do not get: the log needs some, and so do checkpoints, and guests."""
 
-SELDOM_S = 30.0
-"""Between two lines about the same lasting trouble."""
+_CLIENTS = {
+    errno.ECONNABORTED,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENONET,
+    errno.ENOPROTOOPT,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.EPROTO,
+}
+"""Errors of accept(2) that are those of one client's connection: the next may be in order."""
+
+_WANT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
+"""What the kernel says when it has no more for any client."""
 
 
 def descriptors_for_clients() -> tuple[int, int]:
@@ -55,14 +68,18 @@ class Acceptor:
         self._shared = shared
         self._admit = admit
         self._accepting = False
-        self._next_complaint_s = -math.inf
 
     def open(self) -> None:
         """Accepts clients, again after a rest; harmless when it does already."""
-        if not self._accepting:
-            self._accepting = True
+        if self._accepting:
+            return
+        self._accepting = True
+        try:
             for fd in self._listeners:
-                self._shared.epoll.register(fd, select.EPOLLIN)
+                with contextlib.suppress(FileExistsError):
+                    self._shared.epoll.register(fd, select.EPOLLIN)
+        except OSError as error:
+            self._rest(error)
 
     def close(self) -> None:
         """Accepts nobody any more."""
@@ -85,9 +102,9 @@ class Acceptor:
                 client, _address = self._listeners[fd].accept()
             except BlockingIOError:
                 return
-            except ConnectionAbortedError:
-                continue
             except OSError as error:
+                if error.errno in _CLIENTS:
+                    continue
                 self._rest(error)
                 return
             try:
@@ -95,15 +112,16 @@ class Acceptor:
                 spread_probes(client)
                 if not self._admit(client):
                     return
-            except OSError:
-                client.close()  # it is gone already
+            except OSError as error:
+                client.close()
+                if error.errno in _WANT:  # else it is gone already
+                    self._rest(error)
+                    return
 
     def _rest(self, error: OSError) -> None:
         """Accepts nobody until the next `open`: nothing else would take the error away."""
         self._accepting = False
         for fd in self._listeners:
-            self._shared.epoll.unregister(fd)
-        now = self._shared.timers.now
-        if now >= self._next_complaint_s:
-            self._next_complaint_s = now + SELDOM_S
-            _logger.error("cannot accept connections: %s", error)
+            with contextlib.suppress(OSError):
+                self._shared.epoll.unregister(fd)
+        self._shared.seldom.error("cannot accept connections: %s", error)

@@ -7,27 +7,35 @@ The rules that hold here; the codes group faults as in docs/testing.md:
 
 - E2: a client that hangs up, also with half of the connection, is gone. The kernel reports that beside unread bytes,
   and is always asked for it: so it is seen at once, whatever is pipelined.
-- F13: a defect in what is called here is logged, and costs one connection.
+- F13: a defect in what is called here is logged, and costs one connection; so does a kernel that has no memory to watch
+  its socket with (B6).
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import math
 import select
 import socket
+import sys
+import termios
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from api.door.shared import Shared
-from engine.limits import KIB
 
 _logger = logging.getLogger("holdfast.http")
 
-RECEIVE_BYTES = 64 * KIB
-
 READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+LOOKS = 6
+"""How often a client that reads slowly is looked at in the time that it has: what it acknowledged nobody tells us."""
+
+_INT_BYTES = 4
+"""Of a C int, as ioctl fills it in."""
 
 TO_READ, TO_WRITE, TO_WAIT = select.EPOLLRDHUP | READABLE, select.EPOLLRDHUP | WRITABLE, select.EPOLLRDHUP
 """What the kernel is asked to tell of."""
@@ -41,6 +49,9 @@ class Channel(ABC):
         client: the accepted socket, not blocking.
         forget: called with the descriptor when it closes.
 
+    Raises:
+        OSError: the kernel cannot watch it.
+
     Attributes:
         shared: this.
         fd: descriptor of the socket.
@@ -48,7 +59,18 @@ class Channel(ABC):
         timer: when `Timers` do; no later than at the deadline.
     """
 
-    __slots__ = ("_forget", "_open", "_socket", "_watched", "deadline", "fd", "shared", "timer")
+    __slots__ = (
+        "_acknowledged_bytes",
+        "_forget",
+        "_open",
+        "_progressed_s",
+        "_socket",
+        "_watched",
+        "deadline",
+        "fd",
+        "shared",
+        "timer",
+    )
 
     def __init__(self, shared: Shared, client: socket.socket, forget: Callable[[int], None]) -> None:
         self.shared = shared
@@ -59,6 +81,8 @@ class Channel(ABC):
         self._forget = forget
         self._open = True
         self._watched = TO_READ
+        self._acknowledged_bytes = 0
+        self._progressed_s = -math.inf
         shared.epoll.register(self.fd, TO_READ)
 
     def on_ready(self, events: int) -> None:
@@ -68,6 +92,9 @@ class Channel(ABC):
             events: of epoll.
         """
         try:
+            if events == READABLE:  # as nearly always
+                self._on_readable()
+                return
             if events & GONE:
                 self.close()
                 return
@@ -94,8 +121,10 @@ class Channel(ABC):
         self._open = False
         self.deadline = math.inf
         self.shared.timers.disarm(self)
-        self.shared.epoll.unregister(self.fd)
+        with contextlib.suppress(OSError):
+            self.shared.epoll.unregister(self.fd)
         self.shared.unsent.forget(self)
+        self.shared.ahead.forget(self)
         self._forget(self.fd)
         self._socket.close()
         self._on_closed()
@@ -114,10 +143,10 @@ class Channel(ABC):
     def _on_closed(self) -> None:
         """The client is gone."""
 
-    def _receive(self) -> bytes:
+    def _receive(self, bytes_max: int) -> bytes:
         """Receives what is there: nothing, too, when it was a false alarm. Behind the last byte it closes."""
         try:
-            data = self._socket.recv(RECEIVE_BYTES)
+            data = self._socket.recv(bytes_max)
         except (BlockingIOError, InterruptedError):
             return b""
         except OSError:
@@ -126,18 +155,52 @@ class Channel(ABC):
             self.close()
         return data
 
+    def _unacknowledged_bytes(self) -> int:
+        """Counts the bytes that are the kernel's, and that the client's side has not got yet."""
+        try:
+            return int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(_INT_BYTES)), sys.byteorder)
+        except OSError:
+            return 0
+
     def _watch(self, events: int) -> None:
-        """Asks the kernel for other events."""
+        """Asks the kernel for other events; closes when it cannot."""
         if events != self._watched and self._open:
             self._watched = events
-            self.shared.epoll.modify(self.fd, events)
+            try:
+                self.shared.epoll.modify(self.fd, events)
+            except OSError as error:
+                self.shared.seldom.error("a connection was closed, because the kernel cannot watch it: %s", error)
+                self.close()
 
     def _wait(self, seconds: float) -> None:
         """Sets the deadline."""
+        if not self._open:
+            return
         timers = self.shared.timers
         self.deadline = deadline = timers.now + seconds
         if deadline < self.timer:
             timers.arm(self, deadline)
+
+    def _wait_for_progress(self, handed_bytes: int) -> None:
+        """Sets the deadline of a client that has bytes unsent; closes when it got nothing for too long.
+
+        The kernel's buffer may keep a slow client busy for minutes, and takes nothing more meanwhile.
+
+        Args:
+            handed_bytes: that the kernel has taken; only what changes in it matters.
+        """
+        if not self._open:
+            return
+        now, time_s = self.shared.timers.now, self.shared.settings.send_timeout_s
+        acknowledged_bytes = handed_bytes - self._unacknowledged_bytes()
+        if acknowledged_bytes != self._acknowledged_bytes:
+            self._acknowledged_bytes = acknowledged_bytes
+            self._progressed_s = now
+        left_s = self._progressed_s + time_s - now
+        if left_s > 0:
+            self._wait(min(left_s, time_s / LOOKS))
+        else:
+            self.close()
 
     def _end(self) -> bool:
         """Ends our side; the client is to end its own. Returns False when it is gone.
@@ -150,4 +213,4 @@ class Channel(ABC):
             self.close()
             return False
         self._watch(TO_READ)
-        return True
+        return self._open

@@ -14,9 +14,15 @@ The rules that hold here; the codes group faults as in docs/testing.md:
 
 - F10: requests of one packet are started together and answered in order. But nothing is started behind one that may
   take its time: a pop that waits, an errand. So what is behind a parked pop never runs when its client leaves (E3).
+- Requests that came together take turns with those of others: a connection does one in a turn of the event loop, more
+  while its share of it lasts, and is put off with the rest (turns.py).
+- E2: behind a parked pop it is read on, so that the end of the connection is seen behind whatever is pipelined. Where
+  more comes than is read ahead the connection is closed, and the pop withdrawn.
 - E2, E5: whatever is on its way when the connection ends is withdrawn, and so are popped values whose answer is unsent.
-- F5: no new request is started while bytes are unsent, and all connections together have a bound of unsent bytes.
-- F4: each state has its deadline, but work has none: a parked pop waits for as long as it likes.
+- F5: no new request is started while bytes are unsent, and all connections together have a bound of unsent bytes; and
+  one of bytes that came and are not started.
+- F4: each state has its deadline, but work has none: a parked pop waits for as long as it likes. So may an answer take,
+  if the client's side acknowledges some of it now and then.
 """
 
 from __future__ import annotations
@@ -27,12 +33,12 @@ import socket
 from collections.abc import Callable
 
 from api.dialects.answers import failure
-from api.door.channel import TO_READ, TO_WAIT, TO_WRITE, Channel
-from api.door.exchange import Exchange
+from api.door.channel import TO_READ, TO_WAIT
 from api.door.incoming import Incoming, Refused
-from api.door.outgoing import Outgoing
+from api.door.sender import Sender
 from api.door.settings import DoorSettings
 from api.door.shared import Shared
+from api.http.sockets import READ_AHEAD_BYTES_MAX
 from engine.replies import Error
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -41,6 +47,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class _Phase(enum.Enum):
     """What a connection waits for."""
 
+    NEW = enum.auto()
     IDLE = enum.auto()
     HEAD = enum.auto()
     BODY = enum.auto()
@@ -50,7 +57,11 @@ class _Phase(enum.Enum):
 
 _IDLE, _WORK = _Phase.IDLE, _Phase.WORK  # to look them up in their class takes 0.1 us, and each request passes both
 
+_SILENT = (_Phase.NEW, _Phase.IDLE, _Phase.LINGER)
+"""Those that end without an answer."""
+
 _TIME_OF: dict[_Phase, Callable[[DoorSettings], float]] = {
+    _Phase.NEW: lambda settings: settings.head_timeout_s,
     _Phase.IDLE: lambda settings: settings.keep_alive_s,
     _Phase.HEAD: lambda settings: settings.head_timeout_s,
     _Phase.BODY: lambda settings: settings.body_timeout_s,
@@ -60,23 +71,23 @@ _TIME_OF: dict[_Phase, Callable[[DoorSettings], float]] = {
 """How long each may take, in seconds."""
 
 
-class Connection(Channel):
-    """A client. Arguments are those of `Channel`.
+class Connection(Sender):
+    """A client. Arguments and errors are those of `Channel`."""
 
-    Attributes:
-        closing: no more requests are read; it ends behind the last answer.
-    """
-
-    __slots__ = ("_incoming", "_outgoing", "_phase", "_reading", "closing")
+    __slots__ = (
+        "_incoming",
+        "_is_ahead",
+        "_is_put_off",
+        "_phase",
+    )
 
     def __init__(self, shared: Shared, client: socket.socket, forget: Callable[[int], None]) -> None:
         super().__init__(shared, client, forget)
-        self.closing = False
         self._incoming = Incoming(shared)
-        self._outgoing = Outgoing(client)
-        self._reading = False
+        self._is_put_off = False
+        self._is_ahead = False  # it holds bytes that are not started
         self._phase: _Phase
-        self._enter(_IDLE)
+        self._enter(_Phase.NEW)
 
     @property
     def requests_open(self) -> int:
@@ -86,8 +97,12 @@ class Connection(Channel):
     def on_deadline(self) -> None:
         """Does what is due when `deadline` has passed."""
         try:
-            if self._outgoing.outbox.unsent_bytes or self._phase in (_Phase.IDLE, _Phase.LINGER):
+            if self._outgoing.outbox.unsent_bytes:
+                self._wait_for_progress(self._outgoing.outbox.handed_bytes)
+            elif self._phase in _SILENT:
                 self.close()
+            elif self._phase is _WORK:
+                self._watch(TO_READ)  # there is something, and by now the pop before it may be parked
             else:
                 self._refuse(self._incoming.late())
         except Exception:
@@ -95,12 +110,18 @@ class Connection(Channel):
 
     def shut_down(self) -> None:
         """Closes when what is being worked on is answered; at once when that is nothing."""
-        if self._incoming.body is not None:
-            self._refuse(Refused(failure(503, Error.UNAVAILABLE.value, "shutting down")))
-        elif not self._outgoing.exchanges and not self._outgoing.outbox.unsent_bytes:
-            self.close()
-        else:
-            self.closing = True
+        try:
+            if self._incoming.body is not None:
+                self._refuse(Refused(failure(503, Error.UNAVAILABLE.value, "shutting down")))
+            elif self._outgoing.exchanges or self._outgoing.outbox.unsent_bytes:
+                self.closing = True
+            elif self._is_put_off:
+                self._incoming.drop()
+                self._linger()
+            else:
+                self.close()
+        except Exception:
+            self.fail()
 
     def _on_closed(self) -> None:
         self.closing = True
@@ -108,49 +129,60 @@ class Connection(Channel):
         for exchange in self._outgoing.drop():
             exchange.withdraw()
 
-    # Called by exchanges of this connection
-
-    def hold_up(self, exchange: Exchange) -> None:
-        """Has nothing started behind a request that may take its time."""
-        self._outgoing.hold_up(exchange)
-
-    def is_last(self, exchange: Exchange) -> bool:
-        """Whether no request is behind this one."""
-        return self._outgoing.is_last(exchange)
-
-    def complete(self, exchange: Exchange, response: bytes) -> None:
-        """Takes a response; it leaves when those before it have left."""
-        if not self._open:
-            exchange.withdraw()  # a task was too far to be cancelled
-            return
-        self._outgoing.complete(exchange, response)
-        if not self._outgoing.running and not self._reading:  # else more come in a moment: they leave in one write
-            self._send()
-
-    def postpone(self, exchange: Exchange) -> None:
-        """Has the answer made when it is the next to be sent."""
-        self._outgoing.postpone(exchange)
-        self.shared.unsent.note(self, self._outgoing.held_bytes)
-        if not self._outgoing.running and not self._reading and self._open:
-            self._send()
-
     # Reading
 
     def _on_readable(self) -> None:
-        if self._phase is not _IDLE and not self.closing and self._outgoing.holds_up():
-            self._watch(TO_WAIT)  # it stays in the kernel: a client cannot make us hold it
+        if self._phase is not _IDLE and not self.closing and (self._is_put_off or self._outgoing.holds_up()):
+            self._read_ahead()
             return
-        data = self._receive()
+        data = self._receive(self.shared.ahead.receive_bytes)
         if data and not self.closing:
             self._incoming.data += data
             self._read()
+
+    def _read_ahead(self) -> None:
+        """Reads on behind a parked pop; else it stays in the kernel: a client cannot make us hold it."""
+        outgoing = self._outgoing
+        if self._is_put_off or not outgoing.is_parked:
+            self._watch(TO_WAIT)
+            if outgoing.waits and not outgoing.outbox.unsent_bytes:  # nobody tells when it is parked
+                self._wait(self.shared.settings.tick_s)
+            return
+        room = READ_AHEAD_BYTES_MAX - len(self._incoming.data)
+        if room <= 0:
+            self.close()
+        elif data := self._receive(min(room, self.shared.ahead.receive_bytes)):
+            self._incoming.data += data
+            self._note_ahead()
+
+    def go_on(self) -> None:
+        """Part of `Unfinished`: goes on with requests that came with others, or behind one that is answered now."""
+        self._is_put_off = False
+        if not self._open or self.closing:
+            return
+        try:
+            self._read()
+            if not (self._is_put_off or self.closing or self._outgoing.holds_up()):
+                self._watch(TO_READ)
+        except Exception:
+            self.fail()
+
+    def _put_off(self) -> None:
+        if not self._is_put_off:
+            self._is_put_off = True
+            self.shared.turns.put_off(self)
+
+    def _note_ahead(self) -> None:
+        held_bytes = self._incoming.held_bytes
+        self._is_ahead = held_bytes > 0
+        self.shared.ahead.note(self, held_bytes)
 
     def _read(self) -> None:
         """Starts the requests that have come whole, as far as they may be started now."""
         incoming, outgoing = self._incoming, self._outgoing
         self._reading = True
         try:
-            while incoming.data and (self._phase is _IDLE or not (self.closing or outgoing.holds_up())):
+            while incoming.data and (self._phase is _IDLE or self._may_start()):
                 request = incoming.next()
                 if request is None:
                     self._await_rest()
@@ -169,14 +201,27 @@ class Connection(Channel):
         self._reading = False
         if self.closing:
             incoming.drop()
-        elif incoming.data:
+        if incoming.data or self._is_ahead:
             incoming.cut()
+            self._note_ahead()
         if outgoing.exchanges and not outgoing.running:
             self._send()
+
+    def _may_start(self) -> bool:
+        """Whether another request may be started now; else it is put off, or those before it hold it up."""
+        if self.closing or self._outgoing.holds_up():
+            return False
+        if self.shared.turns.is_over_for(self):
+            self._put_off()
+            return False
+        return True
 
     def _await_rest(self) -> None:
         """Gives the rest of a head or a body its time, from when it began."""
         body = self._incoming.body
+        if self._incoming.is_paused:
+            self._put_off()
+        self._is_ahead = True
         if body is None:
             if self._phase is not _Phase.HEAD:
                 self._enter(_Phase.HEAD)
@@ -196,47 +241,8 @@ class Connection(Channel):
 
     # Sending
 
-    def _send(self) -> None:
-        """Sends the answers that are next in order."""
-        outgoing = self._outgoing
-        unsent_bytes = outgoing.outbox.unsent_bytes
-        try:
-            sent = outgoing.send()
-        except OSError:
-            self.close()
-            return
-        if not sent:
-            self._make_next()
-            return
-        if outgoing.outbox.unsent_bytes != unsent_bytes:
-            self._note_unsent()
-        self._go_on()
-
-    def _on_writable(self) -> None:
-        """Sends what is unsent; the kernel has room again."""
-        try:
-            self._outgoing.outbox.flush()
-        except OSError:
-            self.close()
-            return
-        self._note_unsent()
-        self._go_on()
-
-    def _note_unsent(self) -> None:
-        """While bytes are unsent, nothing is read or started, and the client has its time to make progress."""
-        self.shared.unsent.note(self, self._outgoing.held_bytes)
-        if not self._open:
-            return
-        if self._outgoing.outbox.unsent_bytes:
-            self._watch(TO_WRITE)
-            self._wait(self.shared.settings.send_timeout_s)
-        else:
-            self._watch(TO_READ)
-            self._enter(self._phase)
-
-    def _make_next(self) -> None:
-        if self._outgoing.make_next():
-            self.shared.unsent.note(self, self._outgoing.held_bytes)
+    def _on_all_sent(self) -> None:
+        self._enter(self._phase)
 
     def _go_on(self) -> None:
         """Does what may be done now that answers have left."""
@@ -246,18 +252,25 @@ class Connection(Channel):
         if outgoing.exchanges:
             self._make_next()
         if self.closing:
-            if not outgoing.exchanges and self._end():
-                self._enter(_Phase.LINGER)
+            if not outgoing.exchanges:
+                self._linger()
+            return
+        if self._incoming.data:
+            if not outgoing.holds_up():
+                self._put_off()
             return
         if self._watched != TO_READ and not outgoing.holds_up():
             self._watch(TO_READ)
-        if self._incoming.data:
-            self._read()
-        elif not outgoing.exchanges and self._incoming.body is None:
+        if not outgoing.exchanges and self._incoming.body is None:
             self._phase = _IDLE
             self.deadline = self.shared.timers.idle_deadline
             if self.deadline < self.timer:
                 self.shared.timers.arm(self, self.deadline)
+
+    def _linger(self) -> None:
+        self.closing = True
+        if self._end():
+            self._enter(_Phase.LINGER)
 
     def _enter(self, phase: _Phase) -> None:
         self._phase = phase

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 from typing import Protocol
 
@@ -48,15 +49,21 @@ class Early:
 
     async def start(self) -> None:
         """Starts all, a turn's worth at a time, those included that come meanwhile."""
+        await self._take_out(lambda request, body: request.work(body.data, body))
+
+    async def turn_away(self, answer: Answer) -> None:
+        """Answers all: the server stops before it was open."""
+
+        def finish(request: Waiting, body: HeldBody) -> None:
+            body.release()
+            request.finish(answer)
+
+        await self._take_out(finish)
+
+    async def _take_out(self, do: Callable[[Waiting, HeldBody], None]) -> None:
         while self._waiting:
             for request in list(islice(self._waiting, TURN_MAX)):
-                body = self._waiting.pop(request)
-                request.work(body.data, body)
+                body = self._waiting.pop(request, None)
+                if body is not None:
+                    do(request, body)
             await trio.lowlevel.checkpoint()
-
-    def turn_away(self, answer: Answer) -> None:
-        """Answers all: the server stops before it was open."""
-        while self._waiting:
-            request = next(iter(self._waiting))
-            self._waiting.pop(request).release()
-            request.finish(answer)

@@ -119,6 +119,17 @@ class Incoming:
             raise Refused(BODIES_FULL)
         body.data += piece
 
+    @property
+    def held_bytes(self) -> int:
+        """What is here, but for a body that has a share of the budget."""
+        body = self.body
+        return len(self.data) + (0 if body is None or len(body.data) > FREE_BODY_BYTES else len(body.data))
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether a body has its rest here, or some of it, which takes another turn."""
+        return self.body is not None and self._at < len(self.data)
+
     def cut(self) -> None:
         """Lets go of the bytes that were taken."""
         self.data, self._at = self.data[self._at :], 0

@@ -30,6 +30,11 @@ class Outbox:
         self._unsent: deque[memoryview] | None = None
         self._popped: deque[tuple[int, Exchange]] | None = None  # unsent answers of pops, and where they begin
 
+    @property
+    def handed_bytes(self) -> int:
+        """What the kernel has taken; while bytes are unsent, to be compared with what it was before."""
+        return self._put_bytes - self.unsent_bytes
+
     def put(self, exchanges: Sequence[Exchange]) -> None:
         """Sends answers behind those that are unsent.
 
@@ -96,6 +101,5 @@ class Outbox:
         return left
 
     def _settle_sent(self) -> None:
-        sent_to = self._put_bytes - self.unsent_bytes
-        while self._popped and self._popped[0][0] < sent_to:
+        while self._popped and self._popped[0][0] < self.handed_bytes:
             self._popped.popleft()[1].settle()

@@ -18,6 +18,7 @@ from operator import attrgetter
 from api.door.exchange import Client, Exchange
 from api.door.outbox import Outbox
 from api.door.request import RequestHead
+from engine.calls import PARKED
 
 PIPELINE_MAX = 128
 """Requests of one connection that are on their way at once."""
@@ -56,6 +57,18 @@ class Outgoing:
         if exchanges and (exchanges[-1].holds_up or len(exchanges) >= PIPELINE_MAX):
             return True
         return self.outbox.unsent_bytes > 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether a pop holds up what is behind it, or may be about to: it can take as long as it likes."""
+        exchanges = self.exchanges
+        return bool(exchanges) and exchanges[-1].request is not None and exchanges[-1].holds_up
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether it is a pop that waits for a value."""
+        call = self.exchanges[-1].call if self.waits else None
+        return call is not None and call.stage is PARKED
 
     def begin(self, client: Client, head: RequestHead) -> Exchange:
         """Takes a request in.

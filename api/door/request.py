@@ -8,6 +8,7 @@ disagree about what belongs to which request, which is what smuggling lives on.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import cast
 from urllib.parse import unquote
@@ -26,6 +27,9 @@ from engine.replies import Error
 
 CHUNK_BYTES_MAX = 1 * KIB
 """What the extensions of all chunks and all trailers together may take."""
+
+CHUNKS_AT_ONCE_MAX = 256
+"""Chunks, and lines beside them, that are read in one go: half a millisecond, or two for the slow kinds."""
 
 _SMALL_LINE_BYTES = 32
 """A line up to this length is no part of that: the size of a chunk and what ends it."""
@@ -211,12 +215,13 @@ class Chunks:
         self._left = 0  # of the chunk
         self._spare_bytes = CHUNK_BYTES_MAX
 
-    def take(self, data: bytes, at: int) -> tuple[bytes, int]:
+    def take(self, data: bytes, at: int, at_once_max: int = sys.maxsize) -> tuple[bytes, int]:
         """Decodes bytes up to the end of the body.
 
         Args:
             data: as received.
             at: where the body goes on in it.
+            at_once_max: chunks, and lines beside them, to stop behind.
 
         Returns:
             What they hold, and the position behind the last byte that was taken.
@@ -225,15 +230,17 @@ class Chunks:
             BadBody: not chunks, or extensions and trailers over their limit.
         """
         pieces: list[bytes] = []
-        while at < len(data) and not self.complete:
+        lines = 0
+        while at < len(data) and not self.complete and lines + len(pieces) < at_once_max:
             if self._expect is Chunks._take_size and not self._begun:
-                at = _take_plain(data, at, pieces)
+                at = _take_plain(data, at, pieces, at_once_max)
             if self._left:
                 pieces.append(data[at : at + self._left])
                 at += len(pieces[-1])
                 self._left -= len(pieces[-1])
             elif at < len(data):
                 at = self._take_line(data, at)
+                lines += 1
         return b"".join(pieces), at
 
     def _take_line(self, data: bytes, at: int) -> int:
@@ -276,9 +283,9 @@ _LINE_BEGINS = {
 }
 
 
-def _take_plain(data: bytes, at: int, pieces: list[bytes]) -> int:
+def _take_plain(data: bytes, at: int, pieces: list[bytes], pieces_max: int) -> int:
     """Takes chunks that are here whole, without extensions: 64 KiB of the shortest took 100 ms line by line, 9 so."""
-    while (size := _PLAIN_SIZE.match(data, at)) is not None:
+    while len(pieces) < pieces_max and (size := _PLAIN_SIZE.match(data, at)) is not None:
         begin = size.end()
         end = begin + int(size[1], 16)
         if end == begin or data[end : end + 2] != b"\r\n":
@@ -314,9 +321,9 @@ class IncomingBody:
         return self._left == 0 if self._chunks is None else self._chunks.complete
 
     def take(self, data: bytes, at: int) -> tuple[bytes, int]:
-        """Takes what belongs to the body. Arguments, result and errors are those of `Chunks.take`."""
+        """Takes what belongs to the body, of chunks as many as are read in one go. Else it is as `Chunks.take`."""
         if self._chunks is not None:
-            return self._chunks.take(data, at)
+            return self._chunks.take(data, at, CHUNKS_AT_ONCE_MAX)
         assert self._left is not None
         end = min(len(data), at + self._left)
         self._left -= end - at

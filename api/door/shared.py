@@ -11,12 +11,14 @@ from api.dialects import answers
 from api.dialects.answers import Answer
 from api.dialects.request import Request
 from api.door.early import Early
+from api.door.held import AheadBytes, UnsentBytes
 from api.door.relay import Relay
 from api.door.request import RequestHead, read_head
 from api.door.responses import Responses
+from api.door.seldom import Seldom
 from api.door.settings import DoorSettings
 from api.door.timers import Timers
-from api.door.unsent import UnsentBytes
+from api.door.turns import Turns
 from api.http.probes import Probes
 from api.http.service import Service
 from engine.face import Face
@@ -40,7 +42,10 @@ class Shared:
         relay: to the application; there when it is open.
         epoll: where connections register their sockets.
         timers: where they arm their deadlines; it has the time.
+        turns: where they are put off who have more to do than a share of a turn.
         unsent: where they note what their clients do not read.
+        ahead: where they note what came and is not started.
+        seldom: where they complain of the kernel.
         responses: makes responses of answers.
         read_head: judges a head. Heads are remembered by their bytes: clients send the same ones again and again.
         nursery: where requests that take a task get it; there while the door serves.
@@ -56,7 +61,10 @@ class Shared:
         self.early: Early | None = Early(service.budget)
         self.epoll = select.epoll()
         self.timers = Timers(settings.tick_s, settings.keep_alive_s)
+        self.turns = Turns()
         self.unsent = UnsentBytes()
+        self.ahead = AheadBytes()
+        self.seldom = Seldom(self.timers)
         self.responses = Responses()
         self.read_head = functools.lru_cache(HEADS_REMEMBERED)(self._read_head)
         self.nursery: trio.Nursery

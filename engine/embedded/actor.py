@@ -99,7 +99,8 @@ class Actor:
             now_ms = self._clock.now_ms()
             if self._turning_away:
                 self.pops.turn_away(SHUTTING_DOWN)
-            self.pops.give_back(at_any_rate=self._closing)
+            if self.pops.has_abandoned or self.pops.has_owed:
+                await self._give_back()
             await self._work_off(now_ms)
             self.pops.time_out(now_ms)
             self.sweeper.sweep(now_ms)
@@ -211,6 +212,11 @@ class Actor:
                 result: T = done.value
                 return result
             self._committer.hand_over(now_ms)
+            await trio.lowlevel.checkpoint()
+
+    async def _give_back(self) -> None:
+        """Puts back what was popped for callers who left; no command comes in between."""
+        for _ in self.pops.give_back(at_any_rate=self._closing):
             await trio.lowlevel.checkpoint()
 
     def _wait_for_room(self, call: AnyCall) -> None:

@@ -5,9 +5,9 @@ Calls park here, and are served, oldest first, when a queue has grown, or told t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
 from engine.calls import PARKED, AnyCall, Call
 from engine.commands.queues import BQPop
@@ -21,8 +21,11 @@ from engine.store.state import State
 from engine.store.store import Queue
 from engine.store.waiters import Waiter, Waiters
 
-TIMEOUTS_MAX = 256
-"""Waiters that are told in one go that their time is up."""
+TOLD_MAX = 256
+"""Waiters that are told in one go that their time is up, or that the server stops."""
+
+RETURNED_MAX = 256
+"""Values that are put back in one go: those of one long batch, or of thousands of clients, would take 0.2 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +84,12 @@ class Pops:
 
     def time_out(self, now_ms: int) -> None:
         """Tells those whose time is up."""
-        for waiter in islice(self.waiters.due(now_ms), TIMEOUTS_MAX):
+        for waiter in islice(self.waiters.due(now_ms), TOLD_MAX):
             self._answers.hold(_out_of_line(waiter), NULL)
 
     def turn_away(self, failure: Failure) -> None:
-        """Answers everybody who waits, and consumes nothing."""
-        for waiter in self.waiters.drain():
+        """Answers those who wait, as many as are told in one go, and consumes nothing."""
+        for waiter in islice(self.waiters.drain(), TOLD_MAX):
             self._answers.give(_out_of_line(waiter), failure)
 
     # Taking
@@ -127,10 +130,11 @@ class Pops:
         self._abandoned += call.taken
         call.taken.clear()
 
-    def give_back(self, *, at_any_rate: bool) -> None:
+    def give_back(self, *, at_any_rate: bool) -> Iterator[None]:
         """Puts back what was popped for callers who left, the last pop first, so that the old order is restored.
 
-        What the disk has no room for waits until it has.
+        What the disk has no room for waits until it has. It pauses now and then; no command may come in between, or it
+        could pop what stands behind a value that is still to come back.
 
         Args:
             at_any_rate: this is the end, there is no later.
@@ -139,7 +143,11 @@ class Pops:
         self._owed.sort(key=lambda taken: taken.serial)
         self._abandoned.clear()
         grown: dict[bytes, None] = {}
-        while self._owed:
+        for number in count(1):
+            if not self._owed:
+                break
+            if number % RETURNED_MAX == 0:
+                yield
             undo, queue = self._owed[-1].undo, self._owed[-1].queue
             if self._state.queue(undo[1]) is queue:  # else it was deleted meanwhile, this value with it
                 record = ops.pack(undo)

@@ -135,8 +135,9 @@ async def test_f4_deadlines_hold_after_a_slow_reader_has_caught_up(stand: Stand)
 
 async def test_an_idle_connection_is_closed_after_75_seconds_whatever_it_did_before(stand: Stand) -> None:
     fresh, used = await stand.connect(), await stand.connect()
-    await used.send(b"GET /livez HTTP/1.1\r\n%b\r\n" % HOST)
-    await used.answer()
+    for client in (fresh, used):
+        await client.send(b"GET /livez HTTP/1.1\r\n%b\r\n" % HOST)
+        await client.answer()
     await stand.pass_time(10)
     await used.send(line("PING"))
     await stand.pass_time(COMMIT_S)
@@ -149,6 +150,23 @@ async def test_an_idle_connection_is_closed_after_75_seconds_whatever_it_did_bef
     assert stand.connections_open == 1
     await stand.pass_time(4)
     assert await used.ended()
+
+
+async def test_a_connection_that_never_sends_a_byte_is_closed_after_5_seconds_without_a_line(
+    stand: Stand, caplog: pytest.LogCaptureFixture
+) -> None:
+    silent = [await stand.connect() for _ in range(20)]
+    late = await stand.connect()
+    await until(lambda: stand.connections_open == 21)
+    await stand.pass_time(4)
+    await late.send(line("PING"))
+    await stand.pass_time(COMMIT_S)
+    assert (await late.answer()).status == 200
+    await stand.pass_time(0.5)
+    for client in silent:
+        assert await client.ended()
+    assert stand.connections_open == 1
+    assert caplog.text == ""
 
 
 # How it ends: F13

@@ -6,10 +6,14 @@ What the kernel takes of it is in test_outbox.py.
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
+from trio.testing import MockClock
 
 from api.dialects.answers import Answer
 from api.dialects.request import Request
@@ -17,7 +21,7 @@ from api.door.shared import Shared
 from api.server.http import serve_door
 from engine.replies import Reply
 from tests.api.door.stand import COMMIT_S, MIB, Stand, line
-from tests.harness.http import HOST, PING, Server, chunked, http, post, serving, until
+from tests.harness.http import HOST, PING, Client, Server, chunked, http, post, serving, until
 from tests.harness.world import World
 
 # Order: F10
@@ -145,11 +149,55 @@ async def test_f5_a_client_that_does_not_read_is_dropped_and_one_that_reads_slow
     await until(lambda: stand.connections_open == 0)
 
 
+async def test_f5_what_a_client_acknowledges_is_progress_though_the_kernel_takes_nothing_more(
+    nursery: trio.Nursery, patience: None, still_clock: MockClock
+) -> None:
+    """F5: the kernel had some megabytes for it, took more when a third of that was gone, and the client was cut off."""
+    world = World(nursery)
+    await world.start()
+    async with serving(serve_door, real=world.engine) as server:
+        await world.do("SET big " + "x" * (MIB - 100))
+        client = await server.connect(receive_buffer_bytes=4096)
+        await client.send(post(b"[%b]" % b", ".join([b'{"command": "GET big"}'] * 8), path=b"/pipeline"))
+        await until(lambda: server.app.traffic()["requests_open"] == 0)
+        await until(lambda: unacknowledged_bytes(client) > MIB)
+        kept_bytes = unacknowledged_bytes(client)
+        for _ in range(6):
+            goal_bytes = unacknowledged_bytes(client) - 50_000
+            while unacknowledged_bytes(client) > goal_bytes:
+                assert await client.stream.receive_some(20_000), "dropped"
+            for _ in range(5):
+                still_clock.jump(5)
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        assert server.connections_open == 1
+        assert kept_bytes - 1_000_000 < unacknowledged_bytes(client) < kept_bytes - 200_000  # nothing came behind it
+        for _ in range(10):
+            still_clock.jump(5)
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        await until(lambda: server.connections_open == 0)
+    await world.kill()
+
+
+def unacknowledged_bytes(client: Client) -> int:
+    """What the server's kernel has for a client of this machine."""
+    ends = [f"{socket.inet_aton(host)[::-1].hex().upper()}:{port:04X}" for host, port in ends_of(client)]
+    for row in Path("/proc/net/tcp").read_text().splitlines():
+        fields = row.split()
+        if fields[1:3] == ends:
+            return int(fields[4].partition(":")[0], 16)
+    return 0
+
+
+def ends_of(client: Client) -> list[tuple[str, int]]:
+    """Server and client."""
+    return [client.stream.socket.getpeername(), client.stream.socket.getsockname()]
+
+
 async def test_f5_the_worst_reader_goes_when_unsent_bytes_are_too_many(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F5: and the count is right again afterwards."""
-    monkeypatch.setattr("api.door.unsent.UNSENT_BYTES_MAX", 3 * MIB // 2)
+    monkeypatch.setattr("api.door.held.UnsentBytes.bytes_max", 3 * MIB // 2)
     await stand.run("SET big " + "x" * MIB, "SET half " + "x" * (MIB // 2 + 50_000))
     for _ in range(3):
         worst, other = await stand.connect(), await stand.connect()
@@ -169,7 +217,7 @@ async def test_f5_the_one_whose_answer_is_too_much_may_be_the_worst_itself(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F5"""
-    monkeypatch.setattr("api.door.unsent.UNSENT_BYTES_MAX", MIB // 2)
+    monkeypatch.setattr("api.door.held.UnsentBytes.bytes_max", MIB // 2)
     await stand.run("SET big " + "x" * MIB, "QPUSH q a")
     client = await stand.connect()
     await client.send(line("GET big") + line("BQPOP q 0") + line("BQPOP q"))
@@ -183,7 +231,7 @@ async def test_f5_values_that_only_wait_to_be_answered_count_if_they_are_copies(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F5: an engine that has them from elsewhere has each in memory once more; and the count is right afterwards."""
-    monkeypatch.setattr("api.door.unsent.UNSENT_BYTES_MAX", 5 * MIB // 2)
+    monkeypatch.setattr("api.door.held.UnsentBytes.bytes_max", 5 * MIB // 2)
     await stand.run("SET big " + "x" * MIB)
 
     def are_there(count: int) -> Callable[[], bool]:

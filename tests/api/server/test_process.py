@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.door.guests import SELDOM_S
+from api.door.seldom import SELDOM_S
 from api.server.stop import SAME_SIGNAL_S
 from tests.harness.process import END_WITHIN_S, ROOT, Server, beginning_with
 from tests.harness.waiting import WITHIN_S, wait_until
