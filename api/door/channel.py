@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from api.door.shared import Shared
+from api.http.sockets import peer_of
 from engine.limits import KIB
 
 _logger = logging.getLogger("holdfast.http")
@@ -77,6 +78,10 @@ class Channel(ABC):
                 self._on_readable()
         except Exception:
             self.fail()
+
+    def peer(self) -> str:
+        """The address of the client, for the log."""
+        return peer_of(self._socket)
 
     @abstractmethod
     def on_deadline(self) -> None:

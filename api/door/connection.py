@@ -177,7 +177,12 @@ class Connection(Channel):
     def _await_rest(self) -> None:
         """Gives the rest of a head or a body its time, from when it began."""
         body = self._incoming.body
-        if body is None:
+        if body is None and not self._incoming.data:  # nothing but empty lines came
+            if self._outgoing.exchanges:
+                self._enter(_WORK)
+            elif self._phase is not _IDLE:
+                self._enter(_IDLE)
+        elif body is None:
             if self._phase is not _Phase.HEAD:
                 self._enter(_Phase.HEAD)
         elif self._phase is not _Phase.BODY:

@@ -57,9 +57,10 @@ class Door:
         self._empty = trio.Event()
 
     def traffic(self) -> dict[str, int]:
-        """Counts clients, idle ones included, and requests whose answer is not sent yet; for `/stats`."""
+        """Counts clients, idle ones included, requests whose answer is not sent yet, and refusals; for `/stats`."""
         requests = sum(connection.requests_open for connection in self._connections.values())
-        return {"connections": len(self._connections), "requests_open": requests}
+        counted = {"connections": len(self._connections), "requests_open": requests}
+        return counted | self._shared.refusals.statistics()
 
     async def serve(self, listeners: Sequence[socket.socket]) -> None:
         """Serves clients until `shut_down`, and until those who were being served have their answers.

@@ -27,6 +27,7 @@ from api.dialects.batches import BatchRequest
 from api.dialects.json_body import BadRequest
 from api.dialects.request import Request
 from api.door.request import RequestHead
+from api.door.responses import Verbatim
 from api.door.shared import Shared
 from api.http.body import HeldBody
 from api.http.service import BODIES_FULL, COMMAND, MULTI, PIPELINE
@@ -39,6 +40,8 @@ _logger = logging.getLogger("holdfast.http")
 
 DEFECT = answers.failure(500, Error.INTERNAL_ERROR.value)
 """The answer to a request that a defect keeps from being done; the log has its traceback."""
+
+_STATUS_DIGITS = slice(len(b"HTTP/1.1 "), len(b"HTTP/1.1 200"))
 
 LONG_VALUE_BYTES = 64 * KIB
 """Values from this length on are put into words by a task: the longest take up to 25 ms, and a client can ask for many
@@ -67,6 +70,9 @@ class Client(Protocol):
 
     def postpone(self, exchange: Exchange) -> None:
         """Has `make` called when the answer is the next to be sent."""
+
+    def peer(self) -> str:
+        """The address of the client, for the log."""
 
     def fail(self) -> None:
         """Gives the connection up over a defect; to be called where the exception is."""
@@ -261,14 +267,20 @@ class Exchange:
             answer: to render, or head and body of a response.
         """
         client = self.client
+        shared = client.shared
         try:
             closes = client.closing and client.is_last(self)
             if isinstance(answer, bytes):
+                shared.refusals.count(int(answer[_STATUS_DIGITS]))
                 response = answer if not closes else answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
             else:
-                response = client.shared.responses.render(answer, closes=closes)
+                if answer.status >= 400:
+                    shared.refusals.note(answer, client.peer)
+                response = shared.responses.render(answer, closes=closes)
                 if self.head.method == b"HEAD":
                     response = response.removesuffix(answer.body)
+                elif type(answer) is Verbatim:
+                    response = answer.verbatim
             client.complete(self, response)
         except Exception:
             client.fail()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+from http import HTTPStatus
 from pathlib import Path
 
 import trio
@@ -79,9 +80,10 @@ def _request(head: RequestHead, body: bytes) -> bytes:
 
 
 def _for_client(response: bytes) -> bytes:
-    """Takes out that the application's connection ends."""
+    """Takes out that the application's connection ends, and says the status in words, which h11 leaves out."""
     head, end, body = response.partition(b"\r\n\r\n")
     if not end:
         raise ConnectionError("the application gave no answer")
-    lines = [line for line in head.split(b"\r\n") if line.lower() != _CLOSE]
-    return b"\r\n".join([*lines, b"", body])
+    line, *fields = [line for line in head.split(b"\r\n") if line.lower() != _CLOSE]
+    status = HTTPStatus(int(line.split()[1]))
+    return b"\r\n".join([b"HTTP/1.1 %d %b" % (status, status.phrase.encode()), *fields, b"", body])

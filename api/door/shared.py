@@ -16,7 +16,10 @@ from api.door.responses import Responses
 from api.door.settings import DoorSettings
 from api.door.timers import Timers
 from api.door.unsent import UnsentBytes
+from api.http.judge import Judge, methods_by_path
+from api.http.refusals import Refusals
 from api.http.service import Service
+from engine.face import Folds
 from engine.replies import Reply
 
 HEADS_REMEMBERED = 256
@@ -37,6 +40,7 @@ class Shared:
         timers: where they arm their deadlines; it has the time.
         unsent: where they note what their clients do not read.
         responses: makes responses of answers.
+        refusals: counts those that refuse a request.
         read_head: judges a head. Heads are remembered by their bytes: clients send the same ones again and again.
         nursery: where requests that take a task get it; there while the door serves.
     """
@@ -50,12 +54,15 @@ class Shared:
         self.timers = Timers(settings.tick_s, settings.keep_alive_s)
         self.unsent = UnsentBytes()
         self.responses = Responses()
+        self.refusals = Refusals()
+        methods = methods_by_path(folds=isinstance(self.engine, Folds))
+        self._judge = Judge(settings.access, methods, service.limits.body_bytes_max)
         self.read_head = functools.lru_cache(HEADS_REMEMBERED)(self._read_head)
         self.nursery: trio.Nursery
         self._wording = trio.CapacityLimiter(1)
 
     def _read_head(self, data: bytes) -> RequestHead:
-        return read_head(data, self.settings.access, self.service.limits.body_bytes_max)
+        return read_head(data, self._judge)
 
     async def word(self, request: Request, reply: Reply) -> Answer:
         """Makes a long answer; one of all clients' in a turn of the event loop.

@@ -56,6 +56,14 @@ def tune(listener: socket.socket, user_timeout_s: float = _USER_TIMEOUT_S) -> No
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_s * 1000))
 
 
+def peer_of(connection: socket.socket) -> str:
+    """Says who is at the other end, for the log; who has left is a client like any other."""
+    try:
+        return str(connection.getpeername()[0])
+    except OSError:
+        return "a client"
+
+
 def spread_probes(connection: Socket) -> None:
     """Draws when a connection's keep-alive probes are sent, so that those of a crowd do not come in one burst."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, random.randint(*_KEEPALIVE_IDLE_S))  # noqa: S311  # no secret

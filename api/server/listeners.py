@@ -8,6 +8,7 @@ import resource
 import socket
 import time
 
+from api.http import refusals
 from api.http.sockets import BACKLOG, tune
 from api.server.settings import ServerSettings, StartError
 
@@ -63,8 +64,13 @@ def _listener(family: int, address: tuple[object, ...]) -> socket.socket:
 
 
 def _check_exposure(settings: ServerSettings, addresses: list[str]) -> None:
-    """Beyond loopback, everybody who reaches the port could read and write: that takes a token."""
+    """Beyond loopback, everybody who reaches the port could read and write: that takes a token, and the door."""
     exposed = [address for address in addresses if not ipaddress.ip_address(address.split("%")[0]).is_loopback]
+    if exposed and not settings.door:
+        raise StartError(
+            f"--no-door listens on loopback only, and {settings.host} is not: it is there for looking into things,"
+            " not for serving clients; leave it out"
+        )
     if not exposed or settings.token is not None:
         return
     if not settings.insecure:
@@ -90,8 +96,10 @@ def raise_descriptor_limit() -> None:
 def complain_seldom() -> None:
     """Has trio say now and then, and on one line, that it cannot accept for want of descriptors.
 
-    By itself it says so ten times a second, each time with a traceback.
+    By itself it says so ten times a second, each time with a traceback. And whatever else clients can bring about again
+    and again is said now and then.
     """
+    refusals.complain_seldom()
     logging.getLogger("trio.serve_listeners").addFilter(_SeldomFilter())
 
 
