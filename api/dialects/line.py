@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from api.dialects.json_body import take_steps
+from api.dialects.json_body import MARKS, BadRequest, Reader, end_of_json, take_steps
 from api.dialects.request import LINE, Dialect, Request, Understood, command_of
 from engine.calls import Command
 from engine.commands import table
@@ -27,6 +27,14 @@ _DOUBLE_ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.))", re.DOTALL)
 _DOUBLE_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
 
 _SINGLE_QUOTE, _DOUBLE_QUOTE = b"'\""
+_LIST, _OBJECT = b" [", b" { "
+"""How JSON with a space in it may begin where there is no quote."""
+
+_PADDING = 1
+_SHOWN_CHARACTERS_MAX = 80
+
+_TRIALS = 4
+"""How often a line is read in search of JSON, all beginnings together."""
 
 
 def read(line: bytes, limits: Limits) -> Request:
@@ -53,13 +61,13 @@ def plain(text: str, limits: Limits) -> Understood | None:
         limits: of the product.
 
     Returns:
-        The request, and the command or the failure to answer instead; None for a line with quotes.
+        The request, and the command or the failure to answer instead; None for a line with quotes or with JSON.
 
     Raises:
         ValueError: a lone surrogate.
     """
     line = text.encode()
-    if _DOUBLE_QUOTE in line or _SINGLE_QUOTE in line:
+    if _DOUBLE_QUOTE in line or _SINGLE_QUOTE in line or _LIST in line or _OBJECT in line:
         return None
     words = line.split(b" ")
     return LINE, command_of([word for word in words if word] if b"" in words else words, limits)
@@ -82,7 +90,7 @@ def plain_lines(elements: list[Any], strings: int | None, limits: Limits) -> lis
     if set(map(type, lines)) != {str}:
         return None
     text = "\n".join(lines).encode()  # there is no line feed in a line, for nothing was escaped
-    if _SINGLE_QUOTE in text:
+    if _SINGLE_QUOTE in text or _LIST in text or _OBJECT in text:
         return None
     argvs = [line.split() for line in text.split(b"\n")]  # for the same reason there are no tabs and the like
     return [table.plain(argv, limits) or command_of(argv, limits) for argv in argvs]
@@ -103,10 +111,11 @@ def split_line(line: bytes, tokens_max: int) -> list[bytes]:
         The words; none for a line that is empty or all spaces.
 
     Raises:
-        CommandError: quotes that do not match, or too many words.
+        CommandError: quotes that do not match, a JSON value that the spaces in it would cut, or too many words.
     """
-    if len(line) <= _PLAIN_LINE_BYTES_MAX and b'"' not in line and b"'" not in line:
+    if len(line) <= _PLAIN_LINE_BYTES_MAX and not any(mark in line for mark in (b'"', b"'", _LIST, _OBJECT)):
         return [word for word in line.split(b" ") if word]  # the grammar counts these few
+    trials = _Trials(line)
     words: list[bytes] = []
     _, at = take_steps(_SPACES_STEP, line, 0)
     while at < len(line):
@@ -117,12 +126,69 @@ def split_line(line: bytes, tokens_max: int) -> list[bytes]:
         else:
             end = line.find(b" ", at)
             end = len(line) if end < 0 else end
+            if line[at] in b"[{" and words and end < len(line):
+                trials.check(at, end)
             word, at = line[at:end], end
         words.append(word)
         at += 1  # a space or nothing is behind every word
         if line.startswith(b" ", at):
             _, at = take_steps(_SPACES_STEP, line, at)
     return words
+
+
+class _Trials:
+    """Looks for JSON values that are not quoted and have spaces in them: `QPUSH jobs {"id": 1}` would push two halves.
+
+    A word is tried when it begins as JSON does. A line of such words alone would be tried again and again, so there is
+    a bound on what is read in all.
+    """
+
+    def __init__(self, line: bytes) -> None:
+        self._line = line
+        self._text = line.decode("latin-1") if len(line) <= _PLAIN_LINE_BYTES_MAX else None  # a character is a byte
+        self._reader: Reader | None = None
+        self._bytes_left = _TRIALS * len(line)
+
+    def check(self, at: int, end: int) -> None:
+        """Raises CommandError when a JSON value begins at a word and ends with another one.
+
+        Args:
+            at: where the word begins.
+            end: behind it.
+        """
+        json_end = self._end_of_json(at) if self._text is None else self._end_by_scanner(self._text, at)
+        if json_end > end and self._line[json_end : json_end + 1] in (b" ", b""):
+            json = self._line[at:json_end].decode()
+            in_quotes = _shortened(json.replace("'", "\\'"))
+            raise CommandError(
+                f"{_shortened(json)} is one JSON value, but a line is split at its spaces: put it in single quotes,"
+                f" '{in_quotes}', or send it as a string in the member 'value'"
+            )
+
+    def _end_by_scanner(self, text: str, at: int) -> int:
+        if self._bytes_left <= 0:
+            return -1
+        json_end, read_to = end_of_json(text, at)
+        self._bytes_left -= read_to - at
+        return json_end
+
+    def _end_of_json(self, at: int) -> int:
+        """Does so for a line of any length, without holding the GIL for long."""
+        if self._reader is None:
+            line = b" " * _PADDING + self._line  # a body may not begin with a byte order mark, a line may
+            self._reader = Reader(line, Limits(body_bytes_max=len(line)))
+            self._reader.items_max = _TRIALS * (len(line) - len(line.translate(None, MARKS)))
+        reader = self._reader
+        reader.at, reader.depth = at + _PADDING, 0
+        try:
+            reader.value()
+        except (BadRequest, RecursionError):
+            return -1
+        return reader.at - _PADDING
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS_MAX else f"{text[:_SHOWN_CHARACTERS_MAX]}..."
 
 
 def _quoted(line: bytes, start: int) -> tuple[bytes, int]:

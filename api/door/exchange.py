@@ -231,12 +231,13 @@ class Exchange:
     def deliver_batch(self, batch: Batch) -> None:
         """Called by the engine with the replies of a batch."""
         self.call = batch if batch.taken else None
+        shared = self.client.shared
         try:
             assert self.batch is not None
             assert batch.reply is not None
-            if not batches.is_quick_to_answer(batch.reply):
+            if not batches.is_quick_to_answer(batch.reply, shared.service.limits.answer_bytes_max):
                 assert not isinstance(batch.reply, Refused)
-                self._answer_later(partial(self.client.shared.service.word, self.batch, batch.reply), batch.reply)
+                self._answer_later(partial(shared.service.word, self.batch, batch.reply), batch.reply)
                 return
             answer = batches.answer(self.batch, batch.reply)
         except Exception:
