@@ -248,8 +248,10 @@ class H11(H11Protocol):
             if self.connection.their_state is not h11.ERROR:
                 raise
             return
+        if isinstance(event, h11.Response | h11.InformationalResponse):
+            data = _with_reason(event.status_code, data)
         if isinstance(event, h11.Response):
-            self._head = _with_reason(event.status_code, data)
+            self._head = data
             return
         data, self._head = self._head + data, b""
         if data:
