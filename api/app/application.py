@@ -45,7 +45,7 @@ from api.dialects.answers import Answer, failure
 from api.http.access import Access
 from api.http.body import HeldBody
 from api.http.head import Head
-from api.http.judge import CHECKPOINT, PROBES, STATS, Judge, methods_by_path, too_large
+from api.http.judge import CHECKPOINT, METHODS, PROBES, STATS, Judge, too_large
 from api.http.refusals import Refusals
 from api.http.service import BODIES_FULL, PATHS, Service
 from engine.face import Face, FoldFailed, Folds
@@ -108,9 +108,7 @@ class HttpApp(QuartTrio):
         self.service = Service(engine, settings.limits)
         self.settings = settings
         self.requests_open = 0
-        self.judge = Judge(
-            settings.access, methods_by_path(folds=isinstance(engine, Folds)), settings.limits.body_bytes_max
-        )
+        self.judge = Judge(settings.access, settings.limits.body_bytes_max)
         self.refusals = Refusals()
         self.traffic = self._traffic
 
@@ -153,8 +151,8 @@ def create_app(engine: Face, settings: HttpSettings) -> HttpApp:
     views = dict.fromkeys(PATHS, command) | dict(zip((*PROBES, STATS), (livez, readyz, stats), strict=True))
     if isinstance(engine, Folds):
         views[CHECKPOINT] = _checkpoint_of(engine)
-    for path, methods in app.judge.methods.items():
-        app.add_url_rule(path, view_func=views[path], methods=methods, provide_automatic_options=False)
+    for path, view in views.items():
+        app.add_url_rule(path, view_func=view, methods=METHODS[path], provide_automatic_options=False)
     app.register_error_handler(HTTPException, _http_error)
     return app
 

@@ -137,27 +137,6 @@ def scan(body: bytes) -> tuple[object, int | None]:
     return value, None if escaped else body.count(b'"') // 2
 
 
-def end_of_json(text: str, at: int) -> tuple[int, int]:
-    """Has the C scanner look for a JSON value in a text.
-
-    Args:
-        text: short: it holds the GIL.
-        at: where the value would begin.
-
-    Returns:
-        Where it ends, -1 if there is none; and how far was read.
-    """
-    try:
-        _, end = _scan(text, at)
-    except json.JSONDecodeError as error:
-        return -1, error.pos + 1
-    except StopIteration as error:
-        return -1, error.value + 1
-    except (ValueError, RecursionError):
-        return -1, len(text)
-    return end, end
-
-
 def check_strings(value: object, strings: int | None) -> None:
     """Raises ValueError when a value does not have the strings that `scan` said it must have."""
     if strings is not None and strings != _count_strings(value):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from api.dialects.json_body import MARKS, BadRequest, Reader, end_of_json, take_steps
+from api.dialects.cut_json import BEGINS, CutJson
+from api.dialects.json_body import take_steps
 from api.dialects.request import LINE, Dialect, Request, Understood, command_of
 from engine.calls import Command
 from engine.commands import table
@@ -29,12 +30,6 @@ _DOUBLE_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\
 _SINGLE_QUOTE, _DOUBLE_QUOTE = b"'\""
 _LIST, _OBJECT = b" [", b" { "
 """How JSON with a space in it may begin where there is no quote."""
-
-_PADDING = 1
-_SHOWN_CHARACTERS_MAX = 80
-
-_TRIALS = 4
-"""How often a line is read in search of JSON, all beginnings together."""
 
 
 def read(line: bytes, limits: Limits) -> Request:
@@ -115,7 +110,7 @@ def split_line(line: bytes, tokens_max: int) -> list[bytes]:
     """
     if len(line) <= _PLAIN_LINE_BYTES_MAX and not any(mark in line for mark in (b'"', b"'", _LIST, _OBJECT)):
         return [word for word in line.split(b" ") if word]  # the grammar counts these few
-    trials = _Trials(line)
+    cut = CutJson(line)
     words: list[bytes] = []
     _, at = take_steps(_SPACES_STEP, line, 0)
     while at < len(line):
@@ -126,69 +121,14 @@ def split_line(line: bytes, tokens_max: int) -> list[bytes]:
         else:
             end = line.find(b" ", at)
             end = len(line) if end < 0 else end
-            if line[at] in b"[{" and words and end < len(line):
-                trials.check(at, end)
+            if line[at] in BEGINS and words and end < len(line):
+                cut.check(at, end)
             word, at = line[at:end], end
         words.append(word)
         at += 1  # a space or nothing is behind every word
         if line.startswith(b" ", at):
             _, at = take_steps(_SPACES_STEP, line, at)
     return words
-
-
-class _Trials:
-    """Looks for JSON values that are not quoted and have spaces in them: `QPUSH jobs {"id": 1}` would push two halves.
-
-    A word is tried when it begins as JSON does. A line of such words alone would be tried again and again, so there is
-    a bound on what is read in all.
-    """
-
-    def __init__(self, line: bytes) -> None:
-        self._line = line
-        self._text = line.decode("latin-1") if len(line) <= _PLAIN_LINE_BYTES_MAX else None  # a character is a byte
-        self._reader: Reader | None = None
-        self._bytes_left = _TRIALS * len(line)
-
-    def check(self, at: int, end: int) -> None:
-        """Raises CommandError when a JSON value begins at a word and ends with another one.
-
-        Args:
-            at: where the word begins.
-            end: behind it.
-        """
-        json_end = self._end_of_json(at) if self._text is None else self._end_by_scanner(self._text, at)
-        if json_end > end and self._line[json_end : json_end + 1] in (b" ", b""):
-            json = self._line[at:json_end].decode()
-            in_quotes = _shortened(json.replace("'", "\\'"))
-            raise CommandError(
-                f"{_shortened(json)} is one JSON value, but a line is split at its spaces: put it in single quotes,"
-                f" '{in_quotes}', or send it as a string in the member 'value'"
-            )
-
-    def _end_by_scanner(self, text: str, at: int) -> int:
-        if self._bytes_left <= 0:
-            return -1
-        json_end, read_to = end_of_json(text, at)
-        self._bytes_left -= read_to - at
-        return json_end
-
-    def _end_of_json(self, at: int) -> int:
-        """Does so for a line of any length, without holding the GIL for long."""
-        if self._reader is None:
-            line = b" " * _PADDING + self._line  # a body may not begin with a byte order mark, a line may
-            self._reader = Reader(line, Limits(body_bytes_max=len(line)))
-            self._reader.items_max = _TRIALS * (len(line) - len(line.translate(None, MARKS)))
-        reader = self._reader
-        reader.at, reader.depth = at + _PADDING, 0
-        try:
-            reader.value()
-        except (BadRequest, RecursionError):
-            return -1
-        return reader.at - _PADDING
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS_MAX else f"{text[:_SHOWN_CHARACTERS_MAX]}..."
 
 
 def _quoted(line: bytes, start: int) -> tuple[bytes, int]:

@@ -16,10 +16,9 @@ from api.door.responses import Responses
 from api.door.settings import DoorSettings
 from api.door.timers import Timers
 from api.door.unsent import UnsentBytes
-from api.http.judge import Judge, methods_by_path
+from api.http.judge import Judge
 from api.http.refusals import Refusals
 from api.http.service import Service
-from engine.face import Folds
 from engine.replies import Reply
 
 HEADS_REMEMBERED = 256
@@ -55,8 +54,7 @@ class Shared:
         self.unsent = UnsentBytes()
         self.responses = Responses()
         self.refusals = Refusals()
-        methods = methods_by_path(folds=isinstance(self.engine, Folds))
-        self._judge = Judge(settings.access, methods, service.limits.body_bytes_max)
+        self._judge = Judge(settings.access, service.limits.body_bytes_max)
         self.read_head = functools.lru_cache(HEADS_REMEMBERED)(self._read_head)
         self.nursery: trio.Nursery
         self._wording = trio.CapacityLimiter(1)

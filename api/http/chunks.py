@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 from engine.limits import KIB
 
@@ -37,12 +38,13 @@ class Chunks:
         self._left = 0  # of the chunk
         self._spare_bytes = CHUNK_BYTES_MAX
 
-    def take(self, data: bytes, at: int) -> tuple[bytes, int]:
+    def take(self, data: bytes, at: int, at_once_max: int = sys.maxsize) -> tuple[bytes, int]:
         """Decodes bytes up to the end of the body.
 
         Args:
             data: as received.
             at: where the body goes on in it.
+            at_once_max: chunks, and lines beside them, to stop behind.
 
         Returns:
             What they hold, and the position behind the last byte that was taken.
@@ -51,15 +53,17 @@ class Chunks:
             BadBody: not chunks, or extensions and trailers over their limit.
         """
         pieces: list[bytes] = []
-        while at < len(data) and not self.complete:
+        lines = 0
+        while at < len(data) and not self.complete and lines + len(pieces) < at_once_max:
             if self._expect is Chunks._take_size and not self._begun:
-                at = _take_plain(data, at, pieces)
+                at = _take_plain(data, at, pieces, at_once_max)
             if self._left:
                 pieces.append(data[at : at + self._left])
                 at += len(pieces[-1])
                 self._left -= len(pieces[-1])
             elif at < len(data):
                 at = self._take_line(data, at)
+                lines += 1
         return b"".join(pieces), at
 
     def _take_line(self, data: bytes, at: int) -> int:
@@ -102,9 +106,9 @@ _LINE_BEGINS = {
 }
 
 
-def _take_plain(data: bytes, at: int, pieces: list[bytes]) -> int:
+def _take_plain(data: bytes, at: int, pieces: list[bytes], pieces_max: int) -> int:
     """Takes chunks that are here whole, without extensions: 64 KiB of the shortest took 100 ms line by line, 9 so."""
-    while (size := _PLAIN_SIZE.match(data, at)) is not None:
+    while len(pieces) < pieces_max and (size := _PLAIN_SIZE.match(data, at)) is not None:
         begin = size.end()
         end = begin + int(size[1], 16)
         if end == begin or data[end : end + 2] != b"\r\n":

@@ -23,7 +23,12 @@ from engine.replies import Error
 PROBES = ("/livez", "/readyz")
 STATS, CHECKPOINT = "/stats", "/checkpoint"
 
-_GET, _POST = ("GET", "HEAD"), ("POST",)
+METHODS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys((*PATHS, CHECKPOINT), ("POST",)),
+    **dict.fromkeys((*PROBES, STATS), ("GET", "HEAD")),
+}
+"""Which paths there are, and by which methods they are asked for. An engine without a log has no checkpoint: that is
+for the application to say, for a head may come before there is an engine."""
 
 _EXAMPLE = """send commands here by POST, such as curl -d '{"command": "PING"}' URL"""
 _METHOD_DETAILS = {
@@ -39,28 +44,16 @@ _NOT_SPOKEN = {
 """Paths of other products, and what to say in the member `error`, for their clients show nothing else."""
 
 
-def methods_by_path(*, folds: bool) -> Mapping[str, tuple[str, ...]]:
-    """Says which paths there are, and by which methods they are asked for.
-
-    Args:
-        folds: whether the engine has checkpoints.
-    """
-    gets = dict.fromkeys((*PROBES, STATS), _GET)
-    return gets | dict.fromkeys((*PATHS, CHECKPOINT) if folds else PATHS, _POST)
-
-
 @dataclass(frozen=True, slots=True)
 class Judge:
     """What the heads of requests are judged by.
 
     Attributes:
         access: who may speak to the server.
-        methods: of each path.
         body_bytes_max: longest body that is taken.
     """
 
     access: Access
-    methods: Mapping[str, tuple[str, ...]]
     body_bytes_max: int
 
     def refusal(self, scope: HTTPScope, head: Head) -> Answer | None:
@@ -78,9 +71,10 @@ class Judge:
             return failure(refused.status, refused.error, refused.detail)
         return self._misdirected(scope["method"], scope["path"]) or self._bad_body(scope, head)
 
-    def _misdirected(self, method: str, path: str) -> Answer | None:
+    @staticmethod
+    def _misdirected(method: str, path: str) -> Answer | None:
         """Refuses a path that does not exist, and a method that it does not take."""
-        methods = self.methods.get(path)
+        methods = METHODS.get(path)
         if methods is None:
             return failure(404, _NOT_SPOKEN.get(path, "not found"), _OTHER_PATHS)
         if method in methods:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.dialects import answers, json_body
+from api.dialects import answers, cut_json
 from api.dialects.line import split_line
 from api.dialects.request import Dialect, Request
 from engine.limits import Limits
@@ -146,12 +146,14 @@ def test_a_job_in_json_is_one_value_or_refused_and_never_two(job: object) -> Non
 def test_the_search_for_json_in_a_line_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
 
+    scan = cut_json._scan
+
     def noting(text: str, at: int) -> tuple[int, int]:
-        found = json_body.end_of_json(text, at)
+        found = scan(text, at)
         read.append(found[1] - at)
         return found
 
-    monkeypatch.setattr("api.dialects.line.end_of_json", noting)
+    monkeypatch.setattr(cut_json, "_scan", noting)
     text = "QPUSH q " + "[ " * 500
     assert len(line(text).argv) == 502
     assert sum(read) <= 5 * len(text)

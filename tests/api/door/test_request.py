@@ -21,7 +21,7 @@ from api.door.request import IncomingBody, RequestHead, read_head
 from api.http.access import Access
 from api.http.chunks import CHUNK_BYTES_MAX, BadBody, Chunks
 from api.http.head import HEAD_BYTES_MAX, HEAD_FIELDS_MAX, URI_BYTES_MAX, Head
-from api.http.judge import Judge, methods_by_path
+from api.http.judge import Judge
 from tests.api.app.test_http_stack import REFUSED
 from tests.harness.effort import many
 
@@ -31,7 +31,7 @@ EXAMPLES = settings(max_examples=many(500))
 
 
 def judge(access: Access = Access()) -> Judge:  # noqa: B008  # it is frozen
-    return Judge(access, methods_by_path(folds=True), BODY_BYTES_MAX)
+    return Judge(access, BODY_BYTES_MAX)
 
 
 def head_of(*fields: bytes, line: bytes = b"POST / HTTP/1.1", host: bytes = b"Host: localhost") -> RequestHead:

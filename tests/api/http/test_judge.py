@@ -11,9 +11,9 @@ from hypercorn.typing import HTTPScope
 from api.dialects.answers import Answer
 from api.http.access import Access
 from api.http.head import Head
-from api.http.judge import Judge, methods_by_path
+from api.http.judge import Judge
 
-JUDGE = Judge(Access(), methods_by_path(folds=True), 1000)
+JUDGE = Judge(Access(), 1000)
 
 HOST = (b"host", b"localhost")
 
@@ -77,11 +77,6 @@ def test_the_error_itself_says_that_the_path_of_another_product_is_not_spoken() 
     )
 
 
-def test_without_a_log_there_is_no_checkpoint() -> None:
-    front = Judge(Access(), methods_by_path(folds=False), 1000)
-    assert refused("POST", "/checkpoint", judge=front)[0] == 404
-
-
 @pytest.mark.parametrize("coding", [b"gzip", b"GZIP", b"deflate", b"br", b"zstd", b"x", b"gzip, identity"])
 def test_a_compressed_body_is_refused_and_the_detail_says_what_is_taken(coding: bytes) -> None:
     for path in ("/", "/pipeline", "/multi"):
@@ -103,7 +98,7 @@ def test_a_body_that_says_that_it_is_not_compressed_is_taken() -> None:
 
 
 def test_who_may_not_speak_learns_nothing_of_paths_methods_and_limits() -> None:
-    judge = Judge(Access(token="secret"), methods_by_path(folds=True), 1000)
+    judge = Judge(Access(token="secret"), 1000)
     long = (b"content-length", b"1001")
     for method, path in (("POST", "/"), ("POST", "/nothing"), ("GET", "/"), ("GET", "/stats")):
         assert refused(method, path, long, (b"content-encoding", b"gzip"), judge=judge)[0] == 401
