@@ -12,7 +12,7 @@ from engine.limits import KIB, Limits
 BEGINS = b"[{"
 """How a word begins that may be the beginning of such a value; a string begins with a quote, and so is quoted."""
 
-_TRIALS = 4
+_TRIALS = 2
 """How often a line is read in search of JSON, all beginnings together."""
 
 _SHORT_BYTES_MAX = 64 * KIB

@@ -27,6 +27,9 @@ STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 414, 415, 431, 500, 501, 503
 _LOGGED = (401, 403)
 _KINDS_MAX = 256
 
+_BROUGHT_ABOUT = ("holdfast.http", "holdfast.redis.refused")
+"""Loggers of which each line may be one that a client can have said as often as it likes."""
+
 _logger = logging.getLogger("holdfast.http.refused")  # with a name of its own, so that `Seldom` leaves it alone
 
 
@@ -118,5 +121,6 @@ def _where(record: logging.LogRecord) -> tuple[object, ...]:
 
 
 def complain_seldom() -> None:
-    """Has the log of HTTP say the same once in `SELDOM_S` only, whoever writes to it, libraries too."""
-    logging.getLogger("holdfast.http").addFilter(Seldom())
+    """Has what clients bring about be said once in `SELDOM_S` only, whoever says it, libraries too."""
+    for name in _BROUGHT_ABOUT:
+        logging.getLogger(name).addFilter(Seldom())

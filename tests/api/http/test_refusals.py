@@ -6,8 +6,12 @@ import logging
 
 import pytest
 
+from api.app import application
 from api.dialects.answers import failure
-from api.http.refusals import SELDOM_S, STATUSES, Refusals, Seldom
+from api.door import channel, exchange
+from api.http import service
+from api.http.refusals import SELDOM_S, STATUSES, Refusals, Seldom, complain_seldom
+from engine.redis import faults
 
 WRONG_TOKEN = failure(401, "unauthorized", "the token is wrong")
 FOREIGN = failure(403, "forbidden", "requests of pages from the origin 'http://evil.example' are not taken here")
@@ -109,3 +113,11 @@ def test_what_is_remembered_of_lines_is_bounded(caplog: pytest.LogCaptureFixture
     (seldom,) = log.logger.filters
     assert isinstance(seldom, Seldom)
     assert len(seldom._often) <= 256
+
+
+def test_whoever_logs_what_clients_bring_about_is_held_to_say_it_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    for logger in (channel._logger, exchange._logger, service._logger, application._logger, faults._logger):
+        monkeypatch.setattr(logger, "filters", [])
+    complain_seldom()
+    for logger in (channel._logger, exchange._logger, service._logger, application._logger, faults._logger):
+        assert [type(one) for one in logger.filters] == [Seldom]
