@@ -38,14 +38,16 @@ from quart.utils import encode_headers
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException
 
 from api.app.hypercorn_fixes import connections_open
 from api.dialects.answers import Answer, failure
 from api.http.access import Access
 from api.http.body import HeldBody
 from api.http.head import Head
+from api.http.judge import CHECKPOINT, METHODS, STATS, Judge, too_large
 from api.http.probes import PROBES, Probes
+from api.http.refusals import Refusals
 from api.http.service import BODIES_FULL, PATHS, Service
 from engine.face import Face, FoldFailed, Folds
 from engine.limits import KIB, Limits
@@ -95,7 +97,9 @@ class HttpApp(QuartTrio):
         service: what answers the commands.
         probes: what answers the probes.
         settings: as given.
+        judge: says which requests are refused by their head.
         requests_open: requests whose answer is not sent yet.
+        refusals: counts what is refused, while Hypercorn serves clients alone.
         traffic: counts the clients, for `/stats`; who serves them in Hypercorn's stead puts its own count here.
     """
 
@@ -110,10 +114,13 @@ class HttpApp(QuartTrio):
         self.probes = Probes(service.engine.readiness)
         self.settings = settings
         self.requests_open = 0
+        self.judge = Judge(settings.access, settings.limits.body_bytes_max)
+        self.refusals = Refusals()
         self.traffic = self._traffic
 
     def _traffic(self) -> dict[str, int]:
-        return {"connections": connections_open(), "requests_open": self.requests_open}
+        counted = {"connections": connections_open(), "requests_open": self.requests_open}
+        return counted | self.refusals.statistics()
 
 
 def create_app(engine: Face, settings: HttpSettings, service: Service | None = None) -> HttpApp:
@@ -142,13 +149,11 @@ def create_app(engine: Face, settings: HttpSettings, service: Service | None = N
         members["tasks"] = trio.lowlevel.current_statistics().tasks_living
         return _response(Answer(200, _encode(members)))
 
-    posts = dict.fromkeys(PATHS, command)
+    views = {**dict.fromkeys(PATHS, command), **dict.fromkeys(PROBES, probe), STATS: stats}
     if isinstance(engine, Folds):
-        posts["/checkpoint"] = _checkpoint_of(engine)
-    gets = {**dict.fromkeys(PROBES, probe), "/stats": stats}
-    for path, view in (posts | gets).items():
-        method = "GET" if path in gets else "POST"
-        app.add_url_rule(path, view_func=view, methods=[method], provide_automatic_options=False)
+        views[CHECKPOINT] = _checkpoint_of(engine)
+    for path, view in views.items():
+        app.add_url_rule(path, view_func=view, methods=METHODS[path], provide_automatic_options=False)
     app.register_error_handler(HTTPException, _http_error)
     return app
 
@@ -190,19 +195,10 @@ class Exchange(TrioASGIHTTPConnection):
         if fault is not None:
             self._close = True
             return failure(*fault)
-        refusal = self.app.settings.access.check(self.scope["path"], self.scope["headers"])
-        if refusal is not None:
-            return failure(refusal.status, refusal.error, refusal.detail)
-        if head.length is not None and head.length > self.app.settings.limits.body_bytes_max:
-            return self._too_large()
-        return None
+        return self.app.judge.refusal(self.scope, head)
 
     def _is_command(self) -> bool:
         return self.scope["method"] == "POST" and self.scope["path"] in PATHS
-
-    def _too_large(self) -> Answer:
-        bytes_max = self.app.settings.limits.body_bytes_max
-        return failure(413, Error.TOO_LARGE.value, f"a body has at most {bytes_max} bytes")
 
     async def _read_body(self, receive: ASGIReceiveCallable) -> Answer | None:
         """Reads the body; returns the answer to a request whose body is refused."""
@@ -214,7 +210,7 @@ class Exchange(TrioASGIHTTPConnection):
                 if self._gone:
                     return None
                 if data.tell() + len(piece) > settings.limits.body_bytes_max:
-                    return self._too_large()
+                    return too_large(settings.limits.body_bytes_max)
                 data.write(piece)
                 if not self._body.hold(self.app.service.budget, data.tell()):
                     return BODIES_FULL
@@ -235,13 +231,20 @@ class Exchange(TrioASGIHTTPConnection):
             nursery.start_soon(self._watch, receive)
             response: ResponseTypes | None = None
             if refusal is not None:
+                self.app.refusals.note(refusal, self._peer)
                 response = _response(refusal)
             else:
                 with self._working:
                     response = await self._work(send)
+                if response is not None:
+                    self.app.refusals.count(response.status_code)
             if response is not None:
                 await self._answer(response, send)
             nursery.cancel_scope.cancel()
+
+    def _peer(self) -> str:
+        client = self.scope.get("client")
+        return client[0] if client else "a client"
 
     async def _watch(self, receive: ASGIReceiveCallable) -> None:
         """Ends the work when the client leaves, and throws away what still comes of a body."""
@@ -299,6 +302,10 @@ def _response(answer: Answer) -> Response:
         response.headers["Retry-After"] = "1"
     elif answer.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
+    elif answer.status == 415:
+        response.headers["Accept-Encoding"] = "identity"
+    if answer.allow:
+        response.headers["Allow"] = answer.allow
     return response
 
 
@@ -322,14 +329,10 @@ def _checkpoint_of(engine: Folds) -> Callable[[], Coroutine[Any, Any, Response]]
 
 
 async def _http_error(error: HTTPException) -> Response:
-    """Answers what Quart refuses, such as an unknown path, in JSON."""
+    """Answers in JSON what Quart refuses by itself, where the judge let a request pass."""
     status = error.code or 500
-    response = _response(failure(status, HTTPStatus(status).phrase.lower()))
-    if status == 500:
-        response = _response(failure(500, Error.INTERNAL_ERROR.value))
-    elif isinstance(error, MethodNotAllowed):
-        response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
-    return response
+    text = Error.INTERNAL_ERROR.value if status == 500 else HTTPStatus(status).phrase.lower()
+    return _response(failure(status, text))
 
 
 def _encode(members: dict[str, Any]) -> bytes:

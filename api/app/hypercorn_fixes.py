@@ -32,6 +32,7 @@ import logging
 import math
 import socket
 from collections.abc import Iterator, Sequence
+from http import HTTPStatus
 from types import MethodType
 from typing import ClassVar, cast
 from weakref import WeakSet
@@ -49,7 +50,8 @@ from hypercorn.typing import H11SendableEvent, WorkerContext
 
 from api.app.strict_parser import StrictParser
 from api.dialects.answers import failure
-from api.http.head import HEAD_BYTES_MAX
+from api.http.head import ERRORS, HEAD_BYTES_MAX, INVALID
+from api.http.refusals import Refusals
 from api.http.sockets import (
     BACKLOG,
     HEAD_TIMEOUT_S,
@@ -68,11 +70,15 @@ _NEVER = 10**12
 
 
 @contextlib.contextmanager
-def mended() -> Iterator[None]:
+def mended(refusals: Refusals) -> Iterator[None]:
     """Puts the mended classes where Hypercorn looks for them, for as long as it serves clients itself.
 
     Reaches: both names are module globals of Hypercorn that it looks up for each connection.
+
+    Args:
+        refusals: counts what is refused before the application sees it.
     """
+    Connection.refusals = refusals
     replaced = ((hypercorn.protocol, "H11Protocol", H11), (hypercorn.trio.run, "TCPServer", Connection))
     theirs = [getattr(module, name) for module, name, _ in replaced]
     for module, name, ours in replaced:
@@ -213,6 +219,7 @@ class H11(H11Protocol):
     async def refuse(self, status: int, error: str, detail: str) -> None:
         """Sends an error of this layer, the last answer on the connection."""
         answer = failure(status, error, detail)
+        Connection.refusals.count(status)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(answer.body)),
@@ -225,7 +232,11 @@ class H11(H11Protocol):
 
     async def _send_error_response(self, status_code: int) -> None:
         """Called by Hypercorn's reader for what h11 could not parse; it closes the connection next."""
-        await self.refuse(status_code, _ERRORS.get(status_code, "invalid request"), self.connection.complaint)
+        if self.connection.verbatim:
+            Connection.refusals.count(status_code)
+            await self.send(RawData(data=self.connection.verbatim))
+        else:
+            await self.refuse(status_code, ERRORS.get(status_code, INVALID), self.connection.complaint)
         self.connection.ended = True
         await self._transport.linger()
 
@@ -237,6 +248,8 @@ class H11(H11Protocol):
             if self.connection.their_state is not h11.ERROR:
                 raise
             return
+        if isinstance(event, h11.Response | h11.InformationalResponse):
+            data = _with_reason(event.status_code, data)
         if isinstance(event, h11.Response):
             self._head = data
             return
@@ -245,7 +258,10 @@ class H11(H11Protocol):
             await self.send(RawData(data=data))
 
 
-_ERRORS = {408: "request timeout", 414: "uri too long", 431: "headers too large"}
+def _with_reason(status: int, head: bytes) -> bytes:
+    """Says the status in words, which Hypercorn leaves out."""
+    _, end, fields = head.partition(b"\r\n")
+    return b"HTTP/1.1 %d %b%b%b" % (status, HTTPStatus(status).phrase.encode(), end, fields)
 
 
 class _IdleTimer:
@@ -286,6 +302,7 @@ class Connection(TCPServer):
     """Hypercorn's connection, whose sends end with it, and with a deadline instead of a timer task."""
 
     live: ClassVar[set[Connection]] = set()
+    refusals: ClassVar[Refusals]
 
     async def run(self) -> None:
         """Serves the connection until it is closed."""

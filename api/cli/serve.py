@@ -176,7 +176,7 @@ def _check_engine_options(context: click.Context) -> None:
     is_flag=True,
     envvar="HOLDFAST_NO_DOOR",
     show_envvar=True,
-    help="Serve clients by Hypercorn alone: the same answers, ten to thirty times slower.",
+    help="Serve clients by Hypercorn alone, for looking into things: on loopback only, ten to thirty times slower.",
 )
 @_limit_options
 @click.pass_context

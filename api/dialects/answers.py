@@ -40,10 +40,17 @@ _SHORT_BYTES_MAX = 64
 
 @frozen
 class Answer:
-    """What goes over HTTP: the status, and a body that is JSON or empty."""
+    """What goes over HTTP.
+
+    Attributes:
+        status: of HTTP.
+        body: JSON, or empty.
+        allow: the methods that a path takes, for an answer with status 405.
+    """
 
     status: int
     body: bytes
+    allow: str = ""
 
 
 _FIELDS = Dialect.FIELDS  # looking it up in its class takes longer than all else of a choice

@@ -116,11 +116,12 @@ def parse(body: bytes, limits: Limits, *, atomic: bool) -> BatchRequest:
     return reader.finish()
 
 
-def is_quick_to_answer(reply: Sequence[Reply] | Refused) -> bool:
+def is_quick_to_answer(reply: Sequence[Reply] | Refused, values_bytes_max: int) -> bool:
     """Tells whether `answer` may be called in the event loop.
 
     Args:
         reply: of the engine.
+        values_bytes_max: as for `encode`, which alone holds it.
 
     Returns:
         False when the answer belongs in slices, by `encode`.
@@ -128,7 +129,7 @@ def is_quick_to_answer(reply: Sequence[Reply] | Refused) -> bool:
     if isinstance(reply, Refused):
         return True
     values_bytes = sum([len(one.value) for one in reply if isinstance(one, Value) and one.value is not None])
-    return len(reply) <= _SLICE_ANSWERS_MAX and values_bytes <= QUICK_VALUES_BYTES_MAX
+    return len(reply) <= _SLICE_ANSWERS_MAX and values_bytes <= min(QUICK_VALUES_BYTES_MAX, values_bytes_max)
 
 
 def answer(batch: BatchRequest, reply: Sequence[Reply] | Refused) -> Answer:

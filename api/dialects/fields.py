@@ -22,6 +22,10 @@ from engine.replies import Failure
 
 _KINDS = tuple((kind.value.encode(), kind) for kind in Kind)
 
+_HINT = ": send it as a string: json.dumps in Python, JSON.stringify in JavaScript"
+_HINT_IN_LIST = ": send each of them as a string: json.dumps in Python, JSON.stringify in JavaScript"
+"""What to do with jobs that are JSON themselves. A list is several values, and each of them may be one."""
+
 MEMBERS = (*(name for name, _ in _KINDS), b"options")
 """Each of them, beside `command`, makes a body one of this dialect."""
 
@@ -88,8 +92,10 @@ def plain(name: str, members: dict[str, object], limits: Limits) -> Understood |
 
 def _given(kind: Kind, value: Json) -> _Given:
     if isinstance(value, list):
-        return _Given([_word(kind.value, element) for element in value], is_list=True)
-    return _Given([_word(kind.value, value)], is_list=False)
+        hint = _HINT_IN_LIST if kind is Kind.VALUE else ""
+        return _Given([_word(kind.value, element, hint) for element in value], is_list=True)
+    hint = _HINT if kind is Kind.VALUE else ""
+    return _Given([_word(kind.value, value, hint)], is_list=False)
 
 
 def _check_options(options: Json) -> None:
@@ -100,12 +106,12 @@ def _check_options(options: Json) -> None:
         raise BadRequest(f"options takes an object, a list of words or a string, not {type_name(options)}")
 
 
-def _word(member: str, value: Json) -> bytes:
+def _word(member: str, value: Json, hint: str = "") -> bytes:
     if isinstance(value, bytes):
         return bytes(value)  # a plain one, of a number too
     if isinstance(value, bool):
         return b"true" if value else b"false"
-    raise BadRequest(f"{member} takes strings, numbers, true and false, not {type_name(value)}")
+    raise BadRequest(f"{member} takes strings, numbers, true and false, not {type_name(value)}{hint}")
 
 
 def _echo(given: _Given | None, limits: Limits) -> str | list[str] | None:
@@ -131,7 +137,8 @@ def _argv(command: bytes, given: dict[Kind, _Given], options: Json, limits: Limi
         if here is None or not here.words:
             raise CommandError(f"{row.name}: {parameter.kind.value} is missing, expected {row.usage}")
         if here.is_list and not parameter.many:
-            raise CommandError(f"{row.name} takes one {parameter.kind.value}, not a list, expected {row.usage}")
+            hint = _HINT if parameter.kind is Kind.VALUE else ""
+            raise CommandError(f"{row.name} takes one {parameter.kind.value}, not a list, expected {row.usage}{hint}")
         argv += here.words
     for kind in given:
         if all(parameter.kind is not kind for parameter in row.parameters):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from api.dialects.cut_json import BEGINS, CutJson
 from api.dialects.json_body import take_steps
 from api.dialects.request import LINE, Dialect, Request, Understood, command_of
 from engine.calls import Command
@@ -27,6 +28,8 @@ _DOUBLE_ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.))", re.DOTALL)
 _DOUBLE_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
 
 _SINGLE_QUOTE, _DOUBLE_QUOTE = b"'\""
+_LIST, _OBJECT = b" [", b" { "
+"""How JSON with a space in it may begin where there is no quote."""
 
 
 def read(line: bytes, limits: Limits) -> Request:
@@ -53,13 +56,13 @@ def plain(text: str, limits: Limits) -> Understood | None:
         limits: of the product.
 
     Returns:
-        The request, and the command or the failure to answer instead; None for a line with quotes.
+        The request, and the command or the failure to answer instead; None for a line with quotes or with JSON.
 
     Raises:
         ValueError: a lone surrogate.
     """
     line = text.encode()
-    if _DOUBLE_QUOTE in line or _SINGLE_QUOTE in line:
+    if _DOUBLE_QUOTE in line or _SINGLE_QUOTE in line or _LIST in line or _OBJECT in line:
         return None
     words = line.split(b" ")
     return LINE, command_of([word for word in words if word] if b"" in words else words, limits)
@@ -82,7 +85,7 @@ def plain_lines(elements: list[Any], strings: int | None, limits: Limits) -> lis
     if set(map(type, lines)) != {str}:
         return None
     text = "\n".join(lines).encode()  # there is no line feed in a line, for nothing was escaped
-    if _SINGLE_QUOTE in text:
+    if _SINGLE_QUOTE in text or _LIST in text or _OBJECT in text:
         return None
     argvs = [line.split() for line in text.split(b"\n")]  # for the same reason there are no tabs and the like
     return [table.plain(argv, limits) or command_of(argv, limits) for argv in argvs]
@@ -103,10 +106,11 @@ def split_line(line: bytes, tokens_max: int) -> list[bytes]:
         The words; none for a line that is empty or all spaces.
 
     Raises:
-        CommandError: quotes that do not match, or too many words.
+        CommandError: quotes that do not match, a JSON value that the spaces in it would cut, or too many words.
     """
-    if len(line) <= _PLAIN_LINE_BYTES_MAX and b'"' not in line and b"'" not in line:
+    if len(line) <= _PLAIN_LINE_BYTES_MAX and not any(mark in line for mark in (b'"', b"'", _LIST, _OBJECT)):
         return [word for word in line.split(b" ") if word]  # the grammar counts these few
+    cut = CutJson(line)
     words: list[bytes] = []
     _, at = take_steps(_SPACES_STEP, line, 0)
     while at < len(line):
@@ -117,6 +121,8 @@ def split_line(line: bytes, tokens_max: int) -> list[bytes]:
         else:
             end = line.find(b" ", at)
             end = len(line) if end < 0 else end
+            if line[at] in BEGINS and words and end < len(line):
+                cut.check(at, end)
             word, at = line[at:end], end
         words.append(word)
         at += 1  # a space or nothing is behind every word

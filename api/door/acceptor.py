@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import resource
 import select
 import socket
@@ -17,6 +18,8 @@ from collections.abc import Callable, Sequence
 from api.door.guests import GUESTS_MAX
 from api.door.shared import Shared
 from api.http.sockets import spread_probes
+
+_logger = logging.getLogger("holdfast.http")
 
 ACCEPT_MAX = 64
 """Clients accepted in one turn."""
@@ -124,4 +127,4 @@ class Acceptor:
         for fd in self._listeners:
             with contextlib.suppress(OSError):
                 self._shared.epoll.unregister(fd)
-        self._shared.seldom.error("cannot accept connections: %s", error)
+        _logger.error("cannot accept connections: %s", error)

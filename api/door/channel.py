@@ -25,6 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from api.door.shared import Shared
+from api.http.sockets import peer_of
 
 _logger = logging.getLogger("holdfast.http")
 
@@ -105,6 +106,10 @@ class Channel(ABC):
         except Exception:
             self.fail()
 
+    def peer(self) -> str:
+        """The address of the client, for the log."""
+        return peer_of(self._socket)
+
     @abstractmethod
     def on_deadline(self) -> None:
         """Does what is due when `deadline` has passed."""
@@ -169,7 +174,7 @@ class Channel(ABC):
             try:
                 self.shared.epoll.modify(self.fd, events)
             except OSError as error:
-                self.shared.seldom.error("a connection was closed, because the kernel cannot watch it: %s", error)
+                _logger.warning("a connection was closed, because the kernel cannot watch it: %s", error)
                 self.close()
 
     def _wait(self, seconds: float) -> None:

@@ -219,6 +219,12 @@ class Connection(Sender):
     def _await_rest(self) -> None:
         """Gives the rest of a head or a body its time, from when it began."""
         body = self._incoming.body
+        if body is None and not self._incoming.data:  # nothing but empty lines came
+            if self._outgoing.exchanges:
+                self._enter(_WORK)
+            elif self._phase is not _IDLE:
+                self._enter(_IDLE)
+            return
         if self._incoming.is_paused:
             self._put_off()
         self._is_ahead = True

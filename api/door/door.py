@@ -31,6 +31,7 @@ A defect costs one connection, never the process; a defect of the door itself en
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable, Sequence
 
@@ -46,6 +47,8 @@ from api.door.shared import Shared
 from api.http.probes import Probes
 from api.http.service import Service
 from engine.replies import Error
+
+_logger = logging.getLogger("holdfast.http")
 
 
 class Door:
@@ -67,9 +70,10 @@ class Door:
         self._empty = trio.Event()
 
     def traffic(self) -> dict[str, int]:
-        """Counts clients, idle ones included, and requests whose answer is not sent yet; for `/stats`."""
+        """Counts clients, idle ones included, requests whose answer is not sent yet, and refusals; for `/stats`."""
         requests = sum(connection.requests_open for connection in self._connections.values())
-        return {"connections": len(self._connections), "requests_open": requests}
+        counted = {"connections": len(self._connections), "requests_open": requests}
+        return counted | self._shared.refusals.statistics()
 
     async def open(self, relay: Relay) -> None:
         """Has all requests done, those first that came before; until then only probes are answered, the others wait.
@@ -169,7 +173,7 @@ class Door:
         try:
             await trio.lowlevel.wait_readable(self._shared.epoll.fileno())
         except OSError as error:  # the event loop has an epoll of its own, and the kernel no memory for it
-            self._shared.seldom.error("cannot wait for connections, trying again: %s", error)
+            _logger.warning("cannot wait for connections, trying again: %s", error)
             await trio.sleep(self._shared.settings.tick_s)
 
     async def _keep_time(self) -> None:

@@ -27,6 +27,7 @@ from api.dialects.batches import BatchRequest
 from api.dialects.json_body import BadRequest
 from api.dialects.request import Request
 from api.door.request import RequestHead
+from api.door.responses import Verbatim
 from api.door.shared import Shared
 from api.http.body import HeldBody
 from api.http.probes import PROBES
@@ -40,6 +41,8 @@ _logger = logging.getLogger("holdfast.http")
 
 DEFECT = answers.failure(500, Error.INTERNAL_ERROR.value)
 """The answer to a request that a defect keeps from being done; the log has its traceback."""
+
+_STATUS_DIGITS = slice(len(b"HTTP/1.1 "), len(b"HTTP/1.1 200"))
 
 LONG_VALUE_BYTES = 64 * KIB
 """Values from this length on are put into words by a task: the longest take up to 25 ms, and a client can ask for many
@@ -68,6 +71,9 @@ class Client(Protocol):
 
     def postpone(self, exchange: Exchange) -> None:
         """Has `make` called when the answer is the next to be sent."""
+
+    def peer(self) -> str:
+        """The address of the client, for the log."""
 
     def fail(self) -> None:
         """Gives the connection up over a defect; to be called where the exception is."""
@@ -238,12 +244,13 @@ class Exchange:
     def deliver_batch(self, batch: Batch) -> None:
         """Called by the engine with the replies of a batch."""
         self.call = batch if batch.taken else None
+        shared = self.client.shared
         try:
             assert self.batch is not None
             assert batch.reply is not None
-            if not batches.is_quick_to_answer(batch.reply):
+            if not batches.is_quick_to_answer(batch.reply, shared.service.limits.answer_bytes_max):
                 assert not isinstance(batch.reply, Refused)
-                self._answer_later(partial(self.client.shared.service.word, self.batch, batch.reply), batch.reply)
+                self._answer_later(partial(shared.service.word, self.batch, batch.reply), batch.reply)
                 return
             answer = batches.answer(self.batch, batch.reply)
         except Exception:
@@ -274,14 +281,20 @@ class Exchange:
             answer: to render, or head and body of a response.
         """
         client = self.client
+        shared = client.shared
         try:
             closes = client.closing and client.is_last(self)
             if isinstance(answer, bytes):
+                shared.refusals.count(int(answer[_STATUS_DIGITS]))
                 response = answer if not closes else answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
             else:
-                response = client.shared.responses.render(answer, closes=closes)
+                if answer.status >= 400:
+                    shared.refusals.note(answer, client.peer)
+                response = shared.responses.render(answer, closes=closes)
                 if self.head.method == b"HEAD":
                     response = response.removesuffix(answer.body)
+                elif type(answer) is Verbatim:
+                    response = answer.verbatim
             client.complete(self, response)
         except Exception:
             client.fail()

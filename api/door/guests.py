@@ -8,7 +8,6 @@ gives way to the next. A task each will do, for they are few.
 from __future__ import annotations
 
 import logging
-import math
 import socket
 
 import trio
@@ -18,6 +17,7 @@ from api.door.request import RequestHead
 from api.door.shared import Shared
 from api.http.head import HEAD_BYTES_MAX
 from api.http.probes import PROBES
+from api.http.sockets import peer_of
 from engine.replies import Error
 
 GUESTS_MAX = 32
@@ -25,9 +25,6 @@ GUESTS_MAX = 32
 
 GUEST_S = 1.0
 """How long one stays."""
-
-SELDOM_S = 30.0
-"""Between two lines about the same lasting trouble."""
 
 _HEAD_END = b"\r\n\r\n"
 
@@ -46,7 +43,6 @@ class Guests:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._stays: dict[trio.CancelScope, None] = {}  # the oldest first
-        self._next_complaint_s = -math.inf
 
     def admit(self, client: socket.socket, count_max: int) -> None:
         """Has a client served.
@@ -55,7 +51,7 @@ class Guests:
             client: accepted, not blocking; closed in the end.
             count_max: how many may be there at once.
         """
-        self._complain()
+        _logger.error("too many connections: the descriptors have run out, new clients are answered 503")
         while len(self._stays) >= count_max:
             oldest = next(iter(self._stays))
             del self._stays[oldest]
@@ -63,12 +59,6 @@ class Guests:
         stay = trio.CancelScope()
         self._stays[stay] = None
         self._shared.nursery.start_soon(self._serve, stay, client)
-
-    def _complain(self) -> None:
-        now = self._shared.timers.now
-        if now >= self._next_complaint_s:
-            self._next_complaint_s = now + SELDOM_S
-            _logger.error("too many connections: the descriptors have run out, new clients are answered 503")
 
     async def _serve(self, stay: trio.CancelScope, client: socket.socket) -> None:
         with stay, trio.move_on_after(GUEST_S):
@@ -89,6 +79,8 @@ class Guests:
             data += piece
         head = self._shared.read_head(data.partition(_HEAD_END)[0] + _HEAD_END)
         answer = self._answer_to(head)
+        if answer.status >= 400:
+            self._shared.refusals.note(answer, lambda: peer_of(stream.socket))
         response = self._shared.responses.render(answer, closes=True)
         await stream.send_all(response.removesuffix(answer.body) if head.method == b"HEAD" else response)
         await stream.send_eof()

@@ -14,10 +14,12 @@ The rules that hold here; the codes group faults as in docs/testing.md:
 from __future__ import annotations
 
 from api.dialects.answers import Answer, failure
-from api.door.request import BadBody, IncomingBody, RequestHead, refusal_of, too_large
+from api.door.request import IncomingBody, RequestHead, refusal_of
 from api.door.shared import Shared
 from api.http.body import FREE_BODY_BYTES, HeldBody
-from api.http.head import HEAD_BYTES_MAX, INVALID, UNPARSABLE, BadHead, check_bytes
+from api.http.chunks import BadBody
+from api.http.head import HEAD_BYTES_MAX, INVALID, UNPARSABLE, BadHead, check_bytes, skip_empty_lines
+from api.http.judge import too_large
 from api.http.service import BODIES_FULL
 from engine.limits import KIB
 
@@ -73,6 +75,11 @@ class Incoming:
         if self.body is not None:
             return self._read_body(self.body)
         data, at = self.data, self._at
+        if data.startswith(b"\r\n", at):
+            at = self._at = skip_empty_lines(data, at)
+            if at == len(data):
+                self.data, self._at = b"", 0
+                return None
         end = data.find(_HEAD_END, at, at + HEAD_BYTES_MAX + _HEAD_END_BYTES)
         if end < 0:
             _check_begin(data[at:])

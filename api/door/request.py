@@ -1,4 +1,4 @@
-"""Requests as the door reads them: heads by httptools (llhttp, strict), and bodies, whole or in chunks. Pure.
+"""Requests as the door reads them: heads by httptools (llhttp, strict), and bodies as they come. Pure.
 
 A head is judged by its bytes alone, so a judgement can be remembered by them: `RequestHead` is immutable, and the same
 for every connection. Where a head ends is found here, and only its bytes go to the parser: parser and door cannot
@@ -8,7 +8,6 @@ disagree about what belongs to which request, which is what smuggling lives on.
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from typing import cast
 from urllib.parse import unquote
@@ -17,29 +16,20 @@ import httptools
 from hypercorn.typing import HTTPScope
 
 from api.dialects.answers import Answer, failure
-from api.http.access import Access
+from api.door.responses import Verbatim
 from api.http.body import HeldBody
-from api.http.head import INVALID, OTHER_CODING, TWO_LENGTHS, UNPARSABLE, BadHead, Head, check_bytes
-from api.http.probes import PROBE_METHODS, PROBES
+from api.http.chunks import Chunks
+from api.http.head import ERRORS, INVALID, OTHER_CODING, TWO_LENGTHS, UNPARSABLE, BadHead, Head, check_bytes
+from api.http.judge import Judge
+from api.http.probes import PROBES
 from api.http.service import PATHS
-from engine.limits import KIB
-from engine.replies import Error
-
-CHUNK_BYTES_MAX = 1 * KIB
-"""What the extensions of all chunks and all trailers together may take."""
 
 CHUNKS_AT_ONCE_MAX = 256
 """Chunks, and lines beside them, that are read in one go: half a millisecond, or two for the slow kinds."""
 
-_SMALL_LINE_BYTES = 32
-"""A line up to this length is no part of that: the size of a chunk and what ends it."""
-
-_ERRORS = {414: "uri too long", 431: "headers too large"}
+_OWN_PATHS = {*PATHS, *PROBES}
 
 _METHOD = re.compile(rb"[^ ]+")
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?[ \t]*\r\n")
-_PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
-_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +41,7 @@ class RequestHead:
         target: as sent.
         version: `1.0` or `1.1`.
         fields: names in lower case, and values.
-        path: what the door answers itself: one of `PATHS` for a POST to it, one of `PROBES` for a GET or HEAD of it.
-            None for the application.
+        path: one of `PATHS` or `PROBES`, which the door answers itself; None for the application.
         length: of the body in bytes; None when it comes in chunks.
         keep_alive: whether another request may follow.
         expects_continue: the client waits for `100 Continue` before it sends the body.
@@ -70,27 +59,27 @@ class RequestHead:
     refusal: Answer | None
 
 
-def read_head(data: bytes, access: Access, body_bytes_max: int) -> RequestHead:
+def read_head(data: bytes, judge: Judge) -> RequestHead:
     """Parses and judges a head.
 
     Args:
         data: from its first byte to the empty line, that included.
-        access: who may speak to the server.
-        body_bytes_max: longest body that is taken.
+        judge: says what is refused.
 
     Returns:
         The head; what cannot be trusted is a refusal that keeps no connection.
     """
     try:
         check_bytes(data)
-        return _judge(_Parser(data), access, body_bytes_max)
+        return _judge(_Parser(data), judge)
     except BadHead as error:
         return _refused(refusal_of(error))
 
 
 def refusal_of(error: BadHead) -> Answer:
     """The answer to bytes that are no head."""
-    return failure(error.status, _ERRORS.get(error.status, INVALID), error.detail)
+    answer = failure(error.status, ERRORS.get(error.status, INVALID), error.detail)
+    return Verbatim(answer.status, answer.body, verbatim=error.verbatim) if error.verbatim else answer
 
 
 def _refused(refusal: Answer, method: bytes = b"") -> RequestHead:
@@ -107,8 +96,11 @@ class _Parser:
         self.target = b""
         self.fields: list[tuple[bytes, bytes]] = []
         self.complete = False
-        # llhttp knows a fixed list of methods, and reads CONNECT in another way; the application knows better.
-        rest = b"POST" + data[method.end() :]
+        # llhttp knows fixed lists of methods and versions, and reads CONNECT in another way; the judge knows better.
+        version_end = data.find(b"\r\n")
+        old = data[version_end - 1 : version_end] == b"0"
+        line = b"POST%b%b" % (data[method.end() : version_end - 1], b"0" if old else b"1")
+        rest = line + data[version_end:]
         parser = httptools.HttpRequestParser(self)
         try:
             parser.feed_data(rest)
@@ -137,7 +129,7 @@ def _complaint(data: bytes, parsers: str) -> BadHead:
     return BadHead(TWO_LENGTHS) if b"\ncontent-length:" in data.lower() else BadHead(OTHER_CODING, 501)
 
 
-def _judge(parsed: _Parser, access: Access, body_bytes_max: int) -> RequestHead:
+def _judge(parsed: _Parser, judge: Judge) -> RequestHead:
     path, _, query = parsed.target.partition(b"?")
     scope = cast(
         HTTPScope,
@@ -165,16 +157,13 @@ def _judge(parsed: _Parser, access: Access, body_bytes_max: int) -> RequestHead:
     fault = head.fault()
     if fault is not None:
         return _refused(failure(*fault), parsed.method)
-    refused = access.check(scope["path"], parsed.fields)
-    refusal = None if refused is None else failure(refused.status, refused.error, refused.detail)
-    if refusal is None and head.length is not None and head.length > body_bytes_max:
-        refusal = too_large(body_bytes_max)
+    refusal = judge.refusal(scope, head)
     return RequestHead(
         method=parsed.method,
         target=parsed.target,
         version=parsed.version,
         fields=tuple(parsed.fields),
-        path=scope["path"] if _is_for_the_door(parsed.method, scope["path"]) else None,
+        path=scope["path"] if scope["path"] in _OWN_PATHS else None,
         length=head.length if not coding else None,
         keep_alive=parsed.version == "1.1" and b"close" not in tokens,
         expects_continue=b"100-continue" in expects and parsed.version == "1.1",
@@ -182,117 +171,8 @@ def _judge(parsed: _Parser, access: Access, body_bytes_max: int) -> RequestHead:
     )
 
 
-def _is_for_the_door(method: bytes, path: str) -> bool:
-    return (method == b"POST" and path in PATHS) or (method in PROBE_METHODS and path in PROBES)
-
-
 def _tokens(value: bytes) -> list[bytes]:
     return [token.strip() for token in value.lower().split(b",")]
-
-
-def too_large(body_bytes_max: int) -> Answer:
-    """The answer to a body over its limit."""
-    return failure(413, Error.TOO_LARGE.value, f"a body has at most {body_bytes_max} bytes")
-
-
-class BadBody(Exception):
-    """Bytes that are no chunks."""
-
-
-class Chunks:
-    """A body in chunks, decoded as it comes.
-
-    Attributes:
-        complete: whether the last chunk and the trailers are here.
-    """
-
-    __slots__ = ("_begun", "_expect", "_left", "_spare_bytes", "complete")
-
-    def __init__(self) -> None:
-        self.complete = False
-        self._expect = Chunks._take_size  # takes the next line; no bound method: it would be a cycle of references
-        self._begun = b""  # of that line
-        self._left = 0  # of the chunk
-        self._spare_bytes = CHUNK_BYTES_MAX
-
-    def take(self, data: bytes, at: int, at_once_max: int = sys.maxsize) -> tuple[bytes, int]:
-        """Decodes bytes up to the end of the body.
-
-        Args:
-            data: as received.
-            at: where the body goes on in it.
-            at_once_max: chunks, and lines beside them, to stop behind.
-
-        Returns:
-            What they hold, and the position behind the last byte that was taken.
-
-        Raises:
-            BadBody: not chunks, or extensions and trailers over their limit.
-        """
-        pieces: list[bytes] = []
-        lines = 0
-        while at < len(data) and not self.complete and lines + len(pieces) < at_once_max:
-            if self._expect is Chunks._take_size and not self._begun:
-                at = _take_plain(data, at, pieces, at_once_max)
-            if self._left:
-                pieces.append(data[at : at + self._left])
-                at += len(pieces[-1])
-                self._left -= len(pieces[-1])
-            elif at < len(data):
-                at = self._take_line(data, at)
-                lines += 1
-        return b"".join(pieces), at
-
-    def _take_line(self, data: bytes, at: int) -> int:
-        end = data.find(b"\n", at) + 1
-        line = self._begun + data[at : end or len(data)]
-        if len(line) > self._spare_bytes + _SMALL_LINE_BYTES:
-            raise BadBody
-        if not end:
-            begins = _LINE_BEGINS.get(self._expect)
-            if begins is not None and not begins.match(line):
-                raise BadBody  # now, not when the line ends or the client gives up
-            self._begun = line
-            return len(data)
-        self._begun = b""
-        self._spare_bytes -= max(0, len(line) - _SMALL_LINE_BYTES)
-        self._expect(self, line)
-        return end
-
-    def _take_size(self, line: bytes) -> None:
-        match = _CHUNK_SIZE.fullmatch(line)
-        if match is None:
-            raise BadBody
-        self._left = int(match[1], 16)
-        self._expect = Chunks._take_end if self._left else Chunks._take_trailer
-
-    def _take_end(self, line: bytes) -> None:
-        if line != b"\r\n":
-            raise BadBody
-        self._expect = Chunks._take_size
-
-    def _take_trailer(self, line: bytes) -> None:
-        self.complete = line == b"\r\n"
-        if not self.complete and not _TRAILER.fullmatch(line):
-            raise BadBody
-
-
-_LINE_BEGINS = {
-    Chunks._take_size: re.compile(rb"[0-9A-Fa-f]{1,16}(?:[; \t\r]|$)"),
-    Chunks._take_end: re.compile(rb"\r$"),
-}
-
-
-def _take_plain(data: bytes, at: int, pieces: list[bytes], pieces_max: int) -> int:
-    """Takes chunks that are here whole, without extensions: 64 KiB of the shortest took 100 ms line by line, 9 so."""
-    while len(pieces) < pieces_max and (size := _PLAIN_SIZE.match(data, at)) is not None:
-        begin = size.end()
-        end = begin + int(size[1], 16)
-        if end == begin or data[end : end + 2] != b"\r\n":
-            break
-        pieces.append(data[begin:end])
-        at = end + 2
-    return at
 
 
 class IncomingBody:

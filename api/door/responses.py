@@ -7,8 +7,24 @@ import time
 from http import HTTPStatus
 
 from api.dialects.answers import Answer
+from engine.frozen import frozen
 
-_EXTRA_FIELDS = {401: b"www-authenticate: Bearer\r\n", 503: b"retry-after: 1\r\n"}
+_EXTRA_FIELDS = {
+    401: b"www-authenticate: Bearer\r\n",
+    415: b"accept-encoding: identity\r\n",
+    503: b"retry-after: 1\r\n",
+}
+
+
+@frozen
+class Verbatim(Answer):
+    """The answer to a client that does not speak HTTP.
+
+    Attributes:
+        verbatim: sent instead of a response.
+    """
+
+    verbatim: bytes = b""
 
 
 class Responses:
@@ -37,6 +53,8 @@ class Responses:
             begin = self._begins[kind] = _begin_of(answer)
         if closes:
             begin += b"connection: close\r\n"
+        if answer.allow:
+            begin += b"allow: %b\r\n" % answer.allow.encode()
         return b"%bcontent-length: %d\r\n\r\n%b" % (begin, len(body), body)
 
 

@@ -15,11 +15,12 @@ from api.door.held import AheadBytes, UnsentBytes
 from api.door.relay import Relay
 from api.door.request import RequestHead, read_head
 from api.door.responses import Responses
-from api.door.seldom import Seldom
 from api.door.settings import DoorSettings
 from api.door.timers import Timers
 from api.door.turns import Turns
+from api.http.judge import Judge
 from api.http.probes import Probes
+from api.http.refusals import Refusals
 from api.http.service import Service
 from engine.face import Face
 from engine.replies import Reply
@@ -45,8 +46,8 @@ class Shared:
         turns: where they are put off who have more to do than a share of a turn.
         unsent: where they note what their clients do not read.
         ahead: where they note what came and is not started.
-        seldom: where they complain of the kernel.
         responses: makes responses of answers.
+        refusals: counts those that refuse a request.
         read_head: judges a head. Heads are remembered by their bytes: clients send the same ones again and again.
         nursery: where requests that take a task get it; there while the door serves.
     """
@@ -64,8 +65,9 @@ class Shared:
         self.turns = Turns()
         self.unsent = UnsentBytes()
         self.ahead = AheadBytes()
-        self.seldom = Seldom(self.timers)
         self.responses = Responses()
+        self.refusals = Refusals()
+        self._judge = Judge(settings.access, service.limits.body_bytes_max)
         self.read_head = functools.lru_cache(HEADS_REMEMBERED)(self._read_head)
         self.nursery: trio.Nursery
         self._wording = trio.CapacityLimiter(1)
@@ -82,7 +84,7 @@ class Shared:
         self.early = None
 
     def _read_head(self, data: bytes) -> RequestHead:
-        return read_head(data, self.settings.access, self.service.limits.body_bytes_max)
+        return read_head(data, self._judge)
 
     async def word(self, request: Request, reply: Reply) -> Answer:
         """Makes a long answer; one of all clients' in a turn of the event loop.

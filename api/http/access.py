@@ -35,6 +35,11 @@ ANY_HOST = "*"
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::([0-9]{1,5})?)?")
 _ORIGIN = re.compile(r"(https?)://([^/?#@]+)", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_OWN_SITES = {b"same-origin", b"none"}
+"""Of `Sec-Fetch-Site`, where a browser sends it: it knows whether there was TLS between it and a proxy, and we do not.
+So `https://localhost` passes with `Host: localhost`, as through a proxy with TLS; but not a page of another server at
+port 443 that writes to port 80."""
+
 _HOSTS_REMEMBERED = 256
 _SHOWN_CHARACTERS_MAX = 80
 
@@ -75,6 +80,7 @@ class Access:
         hosts: list[bytes] = []
         origins: list[bytes] = []
         credentials: list[bytes] = []
+        sites: list[bytes] = []
         for name, value in headers:
             if name == b"host":
                 hosts.append(value)
@@ -82,7 +88,9 @@ class Access:
                 origins.append(value)
             elif name == b"authorization":
                 credentials.append(value)
-        refusal = self._check_host(hosts) or _check_origin(origins, hosts)
+            elif name == b"sec-fetch-site":
+                sites.append(value)
+        refusal = self._check_host(hosts) or _check_origin(origins, hosts, sites)
         if refusal is None and self.token is not None and path not in PROBES:
             refusal = _check_token(credentials, self.token)
         return refusal
@@ -139,11 +147,12 @@ def _host_passes(authority: str, bound_host: str, allowed_hosts: frozenset[str])
     return bound_host == "" or (bound is not None and bound.is_unspecified)
 
 
-def _check_origin(origins: list[bytes], hosts: list[bytes]) -> Refusal | None:
+def _check_origin(origins: list[bytes], hosts: list[bytes], sites: list[bytes]) -> Refusal | None:
     if not origins:
         return None
     origin = origins[0].decode("latin-1")
-    if len(origins) == 1 and len(hosts) == 1 and _same_place(origin, hosts[0].decode("latin-1")):
+    same_place = len(origins) == 1 and len(hosts) == 1 and _same_place(origin, hosts[0].decode("latin-1"))
+    if same_place and set(sites) <= _OWN_SITES:
         return None
     return Refusal(403, "forbidden", f"requests of pages from the origin {_show(origin)} are not taken here")
 

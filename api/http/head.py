@@ -10,6 +10,7 @@ import re
 
 from hypercorn.typing import HTTPScope
 
+from api.http.access import split_authority
 from engine.limits import KIB
 
 HEAD_BYTES_MAX = 16 * KIB
@@ -22,15 +23,34 @@ NO_PATH = "expected a request target that starts with /"
 TWO_LENGTHS = "Transfer-Encoding goes with HTTP/1.1 and without Content-Length"
 ONE_LENGTH = "expected one Content-Length, a number"
 ONE_HOST = "expected one Host header"
+BAD_HOST = "expected a Host header of the form NAME, NAME:PORT or [ADDRESS]:PORT"
 OTHER_CODING = "chunked is the only transfer coding that is understood"
+OTHER_VERSION = "this server speaks HTTP/1.1 and HTTP/1.0 only"
+
+NOT_HTTP = (
+    b"-ERR this is HTTP, not the Redis protocol: Redis clients cannot be used here;"
+    b" send commands by POST, as JSON, with an HTTP client such as curl\r\n"
+)
+"""What a client of Redis gets: it prints the line as the error that it is."""
+
+ERRORS = {414: "uri too long", 431: "headers too large", 505: "http version not supported"}
+"""The errors of heads that are refused by their bytes, by status; of all others it is INVALID."""
 
 _BAD_LINE_END = re.compile(rb"(?<!\r)\n|\r[^\n]")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _HOST = re.compile(rb"\nhost:", re.IGNORECASE)
 _LENGTHS = re.compile(rb"\ncontent-length:[ \t]*([^\r]*)", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,19}[ \t]*")
-_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ ([\x21-\x7e]+) HTTP/1\.[01]")
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
+_SMALL_LETTER = re.compile(rb"[a-z]")
 _REQUEST_BEGINS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*(?: |$)|\r?$")
+_REDIS_BEGINS = re.compile(
+    rb"\*[0-9]{1,10}\r\n|(?:PING|ECHO|AUTH|HELLO|SELECT|CLIENT|COMMAND|CONFIG|INFO|QUIT)(?: (?!/|.*HTTP/)[^\n]*)?\r?\n",
+    re.IGNORECASE,
+)
+"""An array of RESP, or a command in a line that clients of Redis begin with."""
+
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
 _NO_REQUEST_LINE = "expected a request line of HTTP/1.0 or HTTP/1.1"
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?#]*)(/.*)?", re.IGNORECASE)
 
@@ -39,14 +59,31 @@ class BadHead(Exception):
     """Bytes that are no head of a request, or one over its limits.
 
     Attributes:
-        status: to answer, 400, 414 or 431.
+        status: to answer, 400, 414, 431, 501 or 505.
         detail: what was expected, for a person.
+        verbatim: what to send instead of a response, to a client that does not speak HTTP; empty for all others.
     """
 
-    def __init__(self, detail: str, status: int = 400) -> None:
+    def __init__(self, detail: str, status: int = 400, verbatim: bytes = b"") -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.verbatim = verbatim
+
+
+def skip_empty_lines(data: bytes, at: int = 0) -> int:
+    """Skips the empty lines before a head, which old clients send behind a body (RFC 9112, 2.2).
+
+    Args:
+        data: as received.
+        at: where a head may begin in it.
+
+    Returns:
+        Where it does.
+    """
+    match = _EMPTY_LINES.match(data, at)
+    assert match is not None, "it matches nothing, too"
+    return match.end()
 
 
 def check_bytes(data: bytes) -> None:
@@ -60,10 +97,7 @@ def check_bytes(data: bytes) -> None:
     """
     end = data.find(b"\r\n\r\n")
     head = data if end < 0 else data[:end]
-    if _BAD_LINE_END.search(head):
-        raise BadHead("lines of a head end in CR LF, and neither stands alone")
-    if _CONTROL.search(head):
-        raise BadHead("a head holds no control characters")
+    _check_characters(head)
     line, found, fields = head.partition(b"\r\n")
     if found or end >= 0:
         _check_request_line(line)
@@ -78,17 +112,31 @@ def check_bytes(data: bytes) -> None:
     if head.count(b"\r\n") > HEAD_FIELDS_MAX:
         raise BadHead(f"the head has more than {HEAD_FIELDS_MAX} fields", 431)
     if end >= 0:
-        _check_fields(head, host_needed=line.endswith(b"1.1"))
+        _check_fields(head, host_needed=not line.endswith(b"1.0"))
+
+
+def _check_characters(data: bytes) -> None:
+    if _REDIS_BEGINS.match(data):
+        raise BadHead(_NO_REQUEST_LINE, verbatim=NOT_HTTP)
+    if _BAD_LINE_END.search(data):
+        raise BadHead("lines of a head end in CR LF, and neither stands alone")
+    if _CONTROL.search(data):
+        raise BadHead("a head holds no control characters")
 
 
 def _check_request_line(line: bytes) -> None:
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
         raise BadHead(_NO_REQUEST_LINE)
-    if len(match[1]) > URI_BYTES_MAX:
+    method, target, major, _minor = match.groups()
+    if major != b"1":
+        raise BadHead(OTHER_VERSION, 505)
+    if len(target) > URI_BYTES_MAX:
         raise BadHead(f"the URI is longer than {URI_BYTES_MAX} bytes", 414)
-    if not match[1].lower().startswith((b"/", b"*", b"http://", b"https://")):
+    if not target.lower().startswith((b"/", b"*", b"http://", b"https://")):
         raise BadHead(NO_PATH)
+    if _SMALL_LETTER.search(method):  # another method than the one in capitals (RFC 9110, 9.1)
+        raise BadHead("methods are written in capital letters, such as POST", 501)
 
 
 def _check_fields(head: bytes, *, host_needed: bool) -> None:
@@ -149,6 +197,8 @@ class Head:
             return 400, INVALID, ONE_LENGTH
         if len(self._hosts) > 1 or (not self._hosts and version == "1.1"):
             return 400, INVALID, ONE_HOST
+        if any(host and split_authority(host.decode("latin-1")) is None for host in self._hosts):
+            return 400, INVALID, BAD_HOST
         return self._target_fault()
 
     def _target_fault(self) -> tuple[int, str, str] | None:

@@ -18,8 +18,6 @@ from engine.replies import Failure
 LIVEZ, READYZ = PROBES = ("/livez", "/readyz")
 """Their paths. They carry no secrets and learn none: a supervisor need not know the token."""
 
-PROBE_METHODS = (b"GET", b"HEAD")
-
 _ALIVE = Answer(200, b'{"status": "alive"}')
 
 

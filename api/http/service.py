@@ -149,7 +149,7 @@ class Service:
         Returns:
             The answer to send.
         """
-        if batches.is_quick_to_answer(reply):
+        if batches.is_quick_to_answer(reply, self.limits.answer_bytes_max):
             return batches.answer(batch, reply)
         assert not isinstance(reply, Refused)
         slices = []

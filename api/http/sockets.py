@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
-from typing import Protocol
+from typing import Any, Protocol
 
 from engine.limits import KIB, MIB
 
@@ -36,6 +36,9 @@ class Socket(Protocol):
     def setsockopt(self, level: int, option: int, value: int, /) -> None:
         """As the stdlib has it."""
 
+    def getpeername(self) -> Any:
+        """As the stdlib has it."""
+
 
 def tune(listener: socket.socket, user_timeout_s: float = _USER_TIMEOUT_S) -> None:
     """Sets on a listening socket what every connection it accepts shall have: Linux lets them inherit it.
@@ -54,6 +57,14 @@ def tune(listener: socket.socket, user_timeout_s: float = _USER_TIMEOUT_S) -> No
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S[1])
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_s * 1000))
+
+
+def peer_of(connection: Socket) -> str:
+    """Says who is at the other end, for the log; who has left is a client like any other."""
+    try:
+        return str(connection.getpeername()[0])
+    except OSError:
+        return "a client"
 
 
 def spread_probes(connection: Socket) -> None:

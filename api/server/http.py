@@ -40,7 +40,7 @@ async def serve_hypercorn(
     """
     fds = [listener.detach() for listener in listeners]
     config = hypercorn_config(fds, graceful_timeout_s=grace_s, keep_alive_s=keep_alive_s)
-    with mended():
+    with mended(app.refusals):
         await hypercorn.trio.serve(app, config, shutdown_trigger=stop)
 
 

@@ -6,13 +6,10 @@ import ipaddress
 import logging
 import resource
 import socket
-import time
 
+from api.http import refusals
 from api.http.sockets import BACKLOG, tune
 from api.server.settings import ServerSettings, StartError
-
-SELDOM_S = 30.0
-"""Between two lines about the same lasting trouble."""
 
 _logger = logging.getLogger("holdfast.server")
 
@@ -63,8 +60,13 @@ def _listener(family: int, address: tuple[object, ...]) -> socket.socket:
 
 
 def _check_exposure(settings: ServerSettings, addresses: list[str]) -> None:
-    """Beyond loopback, everybody who reaches the port could read and write: that takes a token."""
+    """Beyond loopback, everybody who reaches the port could read and write: that takes a token, and the door."""
     exposed = [address for address in addresses if not ipaddress.ip_address(address.split("%")[0]).is_loopback]
+    if exposed and not settings.door:
+        raise StartError(
+            f"--no-door listens on loopback only, and {settings.host} is not: it is there for looking into things,"
+            " not for serving clients; leave it out"
+        )
     if not exposed or settings.token is not None:
         return
     if not settings.insecure:
@@ -88,26 +90,16 @@ def raise_descriptor_limit() -> None:
 
 
 def complain_seldom() -> None:
-    """Has trio say now and then, and on one line, that it cannot accept for want of descriptors.
+    """Has what clients can bring about again and again be said now and then, and on one line.
 
-    By itself it says so ten times a second, each time with a traceback.
+    By itself trio says ten times a second that it cannot accept for want of descriptors, each time with a traceback.
     """
-    logging.getLogger("trio.serve_listeners").addFilter(_SeldomFilter())
+    logging.getLogger("trio.serve_listeners").addFilter(_on_one_line)
+    refusals.complain_seldom()
 
 
-class _SeldomFilter(logging.Filter):
-    """Lets a repeated complaint through once in `SELDOM_S`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._next_s = 0.0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Says whether a record is written."""
-        if time.monotonic() < self._next_s:
-            return False
-        self._next_s = time.monotonic() + SELDOM_S
-        if record.exc_info and record.exc_info[1] is not None:
-            record.msg, record.args = "cannot accept connections: %s", (record.exc_info[1],)
-            record.exc_info = None
-        return True
+def _on_one_line(record: logging.LogRecord) -> bool:
+    if record.exc_info and record.exc_info[1] is not None:
+        record.msg, record.args = "cannot accept connections: %s", (record.exc_info[1],)
+        record.exc_info = None
+    return True

@@ -79,7 +79,8 @@ ROWS: tuple[Row, ...] = (
                 timeout_ms,
                 "timeout",
                 bare=True,
-                help="seconds, a decimal up to 10^9; 0 answers at once; left out, waits as long as the client stays",
+                help="seconds, any number up to 10^9, rounded up to a millisecond; 0 answers at once; left out,"
+                " waits as long as the client stays",
             ),
         ),
         errors={

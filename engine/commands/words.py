@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from decimal import Decimal
+from decimal import MAX_EMAX, MIN_EMIN, ROUND_CEILING, Context
 
 from engine.commands.grammar import CommandError, show
 
@@ -15,7 +14,13 @@ TIMEOUT_S_MAX = 10**9
 """Longest BQPOP timeout, 31 years; for longer ones leave it out."""
 
 _INTEGER = re.compile(rb"[0-9]{1,16}")
-_DECIMAL = re.compile(rb"(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})")
+_NUMBER = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+
+_NUMBER_BYTES_MAX = 4096
+"""Far more digits than any program prints; a million of them would take 45 ms to read."""
+
+_ROUNDS_UP = Context(prec=28, rounding=ROUND_CEILING, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
+"""Never an error and never less: what is too small for it is the smallest number, what is too large is infinite."""
 
 
 def seconds(name: str, argument: bytes) -> int:
@@ -37,9 +42,14 @@ def _ttl_ms(name: str, argument: bytes, factor: int, unit: str) -> int:
 
 
 def timeout_ms(name: str, argument: bytes) -> int:
-    """Reads a time to wait in seconds, a decimal, as milliseconds."""
-    if _DECIMAL.fullmatch(argument):
-        timeout_s = Decimal(argument.decode())  # a float would make 16.1 s one millisecond longer
+    """Reads a time to wait in seconds, as any program prints a number, as milliseconds; part of one is a whole one.
+
+    A negative number is refused, as Redis and SQS do: to some it means not at all, to others for ever.
+    """
+    if len(argument) <= _NUMBER_BYTES_MAX and _NUMBER.fullmatch(argument):
+        timeout_s = _ROUNDS_UP.create_decimal(argument.decode())  # a float would make 16.1 s one millisecond longer
+        if timeout_s < 0:
+            raise CommandError(f"{name} is negative: {show(argument)}; 0 answers at once, and left out it waits")
         if timeout_s <= TIMEOUT_S_MAX:
-            return math.ceil(timeout_s * 1000)
-    raise CommandError(f"{name} takes seconds as a decimal from 0 to {TIMEOUT_S_MAX}, not {show(argument)}")
+            return int(_ROUNDS_UP.to_integral_value(_ROUNDS_UP.scaleb(timeout_s, 3)))
+    raise CommandError(f"{name} takes a number of seconds from 0 to {TIMEOUT_S_MAX}, such as 0.5, not {show(argument)}")

@@ -19,7 +19,7 @@ from engine.commands.table import TAKING, row_of, wrong_type
 from engine.redis.errors import Lost, NotReplicated, NotSent
 from engine.replies import POPPED_ENOUGH, Error, Failure
 
-_logger = logging.getLogger("holdfast.redis")
+_logger = logging.getLogger("holdfast.redis.refused")  # a name of its own: who serves clients has it say so seldom
 
 _UNAVAILABLE_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ", "UNKILLABLE", "LOADING", "NOMASTERLINK")
 

@@ -17,13 +17,17 @@ from trio.testing import MockClock
 
 from api.app import hypercorn_fixes
 from api.app.hypercorn_fixes import hypercorn_config
+from api.http.access import Access
 from api.http.sockets import spread_probes, tune
 from api.server import http as front
 from api.server.http import serve_door, serve_hypercorn
 from engine.commands.queues import BQPop
 from engine.commands.server import Ping
 from engine.limits import Limits
+from engine.replies import Error, Failure
 from tests.harness.http import HOST, PARK, PING, SETTINGS, SOON_S, Client, Serve, Server, chunked, post, serving, until
+
+_CHUNKS = b"13\r\n" + PING + b"\r\n0\r\n\r\n"
 
 
 @pytest.fixture(params=[serve_door, serve_hypercorn], ids=["door", "hypercorn"])
@@ -162,18 +166,148 @@ async def test_f4_a_head_that_comes_slowly_is_answered_408(
 
 @pytest.mark.parametrize(
     "data",
-    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"*1\r\n$4\r\nPING\r\n", bytes(range(256))],
-    ids=["tls", "resp", "random"],
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", bytes(range(256))],
+    ids=["tls", "random"],
 )
 async def test_f11_what_is_no_http_is_refused_at_once(server: Server, data: bytes) -> None:
     (answer,) = await server.talk(data)
     assert (answer.status, answer.json["error"]) == (400, "invalid request")
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"*1\r\n$4\r\nPING\r\n",
+        b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n*1\r\n$4\r\nINFO\r\n",
+        b"*2\r\n$7\r\nCOMMAND\r\n$4\r\nDOCS\r\n",
+        b"PING\r\n",
+        b"ping\n",
+        b"AUTH secret\r\nSET k v\r\n",
+    ],
+)
+async def test_f11_a_client_of_redis_gets_an_error_that_it_prints(server: Server, data: bytes) -> None:
+    """F11"""
+    client = await server.connect()
+    await client.send(data)
+    received = b""
+    with trio.fail_after(SOON_S):
+        while more := await client.stream.receive_some():
+            received += more
+    assert received == (
+        b"-ERR this is HTTP, not the Redis protocol: Redis clients cannot be used here;"
+        b" send commands by POST, as JSON, with an HTTP client such as curl\r\n"
+    )
+    assert server.app.traffic()["refused_400"] == 1
+
+
+async def test_f11_what_only_looks_like_it_is_http(server: Server) -> None:
+    """F11: a line without a version is an old or broken HTTP client's, and the name of a command can be a method."""
+    for data, status in (
+        (b"GET /\r\n", 400),
+        (b"PING /livez HTTP/1.1\r\n%b\r\n" % HOST, 405),
+        (b"*1 / HTTP/1.1\r\n", 400),
+    ):
+        client = await server.connect()
+        await client.send(data + b"\r\n")
+        assert (await client.answer()).status == status
+
+
+@pytest.mark.parametrize("many", [1, 2, 7])
+async def test_empty_lines_before_a_request_and_behind_a_body_are_ignored(server: Server, many: int) -> None:
+    """RFC 9112, 2.2"""
+    client = await server.connect()
+    lines = b"\r\n" * many
+    await client.send(lines + (post(PING) + lines) * 3)
+    assert [(await client.answer()).status for _ in range(3)] == [200] * 3
+    for byte in (
+        lines + post(PING) + lines + chunked(_CHUNKS) + lines + post(PING, head=HOST + b"Connection: close\r\n")
+    ):
+        await client.send(bytes([byte]))
+    assert [answer.json for answer in await client.read_to_end()] == [{"value": "PONG"}] * 3
+
+
+async def test_a_connection_on_which_only_empty_lines_came_is_idle(
+    serve: Serve, patience: None, still_clock: MockClock
+) -> None:
+    """They are not the beginning of a head, which would have to be over in 5 s."""
+    async with serving(serve, keep_alive_s=30) as server:
+        clients = [await server.connect() for _ in range(3)]
+        await clients[0].send(b"\r\n")
+        await clients[1].send(post(PING) + b"\r\n\r\n")
+        await clients[2].send(b"\r")
+        await until(lambda: server.connections_open == 3)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await clients[2].send(b"\n")
+        assert (await clients[1].answer()).status == 200
+        for _ in range(40):
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            still_clock.jump(0.5)
+        await trio.testing.wait_all_tasks_blocked(0.001)
+        assert server.connections_open == 3
+        for client in clients:
+            await client.send(post(PING))
+            assert (await client.answer()).json == {"value": "PONG"}
+
+
+async def test_every_status_is_said_in_words_too(server: Server) -> None:
+    client = await server.connect()
+    for data, line in (
+        (post(PING), b"HTTP/1.1 200 OK\r\n"),
+        (b"GET /stats HTTP/1.1\r\n%b\r\n" % HOST, b"HTTP/1.1 200 OK\r\n"),
+        (b"GET / HTTP/1.1\r\n%b\r\n" % HOST, b"HTTP/1.1 405 Method Not Allowed\r\n"),
+        (b"nonsense\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n"),
+    ):
+        await client.send(data)
+        assert (await client.stream.receive_some()).startswith(line)
+
+
+async def test_what_is_refused_is_counted_by_status(serve: Serve) -> None:
+    settings = dataclasses.replace(SETTINGS, access=Access(token="secret"))
+    with_token = HOST + b"Authorization: Bearer secret\r\n"
+    async with serving(serve, settings) as server:
+        for data in (
+            *(post(PING, head=with_token), post(b"{", head=with_token), post(b'{"command": "GET k"}', head=with_token)),
+            *(post(PING, head=with_token, path=path) for path in (b"/nothing", b"/livez")),
+            *[post(PING)] * 3,
+            post(PING, head=b"Host: evil.example\r\n"),
+            post(PING, head=with_token + b"Content-Encoding: gzip\r\n"),
+            post(PING, head=with_token + b"X: y\r\n" * 101),
+            post(PING, version=b"2.0"),
+        ):
+            client = await server.connect()
+            await client.send(data)
+            await client.answer()
+        client = await server.connect()
+        server.engine.ready = Failure(Error.UNAVAILABLE, "the disk is full")
+        await client.send(b"GET /readyz HTTP/1.1\r\n%b\r\n" % with_token)
+        assert (await client.answer()).status == 503
+        await client.send(b"GET /stats HTTP/1.1\r\n%b\r\n" % with_token)
+        members = (await client.answer()).json
+    counted = {name: value for name, value in members.items() if name.startswith("refused_") and value}
+    once = dict.fromkeys(("refused_400", "refused_403", "refused_405", "refused_415", "refused_431", "refused_505"), 1)
+    assert counted == once | {"refused_401": 3, "refused_404": 2, "refused_503": 1}
+
+
+async def test_f12_who_was_not_let_in_is_logged_with_the_reason_and_without_the_token(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F12"""
+    settings = dataclasses.replace(SETTINGS, access=Access(token="secret"))
+    async with serving(serve, settings) as server:
+        for token in (b"wrong\x1b[31m", b"hidden", b"wrong"):
+            client = await server.connect()
+            await client.send(post(PING, head=HOST + b"Authorization: Bearer %b\r\n" % token))
+            await client.answer()
+        await client.send(post(PING, head=b"Host: evil.example\r\n"))
+        await client.answer()
+    token_line, host_line = [record.getMessage() for record in caplog.records]
+    assert token_line == "refused 127.0.0.1: 401 unauthorized, the token is wrong"
+    assert host_line.startswith("refused 127.0.0.1: 403 forbidden, the Host header 'evil.example' is not a name of")
+
+
 # Parsing: rows F1, F2, F3
 
 
-_CHUNKS = b"13\r\n" + PING + b"\r\n0\r\n\r\n"
 _H2_UPGRADE = b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
 _WEBSOCKET = (
     b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -199,8 +333,20 @@ REFUSED = {
     "other host in the target": (post(PING).replace(b" / ", b" http://evil.example/ "), 400),
     "target without a slash": (post(PING).replace(b" / ", b" ? "), 400),
     "connect": (post(PING).replace(b"POST / ", b"CONNECT localhost:80 "), 400),
-    "h2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
-    "version 2": (post(PING, version=b"2.0"), 400),
+    "h2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    "version 2": (post(PING, version=b"2.0"), 505),
+    "version 0.9": (post(PING, version=b"0.9"), 505),
+    "version of three digits": (post(PING, version=b"1.10"), 400),
+    "no version": (b"POST /\r\n\r\n", 400),
+    "method in small letters": (post(PING).replace(b"POST", b"post"), 501),
+    "method in mixed letters": (post(PING).replace(b"POST", b"pOST"), 501),
+    "head in small letters": (b"head /livez HTTP/1.1\r\n%b\r\n" % HOST, 501),
+    "malformed host": (post(PING, head=b"Host: local host\r\n"), 400),
+    "malformed port": (post(PING, head=b"Host: localhost:80:80\r\n"), 400),
+    "bare CR in an extension": (chunked(b"13;a\rb\r\n%b\r\n0\r\n\r\n" % PING), 400),
+    "bare LF behind a trailer": (chunked(b"13\r\n%b\r\n0\r\nX: y\n\r\n" % PING), 400),
+    "folded trailer": (chunked(b"13\r\n%b\r\n0\r\nX: y\r\n z\r\n\r\n" % PING), 400),
+    "chunk without its size": (chunked(b"\r\n"), 400),
     "101 fields in one packet": (post(PING, head=HOST + _FIELDS), 431),
     "5,050 fields in one packet": (post(PING, head=HOST + _FIELDS * 50), 431),
     "long head in one packet": (post(PING, head=HOST + b"X: " + b"a" * 16384 + b"\r\n"), 431),

@@ -83,7 +83,7 @@ def test_each_bad_command_has_its_own_error_in_its_place_and_the_rest_runs() -> 
         {"command": "NOPE"},
         {"command": "SET", "key": "k"},
         {"command": 1},
-        ["GET", "a"],
+        [],
         5,
         {"command": "GET", "key": None},
         {"command": "GET a"},
@@ -101,6 +101,14 @@ def test_each_bad_command_has_its_own_error_in_its_place_and_the_rest_runs() -> 
         "invalid request",
     ]
     assert set(bad[1]) == {"success", "message", "key"}
+
+
+def test_the_error_of_an_array_in_a_batch_says_itself_what_is_not_spoken() -> None:
+    """`@upstash/redis` sends each command so, and shows only this."""
+    (found,) = answered(parse(["set", "k", "v"]))
+    assert found == {"error": bodies.ARRAY_FORM}
+    unit = json.loads(answers.refuse(refusal(body_of(["set", "k", "v"]), atomic=True)).body)
+    assert unit == {"error": bodies.ARRAY_FORM, "detail": f"command 1: {bodies.ARRAY_FORM}", "index": 0}
 
 
 @pytest.mark.parametrize("body", [body for body in (*PLAIN, *NOT_PLAIN) if body])
@@ -415,11 +423,13 @@ def test_a_failure_is_a_reply_in_its_place() -> None:
 
 def test_replies_are_quick_to_answer_when_they_are_few_and_short() -> None:
     long = Value(b"v" * (128 * KIB))
-    assert batches.is_quick_to_answer([Ok()] * 512)
-    assert not batches.is_quick_to_answer([Ok()] * 513)
-    assert batches.is_quick_to_answer([long, NULL, long])
-    assert not batches.is_quick_to_answer([long, long, Value(b"v")])
-    assert batches.is_quick_to_answer(Refused(Failure(Error.UNAVAILABLE)))
+    assert batches.is_quick_to_answer([Ok()] * 512, MIB)
+    assert not batches.is_quick_to_answer([Ok()] * 513, MIB)
+    assert batches.is_quick_to_answer([long, NULL, long], MIB)
+    assert not batches.is_quick_to_answer([long, long, Value(b"v")], MIB)
+    assert batches.is_quick_to_answer(Refused(Failure(Error.UNAVAILABLE)), MIB)
+    assert batches.is_quick_to_answer([Value(b"1234567890")], 10)
+    assert not batches.is_quick_to_answer([Value(b"123456"), Value(b"12345")], 10)
 
 
 def test_long_values_are_encoded_a_slice_each() -> None:
@@ -455,7 +465,7 @@ def test_reads_beyond_the_longest_answer_are_refused_in_their_place_and_what_was
         ({"command": 5}, 400, "invalid request", "command 3: the member 'command' must be a string, it is a number"),
         ({"command": "GET", "key": None}, 400, "invalid request", "command 3: key takes strings, numbers"),
         (
-            ["PING"],
+            [{"command": "PING"}],
             400,
             "invalid request",
             f"command 3: {A_LIST}",

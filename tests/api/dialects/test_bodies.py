@@ -9,13 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.dialects import bodies
+from api.dialects import answers, bodies
 from api.dialects.json_body import BadRequest, is_quick
 from api.dialects.request import Understood
+from engine.commands.queues import QPush
 from engine.limits import Limits
+from engine.replies import Failure
 from tests.api.dialects.spelling import LIMITS, parse_body
 
-A_LIST = "a list of commands goes to /pipeline or /multi; the array form of one is not supported yet"
+A_LIST = "expected an object with a member 'command'; a list of them is a body of /pipeline or /multi"
+AS_STRING = ": send it as a string: json.dumps in Python, JSON.stringify in JavaScript"
+EACH_AS_STRING = ": send each of them as a string: json.dumps in Python, JSON.stringify in JavaScript"
 
 
 # ---- bodies that are no request
@@ -24,10 +28,8 @@ A_LIST = "a list of commands goes to /pipeline or /multi; the array form of one 
 @pytest.mark.parametrize(
     ("body", "detail"),
     [
-        (
-            b'["SET","k","v"]',
-            A_LIST,
-        ),
+        (b"[]", A_LIST),
+        (b'[{"command":"PING"}]', A_LIST),
         (b'"PING"', "expected an object with a member 'command', not a string"),
         (b"1", "expected an object with a member 'command', not a number"),
         (b"true", "expected an object with a member 'command', not true or false"),
@@ -43,8 +45,18 @@ A_LIST = "a list of commands goes to /pipeline or /multi; the array form of one 
         (b'{"command":"GET","key":{"a":1}}', "key takes strings, numbers, true and false, not an object"),
         (b'{"command":"DEL","key":["a",null]}', "key takes strings, numbers, true and false, not null"),
         (b'{"command":"DEL","key":[["a"]]}', "key takes strings, numbers, true and false, not a list"),
-        (b'{"command":"SET","key":"k","value":null}', "value takes strings, numbers, true and false, not null"),
-        (b'{"command":"NOPE","value":{}}', "value takes strings, numbers, true and false, not an object"),
+        (
+            b'{"command":"SET","key":"k","value":null}',
+            f"value takes strings, numbers, true and false, not null{AS_STRING}",
+        ),
+        (b'{"command":"NOPE","value":{}}', f"value takes strings, numbers, true and false, not an object{AS_STRING}"),
+        *(
+            (
+                b'{"command":"QPUSH","key":"q","value":[1,%b]}' % element,
+                f"value takes strings, numbers, true and false, not {name}{EACH_AS_STRING}",
+            )
+            for element, name in ((b'{"id":2}', "an object"), (b"[2]", "a list"), (b"null", "null"))
+        ),
         (b'{"command":"PING","options":null}', "options takes an object, a list of words or a string, not null"),
         (b'{"command":"PING","options":1}', "options takes an object, a list of words or a string, not a number"),
         (b'{"command":"PING","options":[null]}', "options takes strings, numbers, true and false, not null"),
@@ -57,6 +69,29 @@ def test_a_body_of_another_shape_is_an_invalid_request(body: bytes, detail: str)
     with pytest.raises(BadRequest) as refused:
         parse_body(body)
     assert (refused.value.status, refused.value.error, refused.value.detail) == (400, "invalid request", detail)
+
+
+ARRAYS = [b'["SET","k","v"]', b'["PING"]', b"[1]", b'[["SET","k","v"],["GET","k"]]', b"[null]"]
+
+
+@pytest.mark.parametrize("body", ARRAYS)
+def test_the_error_itself_says_that_arrays_are_not_spoken_for_sdks_show_nothing_else(body: bytes) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse_body(body)
+    assert json.loads(answers.refuse(refused.value).body) == {
+        "error": (
+            'invalid request: a command as an array, ["SET", "k", "v"], is not spoken here yet; send'
+            ' {"command": "SET k v"} or {"command": "SET", "key": "k", "value": "v"}'
+        )
+    }
+
+
+def test_a_list_is_several_values_and_no_json_list_as_one() -> None:
+    body = b'{"command":"QPUSH","key":"q","value":["a",1.0,true]}'
+    assert bodies.understand(body, LIMITS)[1] == QPush(b"q", (b"a", b"1.0", b"true"))
+    _, refused = bodies.understand(b'{"command":"SET","key":"k","value":["a"]}', LIMITS)
+    assert isinstance(refused, Failure)
+    assert refused.detail.endswith(f"[NX | XX]{AS_STRING}")
 
 
 # ---- the quick way
@@ -94,6 +129,20 @@ PLAIN = [
     b'{"command": "NOPE k"}',
     b'{"command": "BQPOP q 5"}',
     b'{"command": "DEL a b c"}',
+    b'{"command": "GET {u}:k"}',
+    b'{"command": "SET {u}:k v"}',
+    b'{"command": "SET [1, 2]"}',
+    b'{"command": "QPUSH q [1, 2]"}',
+    b'{"command": "QPUSH q [1 2] [1,2]"}',
+    b'{"command": "QPUSH q { } {}"}',
+    b'{"command": "SET { }"}',
+    b'{"command": "SET {  }  "}',
+    b'{"command": "SET { x"}',
+    b'{"command": "SET k {}"}',
+    b'{"command": "SET k }"}',
+    b'{"command": "GET { }"}',
+    b'{"command": "GET {"}',
+    b'{"command": "[1, 2] k"}',
     b'{"command": "PING"}',
     b'{"command": ""}',
     '{"command": "SET ключ 😀"}'.encode(),

@@ -13,6 +13,7 @@ from api.dialects.request import Dialect
 from engine.commands import table as commands
 from engine.limits import Limits
 from tests.api.dialects.spelling import LIMITS, mistake, parse, parse_body
+from tests.api.dialects.test_bodies import AS_STRING
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ SET = "SET key value [EX s | PX ms] [NX | XX]"
         ({"command": "GET", "key": ["a"]}, "GET takes one key, not a list, expected GET key"),
         (
             {"command": "SET", "key": "k", "value": ["a", "b"]},
-            f"SET takes one value, not a list, expected {SET}",
+            f"SET takes one value, not a list, expected {SET}{AS_STRING}",
         ),
         ({"command": "PING", "key": "k"}, "PING takes no key, expected PING"),
         ({"command": "PING", "value": "k"}, "PING takes no value, expected PING"),

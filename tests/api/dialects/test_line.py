@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.dialects import answers
+from api.dialects import answers, cut_json
 from api.dialects.line import split_line
 from api.dialects.request import Dialect, Request
 from engine.limits import Limits
@@ -66,6 +66,97 @@ def test_quotes_that_do_not_match_are_an_invalid_command(text: str, detail: str)
     assert request == Request([], Dialect.LINE, None, Failure(Error.INVALID_COMMAND, detail))
     assert request.failure is not None
     assert json.loads(answers.answer(request, request.failure).body) == {"error": "invalid command", "detail": detail}
+
+
+CUT = [
+    ('QPUSH jobs {"id": 1}', '{"id": 1}'),
+    ('QPUSH jobs {"id":1} {"id": 2}', '{"id": 2}'),
+    ('QPUSH jobs {"a": "b c"} x', '{"a": "b c"}'),
+    ('QPUSH jobs {"a": "b  c", "d": [1,  2]}', '{"a": "b  c", "d": [1,  2]}'),
+    ("QPUSH jobs [1, 2]", "[1, 2]"),
+    ("QPUSH jobs [ ]", "[ ]"),
+    ("QPUSH jobs { }", "{ }"),
+    ("SET [1, 2]", "[1, 2]"),
+    ('SET k {"id": 1} EX 60', '{"id": 1}'),
+    ('SET "a b" {"id": 1}', '{"id": 1}'),
+    ('SET k {"é": "😀 ü"}', '{"é": "😀 ü"}'),
+    ('SET k {"it": "it\'s 5"}', '{"it": "it\'s 5"}'),
+    ('QPUSH q {"a":\n{"b":\t[{}, null]}}', '{"a":\n{"b":\t[{}, null]}}'),
+    ('QPUSH q {"a" [1, 2]', "[1, 2]"),
+    ("\ufeffQPUSH q [1, 2]", "[1, 2]"),
+    ("QPUSH q " + "x" * 70_000 + ' {"id": 1}', '{"id": 1}'),
+    ("QPUSH q [" + "1, " * 40_000 + "2] x", "[" + "1, " * 40_000 + "2]"),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), CUT, ids=range(len(CUT)))
+def test_json_that_the_spaces_in_it_would_cut_is_refused_with_the_quotes_that_it_needs(text: str, value: str) -> None:
+    """`QPUSH jobs {"id": 1}` pushed two halves."""
+    request = line(text)
+    assert request.failure is not None
+    assert request.failure.error is Error.INVALID_COMMAND
+    quoted = value.replace("'", "\\'")
+    if len(value) <= 80:
+        assert request.failure.detail == (
+            f"{value} is one JSON value, but a line is split at its spaces: put it in single quotes, '{quoted}',"
+            " or send it as a string in the member 'value'"
+        )
+        assert line(text.replace(value, f"'{quoted}'")).argv.count(value.encode()) == 1
+    else:
+        assert len(request.failure.detail) < 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'QPUSH jobs {"id":1} {"id":2}',
+        "QPUSH jobs [1,2] [3]",
+        "QPUSH jobs [1 2]",
+        "SET note [see below]",
+        'SET k {"a": 1}x',
+        'SET k x{"a": 1}',
+        "SET k { NX",
+        "SET k {'a': 1}",
+        "SET k {a: 1}",
+        "SET k [NaN, 1]",
+        'SET k {"a": 1',
+        "GET {user1}:name",
+        "SET {user1}:name [1,2",
+    ],
+)
+def test_words_that_are_no_json_together_are_words(text: str) -> None:
+    assert line(text) == Request([word.encode() for word in text.split(" ")], Dialect.LINE)
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_a_job_in_json_is_one_value_or_refused_and_never_two(job: object) -> None:
+    for text in (json.dumps(job), json.dumps(job, ensure_ascii=False), json.dumps(job, indent=1)):
+        for spelled in (text, f"{text} EX", "'" + text.replace("'", "\\'") + "'"):
+            request = line(f"QPUSH jobs {spelled}")
+            if request.failure is None and isinstance(job, dict | list):
+                assert request.argv[2] == text.encode()
+    in_quotes = line("QPUSH jobs '" + json.dumps(job).replace("'", "\\'") + "'")
+    assert in_quotes.argv == [b"QPUSH", b"jobs", json.dumps(job).encode()]
+
+
+def test_the_search_for_json_in_a_line_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    scan = cut_json._scan
+
+    def noting(text: str, at: int) -> tuple[int, int]:
+        found = scan(text, at)
+        read.append(found[1] - at)
+        return found
+
+    monkeypatch.setattr(cut_json, "_scan", noting)
+    text = "QPUSH q " + "[ " * 500
+    assert len(line(text).argv) == 502
+    assert sum(read) <= 5 * len(text)
 
 
 def test_a_quoted_word_of_many_steps_is_put_together_right() -> None:

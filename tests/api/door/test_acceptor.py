@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import select
 import socket
@@ -15,9 +16,16 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from api.http.refusals import Seldom
 from api.server.http import serve_door
 from tests.api.door.stand import GET_LIVEZ
 from tests.harness.http import PING, Client, Server, http, is_served, listen, post, serving, until
+
+
+@pytest.fixture(autouse=True)
+def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is logged again and again is logged once, as in a server."""
+    monkeypatch.setattr(logging.getLogger("holdfast.http"), "filters", [Seldom()])
 
 
 class _Poor(socket.socket):
@@ -141,7 +149,7 @@ async def test_b6_out_of_descriptors_it_serves_the_others_and_accepts_again_late
             await other.send_all(post(PING))
             assert await other.receive_some()
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == ["cannot accept connections: [Errno 24] Too many open files"] * 2
+    assert lines == ["cannot accept connections: [Errno 24] Too many open files"]
 
 
 @pytest.mark.parametrize("error", [errno.ENFILE, errno.ENOBUFS, errno.ENOMEM], ids=errno.errorcode.get)

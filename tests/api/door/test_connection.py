@@ -13,8 +13,9 @@ from trio.testing import MockClock
 from api.door.connection import Connection
 from api.door.exchange import Exchange
 from api.door.outbox import Outbox
-from api.door.request import Chunks, IncomingBody, RequestHead, read_head
-from api.http.access import Access
+from api.door.request import IncomingBody, RequestHead, read_head
+from api.http.chunks import Chunks
+from api.http.judge import Judge
 from api.server.http import serve_door
 from engine.calls import Batch, Call
 from tests.api.door.stand import COMMIT_S, GET_STATS, MIB, Stand, defect, line
@@ -179,8 +180,8 @@ async def test_f13_a_defect_of_the_door_costs_one_connection(
     """F13"""
     client, other = await server.connect(), await server.connect()
 
-    def fail(data: bytes, access: Access, body_bytes_max: int) -> RequestHead:
-        return defect() if b"X: bad" in data else read_head(data, access, body_bytes_max)
+    def fail(data: bytes, judge: Judge) -> RequestHead:
+        return defect() if b"X: bad" in data else read_head(data, judge)
 
     with monkeypatch.context() as patch:
         patch.setattr("api.door.shared.read_head", fail)

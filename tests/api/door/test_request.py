@@ -6,6 +6,7 @@ What the door takes goes on to h11 and the application; so the two parsers are h
 from __future__ import annotations
 
 import functools
+from functools import partial
 from typing import cast
 from urllib.parse import unquote
 
@@ -16,9 +17,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from api.app.strict_parser import StrictParser
-from api.door.request import CHUNK_BYTES_MAX, BadBody, Chunks, IncomingBody, RequestHead, read_head
+from api.door.request import IncomingBody, RequestHead, read_head
 from api.http.access import Access
+from api.http.chunks import CHUNK_BYTES_MAX, BadBody, Chunks
 from api.http.head import HEAD_BYTES_MAX, HEAD_FIELDS_MAX, URI_BYTES_MAX, Head
+from api.http.judge import Judge
 from tests.api.app.test_http_stack import REFUSED
 from tests.harness.effort import many
 
@@ -27,9 +30,13 @@ BODY_BYTES_MAX = 1_000_000
 EXAMPLES = settings(max_examples=many(500))
 
 
+def judge(access: Access = Access()) -> Judge:  # noqa: B008  # it is frozen
+    return Judge(access, BODY_BYTES_MAX)
+
+
 def head_of(*fields: bytes, line: bytes = b"POST / HTTP/1.1", host: bytes = b"Host: localhost") -> RequestHead:
     lines = [line, *([host] if host else []), *fields]
-    return read_head(b"\r\n".join([*lines, b"", b""]), Access(), BODY_BYTES_MAX)
+    return read_head(b"\r\n".join([*lines, b"", b""]), judge())
 
 
 def status_of(head: RequestHead) -> int | None:
@@ -57,24 +64,43 @@ def test_a_head_says_what_follows_from_it() -> None:
         (b"POST /multi HTTP/1.0", "/multi"),
         (b"POST http://localhost/multi?x HTTP/1.1", "/multi"),
         (b"POST http://LOCALHOST HTTP/1.1", "/"),
-        (b"GET / HTTP/1.1", None),
-        (b"post / HTTP/1.1", None),
-        (b"POST /multi/ HTTP/1.1", None),
         (b"POST /checkpoint HTTP/1.1", None),
-        (b"OPTIONS * HTTP/1.1", None),
+        (b"GET /livez HTTP/1.1", "/livez"),
+        (b"HEAD /stats?x HTTP/1.0", None),
     ],
 )
-def test_posts_to_the_command_paths_are_the_doors_and_all_else_the_applications(line: bytes, path: str | None) -> None:
+def test_commands_and_probes_are_the_doors_and_all_else_the_applications(line: bytes, path: str | None) -> None:
     head = head_of(line=line)
     assert (head.path, head.refusal) == (path, None)
 
 
-@pytest.mark.parametrize(
-    "method", [b"GET", b"HEAD", b"CONNECT", b"PRI", b"M-SEARCH", b"BREW", b"x!#$%&'*+.^_`|~0-9", b"P"]
-)
+@pytest.mark.parametrize(("line", "status"), [(b"GET /", 405), (b"POST /multi/", 404), (b"OPTIONS *", 404)])
+def test_f8_what_there_is_not_is_refused_by_the_head_and_the_connection_goes_on(line: bytes, status: int) -> None:
+    """F8"""
+    head = head_of(line=line + b" HTTP/1.1")
+    assert (status_of(head), head.keep_alive) == (status, True)
+
+
+@pytest.mark.parametrize("method", [b"POST", b"CONNECT", b"PRI", b"M-SEARCH", b"BREW", b"X!#$%&'*+.^_`|~0-9", b"P"])
 def test_methods_are_not_for_the_parser_to_know(method: bytes) -> None:
     head = head_of(line=method + b" /livez HTTP/1.1")
-    assert (head.method, head.target, head.refusal) == (method, b"/livez", None)
+    assert (head.method, head.target, status_of(head)) == (method, b"/livez", 405)
+    assert head.refusal is not None
+    assert head.refusal.allow == "GET, HEAD"
+
+
+@pytest.mark.parametrize("minor", b"23456789")
+def test_a_later_minor_version_is_served_as_the_one_that_is_known(minor: int) -> None:
+    head = head_of(line=b"POST / HTTP/1.%c" % minor)
+    assert (head.path, head.version, head.keep_alive, head.refusal) == ("/", "1.1", True, None)
+    assert status_of(head_of(line=b"POST / HTTP/1.%c" % minor, host=b"")) == 400
+
+
+@pytest.mark.parametrize("line", [b"POST /nothing", b"GET /", b"POST /livez", b"BREW /pipeline"])
+def test_f10_who_would_wait_for_100_continue_is_refused_by_the_head(line: bytes) -> None:
+    """F10"""
+    head = head_of(b"Expect: 100-continue", b"Content-Length: 5", line=line + b" HTTP/1.1")
+    assert (head.expects_continue, status_of(head)) == (True, 404 if b"nothing" in line else 405)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +135,7 @@ def test_f2_an_upgrade_is_ignored(upgrade: bytes) -> None:
 def test_f1_f2_f3_a_head_not_to_be_trusted_is_refused_and_keeps_no_connection(data: bytes, status: int) -> None:
     """F1, F2, F3: those of which the head itself is to blame."""
     end = data.find(b"\r\n\r\n") + 4
-    head = read_head(data[:end] if end > 3 else data, Access(), BODY_BYTES_MAX)
+    head = read_head(data[:end] if end > 3 else data, judge())
     if b"chunk" in data and status == 400 and head.refusal is None:
         assert head.length is None  # its body is to blame
     else:
@@ -160,7 +186,7 @@ def test_f3_the_limits_of_a_head_are_reached_exactly() -> None:
     rest = HEAD_BYTES_MAX - len(b"POST / HTTP/1.1\r\nHost: localhost\r\nX: ")
     assert status_of(head_of(b"X: " + b"a" * rest)) is None
     assert status_of(head_of(b"X: " + b"a" * (rest + 1))) == 431
-    assert status_of(head_of(line=b"GET /%b HTTP/1.1" % (b"a" * (URI_BYTES_MAX - 1)))) is None
+    assert status_of(head_of(line=b"GET /%b HTTP/1.1" % (b"a" * (URI_BYTES_MAX - 1)))) == 404
     assert status_of(head_of(line=b"GET /%b HTTP/1.1" % (b"a" * URI_BYTES_MAX))) == 414
 
 
@@ -174,7 +200,7 @@ def test_f6_a_body_over_its_limit_is_refused_by_the_head() -> None:
 def test_f9_who_may_not_pass_is_refused_and_can_go_on() -> None:
     """F9"""
     data = b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    head = read_head(data, Access(token="secret"), BODY_BYTES_MAX)
+    head = read_head(data, judge(Access(token="secret")))
     assert (status_of(head), head.keep_alive, head.length) == (401, True, 0)
     assert status_of(head_of(host=b"Host: evil.example")) == 403
 
@@ -196,6 +222,8 @@ REQUEST_LINES = st.sampled_from(
     [
         *(
             b"POST / HTTP/1.1",
+            b"POST / HTTP/1.7",
+            b"pOST / HTTP/2.0",
             b"GET /livez HTTP/1.1",
             b"POST / HTTP/1.0",
             b"OPTIONS * HTTP/1.1",
@@ -267,7 +295,7 @@ def by_h11(data: bytes) -> tuple[object, ...] | None:
 @example(b"POST / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nExpect: x\r\n\r\n")
 def test_f1_both_parsers_take_the_same_heads_and_understand_them_alike(data: bytes) -> None:
     """F1"""
-    head = read_head(data, Access(allowed_hosts=frozenset("*")), BODY_BYTES_MAX)
+    head = read_head(data, judge(Access(allowed_hosts=frozenset("*"))))
     if not head.target:
         assert by_h11(data) is None
     else:
@@ -278,13 +306,12 @@ def test_f1_both_parsers_take_the_same_heads_and_understand_them_alike(data: byt
 @EXAMPLES
 @given(heads())
 def test_a_judgement_depends_on_the_bytes_alone(data: bytes) -> None:
-    access = Access()
-    remembered = functools.lru_cache(read_head)
-    first = remembered(data, access, BODY_BYTES_MAX)
-    read_head(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", access, BODY_BYTES_MAX)
-    assert remembered(bytes(data), access, BODY_BYTES_MAX) is first
-    assert read_head(data, access, BODY_BYTES_MAX) == first
-    assert hash(first) == hash(read_head(data, access, BODY_BYTES_MAX))
+    remembered = functools.lru_cache(partial(read_head, judge=judge()))
+    first = remembered(data)
+    read_head(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", judge())
+    assert remembered(bytes(data)) is first
+    assert read_head(data, judge()) == first
+    assert hash(first) == hash(read_head(data, judge()))
 
 
 # Bodies

@@ -132,6 +132,30 @@ def test_a_page_may_only_write_to_where_it_came_from(origin: str, name: str, pas
     assert status(Access(), headers) == (None if passes else 403)
 
 
+@pytest.mark.parametrize(
+    ("sites", "passes"),
+    [
+        ([], True),
+        ([b"same-origin"], True),
+        ([b"none"], True),
+        ([b"cross-site"], False),
+        ([b"same-site"], False),
+        ([b"same-origin", b"cross-site"], False),
+        ([b"x"], False),
+    ],
+)
+def test_a_page_with_tls_passes_as_through_a_proxy_unless_its_browser_says_that_it_came_from_elsewhere(
+    sites: list[bytes], passes: bool
+) -> None:
+    """`https://localhost`, and not port 80 of it: to us both look alike, to the browser they do not."""
+    headers = [*host("localhost"), (b"origin", b"https://localhost"), *((b"sec-fetch-site", site) for site in sites)]
+    assert status(Access(), headers) == (None if passes else 403)
+
+
+def test_a_browser_that_follows_a_link_from_elsewhere_may_look() -> None:
+    assert status(Access(), [*host("localhost"), (b"sec-fetch-site", b"cross-site")]) is None
+
+
 def test_two_origins_or_an_origin_without_a_host_are_refused() -> None:
     origin = (b"origin", b"http://localhost")
     assert status(Access(), [*host("localhost"), origin, origin]) == 403

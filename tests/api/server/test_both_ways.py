@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import json
 import re
 from collections.abc import Iterable
 
@@ -154,6 +155,11 @@ HEADS = {
     "longest uri": http(b"GET /" + b"a" * 8191),
     "cookies": http(b"GET /livez", *([b"Cookie: a=b"] * 20)),
     "empty fields": http(b"GET /livez", b"X:", b"Y: "),
+    "foreign fetch site": post(PING, head=HOST + b"Origin: https://localhost\r\nSec-Fetch-Site: cross-site\r\n"),
+    "own fetch site": post(PING, head=HOST + b"Origin: https://localhost\r\nSec-Fetch-Site: same-origin\r\n"),
+    "later minor version": post(PING, version=b"1.7"),
+    "identity": post(PING, head=HOST + b"Content-Encoding: identity\r\n"),
+    "resp": b"*1\r\n$4\r\nPING\r\n",
     "upgrades": http(b"GET /livez", b"Upgrade: websocket, h2c", b"Connection: upgrade"),
     "length twice": post(PING, head=HOST + b"Content-Length: 19\r\n"),
     "length with a plus": post(PING).replace(b": 19", b": +19"),
@@ -304,6 +310,14 @@ async def test_limits_are_answered_alike() -> None:
         "body in chunks": chunked(b"20000\r\n%b\r\n0\r\n\r\n" % (b" " * 131_072)),
     }
     await compare(cases, dataclasses.replace(SETTINGS, limits=limits))
+
+
+async def test_a_short_batch_reads_no_more_than_it_may_either_way() -> None:
+    settings = dataclasses.replace(SETTINGS, limits=Limits(answer_bytes_max=10))
+    batch = post(b'[{"command": "SET k 123456"}, {"command": "GET k"}, {"command": "GET k"}]', path=b"/pipeline")
+    await compare({"pipeline": batch}, settings)
+    ((answer, _last),) = await answers_of(serve_door, [batch], settings)
+    assert json.loads(answer[1])[2]["error"] == "too large"
 
 
 async def test_f4_a_slow_body_is_answered_alike() -> None:

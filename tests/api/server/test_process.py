@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.door.seldom import SELDOM_S
+from api.http.refusals import SELDOM_S
 from api.server.stop import SAME_SIGNAL_S
 from tests.harness.process import END_WITHIN_S, ROOT, Server, beginning_with
 from tests.harness.waiting import WITHIN_S, wait_until
@@ -302,6 +302,36 @@ def test_beyond_loopback_a_token_is_needed(tmp_path: Path) -> None:
     with Server(tmp_path / "data", "--bind", "0.0.0.0:0", "--insecure") as insecure:
         assert insecure.post({"command": "PING"})[0] == 200
         assert "INSECURE" in insecure.log
+
+
+def test_without_the_door_only_loopback_is_served(tmp_path: Path) -> None:
+    for host in ("0.0.0.0", "[::]"):
+        exposed = Server(tmp_path / "data", "--no-door", "--bind", f"{host}:0", "--token", "secret")
+        exposed.launch()
+        assert exposed.wait() == 1
+        assert "--no-door listens on loopback only" in exposed.log
+        assert not exposed.data.exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--no-door",)], ids=["door", "hypercorn"])
+def test_f11_f12_a_flood_of_refused_requests_is_no_flood_of_lines(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """F11, F12: 41 bytes, `head /livez`, wrote a traceback of 3.3 KB each."""
+    requests = [
+        b"head /livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /stats HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /stats HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+    ]
+    with Server(tmp_path / "data", "--token", "secret", *options) as server:
+        lines = server.log.count("\n")
+        for request in requests * 20:
+            with socket.create_connection((server.host, server.port)) as client:
+                client.sendall(request)
+                assert client.recv(4096).startswith(b"HTTP/1.1 ")
+        assert server.log.count("\n") == lines + 2
+        assert server.log.count("401 unauthorized, send the token as") == 1
+        assert server.log.count("403 forbidden, the Host header 'evil.example'") == 1
+        assert "Traceback" not in server.log
+        assert "secret" not in server.log
 
 
 def test_the_data_directory_is_for_its_owner_only(server: Server) -> None:

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import json
+import math
+from decimal import Decimal
+from fractions import Fraction
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.calls import Command
@@ -84,6 +89,46 @@ def test_a_good_line_becomes_its_command(line: str, command: Command) -> None:
     assert parse(line.encode().split(), LIMITS) == command
 
 
+def exact_ms(seconds: float | Fraction) -> int:
+    return math.ceil(Fraction(seconds) * 1000)
+
+
+TIMEOUTS = st.floats(0, 1e9) | st.floats(0, 1e-3) | st.floats(0, 100).map(lambda number: round(number, 3))
+
+
+@settings(max_examples=many(500))
+@given(TIMEOUTS)
+@example(0.1 + 0.2)
+@example(1e-05)
+@example(5e-324)
+@example(-0.0)
+@example(16.1)
+def test_a_timeout_is_taken_as_programs_print_it_and_part_of_a_millisecond_is_a_whole_one(seconds: float) -> None:
+    """By Python, as JSON and as a decimal; by JavaScript; and by Go's %v, %g and %f."""
+    text = repr(seconds)
+    printed = exact_ms(Fraction(text))  # what is written, not the binary fraction that it stands for
+    mantissa, exponent, digits = text.partition("e")
+    in_javascript = f"{mantissa.removesuffix('.0')}{exponent}{digits[:1]}{digits[1:].lstrip('0')}"
+    with_plus = text.replace("e", "E+").replace("+-", "-")
+    for spelled in (text, json.dumps(seconds), str(Decimal(text)), in_javascript, text.upper(), with_plus):
+        assert parse([b"BQPOP", b"q", spelled.encode()], LIMITS) == BQPop(b"q", printed)
+    for digits in ("%.17g", "%f", "%.20f", "%e", "%.1074f"):
+        spelled = digits % seconds
+        assert parse([b"BQPOP", b"q", b"TIMEOUT", spelled.encode()], LIMITS) == BQPop(b"q", exact_ms(Fraction(spelled)))
+
+
+@given(st.from_regex(r"[0-9]{1,12}(\.[0-9]{1,60})?([eE][+-]?[0-9]{1,3})?", fullmatch=True))
+@example("0.001" + "0" * 50 + "1")
+@example("0.999" + "9" * 50)
+@example("1e-400")
+def test_a_timeout_may_have_any_number_of_digits_and_is_never_shortened(text: str) -> None:
+    exact = Fraction(text)
+    if exact <= 10**9:
+        assert parse([b"BQPOP", b"q", text.encode()], LIMITS) == BQPop(b"q", exact_ms(exact))
+    else:
+        assert "from 0 to 1000000000" in refusal([b"BQPOP", b"q", text.encode()]).detail
+
+
 @pytest.mark.parametrize(
     ("line", "detail"),
     [
@@ -135,14 +180,18 @@ def test_a_good_line_becomes_its_command(line: str, command: Command) -> None:
         ("SET k v NX XX", "SET takes NX or XX at most once"),
         ("SET k v XX EX 1 NX", "SET takes NX or XX at most once"),
         ("SET k v w", "SET does not take 'w'"),
-        ("BQPOP q -1", "TIMEOUT takes seconds as a decimal from 0 to 1000000000, not '-1'"),
-        ("BQPOP q x", "TIMEOUT takes seconds as a decimal from 0 to 1000000000, not 'x'"),
-        ("BQPOP q .", "TIMEOUT takes seconds"),
-        ("BQPOP q 1e3", "TIMEOUT takes seconds"),
-        ("BQPOP q inf", "TIMEOUT takes seconds"),
-        ("BQPOP q nan", "TIMEOUT takes seconds"),
-        ("BQPOP q 1000000000.1", "TIMEOUT takes seconds"),
-        ("BQPOP q 1.2.3", "TIMEOUT takes seconds"),
+        ("BQPOP q -1", "TIMEOUT is negative: '-1'; 0 answers at once, and left out it waits"),
+        ("BQPOP q TIMEOUT -0.5", "TIMEOUT is negative: '-0.5'; 0 answers at once, and left out it waits"),
+        ("BQPOP q -1e-400", "TIMEOUT is negative"),
+        ("BQPOP q x", "TIMEOUT takes a number of seconds from 0 to 1000000000, such as 0.5, not 'x'"),
+        *(
+            (f"BQPOP q {word}", "TIMEOUT takes a number of seconds")
+            for word in (".", "1e", "e5", "inf", "nan", "Infinity", "-inf", "+Inf", "0x1p-2", "1_0", "1.2.3", "1,5")
+        ),
+        *(
+            (f"BQPOP q {word}", "TIMEOUT takes a number of seconds")
+            for word in ("1000000000.1", "1e10", "1e400", "1e99999999999999999999", "1" * 4097)
+        ),
         ("BQPOP q TIMEOUT", "BQPOP: TIMEOUT needs a word behind it, TIMEOUT timeout"),
         ("BQPOP q 1 2", "BQPOP takes TIMEOUT at most once"),
         ("BQPOP q 1 TIMEOUT 2", "BQPOP takes TIMEOUT at most once"),
