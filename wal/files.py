@@ -7,6 +7,8 @@ Rules that hold here:
 - Names are plain file names inside one data directory; nothing reaches outside it.
 - `write` loops until every byte is handed over or raises; nobody above ever sees a short write.
 - Nothing is durable before `File.sync` (contents) and `Directory.sync` (names) have returned.
+- A directory may be used by several threads at once: every call names files relative to the descriptor that was locked,
+  which no call moves. A file may not: its offset moves with what is written.
 - Directories are made 0700 and files 0600, whatever the umask; a lock is taken with flock, because a POSIX
   lock gives no protection within a process and is dropped by any close of the file.
 """
@@ -232,8 +234,14 @@ class DiskDirectory:
         return str(self._path)
 
     def names(self) -> list[str]:
-        with os.scandir(self._descriptor) as entries:
-            return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+        # A descriptor of this call's own: how far a listing is belongs to the open directory, and a copy of a descriptor
+        # shares it. Two threads that list through one see names twice, or none at all.
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._descriptor)
+        try:
+            with os.scandir(descriptor) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+        finally:
+            os.close(descriptor)
 
     def size(self, name: str) -> int:
         return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_size

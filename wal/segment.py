@@ -181,7 +181,9 @@ def has_crc(data: bytes) -> bool:
 def begin_file(directory: Directory, name: str) -> File:
     """Makes a file under its temporary name; what a crash or a failure left there is ours, and goes."""
     temporary = name + TEMPORARY_SUFFIX
-    if temporary in directory.names():
+    try:
+        return directory.create(temporary)
+    except FileExistsError:
         directory.remove(temporary)
     return directory.create(temporary)
 
