@@ -234,8 +234,8 @@ class DiskDirectory:
         return str(self._path)
 
     def names(self) -> list[str]:
-        # A descriptor of this call's own: how far a listing is belongs to the open directory, and a copy of a descriptor
-        # shares it. Two threads that list through one see names twice, or none at all.
+        # A descriptor of this call's own: how far a listing is belongs to the open directory, and copies of a
+        # descriptor share it. Two threads that list through one see names twice, or none at all.
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._descriptor)
         try:
             with os.scandir(descriptor) as entries:

@@ -23,8 +23,9 @@ frames that no later frame proves durable, it writes the same bytes once more ov
 log that somebody removed, renamed or cut is such an error: nothing is acknowledged into a file nobody will find.
 
 Threads. Whatever appends, syncs, rolls or installs is called from one thread at a time. Beside it, others may call
-`remove_folded` and `discard`, which touch no file that the log still uses and read what they need of it once; and may read
-the properties: each is made of numbers and of objects that are replaced, never changed, so at worst it is a moment old.
+`remove_folded` and `discard`, which touch no file that the log still uses, and read what they need of it once; and may
+read the properties: they are made of numbers and of objects that are replaced, never changed, so at worst one is a
+moment old.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pytest
 
 from engine.store import ops
 from tests.harness import logs
-from tests.harness.disk import FakeDisk
+from tests.harness.disk import FakeDirectory, FakeDisk
 from tests.harness.logs import COMMITS, DUMPS, TIME_MS
 from wal.frame import HEAD_BYTES, Scan, encode
 from wal.manifest import MANIFEST_NAME
@@ -290,6 +290,18 @@ def test_a_missing_manifest_is_refused() -> None:
     damage = refused(without(CLOSED, MANIFEST_NAME))
     assert damage.file == MANIFEST_NAME
     assert "the manifest is missing, but there is 00000001.log" in damage.reason
+
+
+@pytest.mark.parametrize("there", [set(CLOSED), {MANIFEST_NAME}, {FIRST}], ids=["all", "manifest", "segment"])
+def test_a_listing_that_comes_back_empty_never_has_a_new_log_made_over_the_old_one(
+    there: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A8, A15"""
+    disk = disk_of({name: CLOSED[name] for name in there})
+    monkeypatch.setattr(FakeDirectory, "names", lambda _self: [])
+    damage = refused(disk)
+    assert damage.file in there
+    assert "the listing of the directory leaves this file out" in damage.reason
 
 
 def test_a_missing_manifest_is_refused_also_when_only_an_empty_later_segment_is_left() -> None:
