@@ -54,6 +54,9 @@ class File(Protocol):
     def truncate(self, size_bytes: int) -> None:
         """Cuts the file to `size_bytes`; writing goes on where it was, or at the new end if that comes before."""
 
+    def rewind(self) -> None:
+        """Goes back to the beginning: what is written next is written over what stands there."""
+
     def allocate(self, size_bytes: int) -> None:
         """Takes the disk's room for a length of `size_bytes`, and makes the file that long; what is new reads as zeros.
 
@@ -165,6 +168,9 @@ class DiskFile:
             os.ftruncate(self._descriptor, size_bytes)
             if os.lseek(self._descriptor, 0, os.SEEK_CUR) > size_bytes:
                 os.lseek(self._descriptor, size_bytes, os.SEEK_SET)
+
+    def rewind(self) -> None:
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
 
     def allocate(self, size_bytes: int) -> None:
         with _naming(self._descriptor):

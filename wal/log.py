@@ -213,7 +213,7 @@ class Log:
         """Begins a new segment, so that all that was appended can be folded; on a full disk a short one.
 
         Args:
-            pending_bytes: frames of this length were admitted already, and have to fit.
+            pending_bytes: frames of this length were admitted already, or may be by then, and have to fit in any case.
 
         Raises:
             OSError: there is neither room nor a descriptor for it; the log goes on in the old one.

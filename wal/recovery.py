@@ -72,7 +72,8 @@ def _create(directory: Directory, names: list[str], segment_bytes_max: int) -> t
     header = SegmentHeader(1, store_id, directory.random_bytes(SEGMENT_ID_BYTES), first_lsn=1)
     file = create_file(directory, header.name, header.encode())
     manifest = Manifest(store_id, ()).with_segment(header)
-    open_segment = OpenSegment(directory, header, file, HEADER_BYTES, segment_bytes_max)
+    manifest_bytes = len(encode_manifest(manifest))
+    open_segment = OpenSegment(directory, header, file, HEADER_BYTES, segment_bytes_max, manifest_bytes)
     return LogFiles(directory, manifest, open_segment, {}, last_lsn=0), Recovery(0, 0, 0)
 
 
@@ -104,7 +105,8 @@ def _reopen(
     file = mend(directory, names, found, time_ms, clean=manifest.clean_close is not None)
     manifest = replace(manifest, clean_close=None)
     size_bytes = max(HEADER_BYTES, found.scan.offset)
-    open_segment = OpenSegment(directory, found.header, file, size_bytes, segment_bytes_max)
+    manifest_bytes = len(encode_manifest(manifest))
+    open_segment = OpenSegment(directory, found.header, file, size_bytes, segment_bytes_max, manifest_bytes)
     sealed = {name: directory.size(name) for name in map(segment_name, manifest.numbers[:-1])}
     files = LogFiles(directory, manifest, open_segment, sealed, last_lsn=found.scan.next_lsn - 1)
     torn_bytes = len(found.scan.rest) if found.scan.tail is Tail.TORN else 0

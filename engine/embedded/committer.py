@@ -13,7 +13,8 @@ import enum
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
@@ -46,6 +47,9 @@ RELEASE_MAX = 256
 
 SLOW_COMMIT_S = 1.0
 """A commit that takes longer is worth a warning: everybody waits for it."""
+
+HELD_SHARE = 4
+"""While the log's room is lessened, so much of it may go on being used."""
 
 FRAME_OVERHEAD_BYTES = 256
 """What a group takes of the log beyond its records, at most: the heads of its frames."""
@@ -162,6 +166,7 @@ class Committer(Generic[C]):
         self._lock = trio.Lock()
         self._in_flight_bytes = 0
         self._wanted_bytes = 0
+        self._held_to_bytes: int | None = None
         self._next_room_s = 0.0
         self._next_check_s = 0.0
         self._next_complaint_s = -math.inf
@@ -190,17 +195,41 @@ class Committer(Generic[C]):
                 self._release(answer)
 
     @property
-    def pending_bytes(self) -> int:
-        """What is on its way to the log, and sure of its room."""
-        return self._in_flight_bytes + self.open.records_bytes + FRAME_OVERHEAD_BYTES
+    def is_holding(self) -> bool:
+        """Whether there may be more room in a moment: what finds none now shall wait for `log_changed`."""
+        return self._held_to_bytes is not None
+
+    @contextmanager
+    def holding(self) -> Iterator[int]:
+        """Has no more put on its way to the log than it says, so that the room for the rest can be used otherwise.
+
+        What is on its way comes from the event loop, and the log is worked on in a thread: whoever is about to lessen
+        the log's room has to say beforehand what it promises, and hold the loop to that.
+
+        Yields:
+            The length of the frames that may be on their way, all together, until the end of the block: those that are,
+            or a part of the room if that is more.
+        """
+        on_its_way_bytes = self._in_flight_bytes + self.open.records_bytes + FRAME_OVERHEAD_BYTES
+        self._held_to_bytes = max(on_its_way_bytes, self.room.frames_bytes // HELD_SHARE)
+        try:
+            yield self._held_to_bytes
+        finally:
+            self._held_to_bytes = None
+            self._log_changed()
 
     def has_room(self, records_bytes: int) -> bool:
         """Whether records of one more command are sure to find room on the disk, with all that is on its way."""
         pending_bytes = self._in_flight_bytes + self.open.records_bytes + FRAME_OVERHEAD_BYTES
+        held_to_bytes = self._held_to_bytes
+        if held_to_bytes is not None and pending_bytes + records_bytes > held_to_bytes:
+            return False
         return pending_bytes + records_bytes <= self.room.frames_bytes
 
     def want_room(self, records_bytes: int) -> None:
         """Has room made for records of this length; `log_changed` is called when there is some, or the disk is full."""
+        if self.is_holding:
+            return  # it is called in any case
         self._wanted_bytes = self.open.records_bytes + records_bytes + FRAME_OVERHEAD_BYTES
         self._work()
 

@@ -371,6 +371,9 @@ class FakeFile:
         self.content.resize(size_bytes)
         self._offset = min(self._offset, size_bytes)
 
+    def rewind(self) -> None:
+        self._offset = 0
+
     def allocate(self, size_bytes: int) -> None:
         self._disk.operate(self._directory, "allocate", self._name)
         if not self._disk.allocates:
