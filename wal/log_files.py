@@ -97,12 +97,12 @@ class LogFiles:
             spare.prepare(header, encoded)
         if refused:
             return refused[0]
-        self.open.cut()  # no manifest may name the next one before this ends where its header says
+        rest_bytes = self.open.cut()  # no manifest may name the next one before this ends where its header says
         self.sync()
         with refusal() as refused:
             spare.name_manifest()
         if refused:
-            self.open.allocate()
+            self.open.take_back(rest_bytes)
             return refused[0]
         self.directory.sync()
         self.manifest = manifest

@@ -209,9 +209,20 @@ class OpenSegment:
             raise OSError(errno.ENOSPC, "the next segment has less room than was promised of this one")
         return self._spare
 
-    def cut(self) -> None:
-        """Gives back what is allocated here and not written; needs a sync."""
+    def cut(self) -> int:
+        """Gives back what is allocated here and not written; needs a sync. Returns how much that was, in bytes."""
+        rest_bytes = self._rest_bytes
         self._cut_to(self.size_bytes)
+        return rest_bytes
+
+    def take_back(self, rest_bytes: int) -> None:
+        """Allocates once more what was cut, or as much of it as there still is."""
+        try:
+            self._allocate(self.size_bytes + rest_bytes)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            self.allocate()
 
     def advance(self, header: SegmentHeader, manifest_bytes: int) -> None:
         """Goes on in the spare.
