@@ -8,6 +8,7 @@ import random
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -17,7 +18,9 @@ from engine.store import ops
 from tests.harness import logs
 from tests.harness.disk import FakeDirectory, FakeDisk
 from tests.harness.logs import COMMITS, DUMPS, TIME_MS
+from wal.files import LOCK_NAME, DiskDirectory
 from wal.frame import HEAD_BYTES, Scan, encode
+from wal.log import Log
 from wal.manifest import MANIFEST_NAME
 from wal.segment import HEADER_BYTES, Damage, NewerFormat, SegmentHeader, decode_header
 
@@ -372,12 +375,34 @@ def test_data_of_a_newer_format_is_refused_and_not_touched() -> None:
         disk = disk_of(CRASHED)
         disk.put(name, data)
         before = disk.content()
-        with pytest.raises(
-            NewerFormat, match=f"fake/{name} has format version {version}, this Holdfast reads up to {version - 1}"
-        ):
-            logs.start(disk)
+        for _ in range(100):
+            with pytest.raises(
+                NewerFormat, match=f"fake/{name} has format version {version}, this Holdfast reads up to {version - 1}"
+            ):
+                logs.start(disk)
         assert disk.content() == before
         assert logs.changes(disk) == []
+
+
+def test_a_hundred_starts_on_a_real_log_of_a_newer_format_change_no_byte_and_name_the_way_back(tmp_path: Path) -> None:
+    """A13: but for LOCK, which names who holds it."""
+    for name, data in CRASHED.items():
+        (tmp_path / name).write_bytes(data)
+    newer = sealed(b"HOLDFAST" + msgpack.packb((3, {"something": "else"})))
+    (tmp_path / MANIFEST_NAME).write_bytes(newer)
+    tmp_path.chmod(0o700)
+
+    def content() -> dict[str, tuple[bytes, int]]:
+        files = (file for file in tmp_path.iterdir() if file.name != LOCK_NAME)
+        return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+    before = content()
+    for _ in range(100):
+        directory = DiskDirectory(tmp_path)
+        with pytest.raises(NewerFormat, match="Start the version of Holdfast that wrote it, or a later one"):
+            Log.recover(directory, lambda _frame: None, time_ms=TIME_MS)
+        directory.close()
+    assert content() == before
 
 
 @pytest.mark.parametrize(

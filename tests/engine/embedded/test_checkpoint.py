@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from engine.embedded.checkpointer import PAUSE_MAX_S, Checkpointer
 from engine.face import Checkpoint, FoldFailed
-from engine.replies import Integer, Ok, Value
+from engine.replies import Error, Failure, Integer, Ok, Value
 from tests.harness.disk import failing
 from tests.harness.folding import FoldingWorld
 from wal.log import LogFailed
@@ -523,3 +523,23 @@ async def test_the_disk_stays_small_whatever_is_written_and_deleted(world: Foldi
         else:
             await world.do(f"DELETE k{chance.randrange(6)}")
         await at_rest(world)
+
+
+async def test_the_longest_times_to_live_stay_what_they_were_through_checkpoints_and_starts(
+    world: FoldingWorld,
+) -> None:
+    """D2: what is beyond them is refused, and never wraps around."""
+    reply = await world.do(f"SET a v PX {2**63 - 1}")
+    assert isinstance(reply, Failure)
+    assert reply.error is Error.INVALID_COMMAND
+    await world.do(f"SET b v EX {10**12}")
+    await world.do(f"SET c v PX {10**15}")
+    for _ in range(2):
+        await world.engine.checkpoint()
+        await world.cut_power()
+        await world.start()
+        for key in ("b", "c"):
+            left = await world.do(f"TTL {key}")
+            assert isinstance(left, Integer)
+            assert 10**12 - 600 < left.value <= 10**12
+            assert await world.do(f"GET {key}") == Value(b"v")
