@@ -65,9 +65,9 @@ class NewerFormat(Exception):
     def __init__(self, directory: str, file: str, version: int, known: int) -> None:
         super().__init__(
             f"{directory}/{file} has format version {version}, this Holdfast reads up to {known}."
-            " Nothing was changed on disk. Start the version of Holdfast that wrote it, or a later one. To go back to this"
-            " version, restore a backup that it made; or run `holdfast export` of the newer version, and `holdfast import`"
-            " of this one into an empty directory"
+            " Nothing was changed on disk. Start the version of Holdfast that wrote it, or a later one. To go back to"
+            " this version, restore a backup that it made; or run `holdfast export` of the newer version, and"
+            " `holdfast import` of this one into an empty directory"
         )
 
 
