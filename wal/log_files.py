@@ -97,7 +97,8 @@ class LogFiles:
             spare.prepare(header, encoded)
         if refused:
             return refused[0]
-        rest_bytes = self.open.cut()  # no manifest may name the next one before this ends where its header says
+        rest_bytes = self.open.rest_bytes
+        self.open.cut()  # no manifest may name the next one before this ends where its header says
         self.sync()
         with refusal() as refused:
             spare.name_manifest()

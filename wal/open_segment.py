@@ -91,29 +91,22 @@ class OpenSegment:
         """What may be written."""
         if not self._can_allocate:
             return _ENDLESS
-        frames_bytes = max(self._rest_bytes, self._spare_bytes - HEADER_BYTES)
+        frames_bytes = max(self.rest_bytes, self._spare_bytes - HEADER_BYTES)
         if not self.full:
             return Room(frames_bytes, free_bytes=self._free_bytes)
         kept_bytes = min(self._piece_bytes // RESERVE_SHARE, frames_bytes // 2)  # a start may have found very little
-        return Room(max(0, frames_bytes - kept_bytes), full=True, free_bytes=self._free_bytes + self._rest_bytes // 2)
-
-    def is_short_for(self, frame_bytes: int) -> bool:
-        """Whether a frame needs more than is allocated here, while there is a spare that has more."""
-        return self._rest_bytes < min(frame_bytes, self._spare_bytes - HEADER_BYTES)
-
-    def holds(self, frame_bytes: int) -> bool:
-        """Whether all that a frame needs is allocated here."""
-        return frame_bytes <= self._rest_bytes
+        return Room(max(0, frames_bytes - kept_bytes), full=True, free_bytes=self._free_bytes + self.rest_bytes // 2)
 
     @property
-    def has_spare(self) -> bool:
-        """Whether there is a spare."""
-        return self._spare is not None
+    def rest_bytes(self) -> int:
+        """What is allocated here and not written."""
+        return self._allocated_bytes - self.size_bytes
 
     @property
-    def may_roll(self) -> bool:
-        """Whether the spare, if there is one, has all the room that was promised of this segment."""
-        return self._spare is None or self._rest_bytes <= max(0, self._spare_bytes - HEADER_BYTES)
+    def spare_bytes(self) -> int | None:
+        """Frames of this length fit into the spare, as far as it is allocated; None when there is none."""
+        spare = self._spare
+        return None if spare is None else max(0, spare.size_bytes - HEADER_BYTES)
 
     def write(self, frame: bytes) -> None:
         """Hands a frame to the system; what is not allocated for it yet is allocated first."""
@@ -151,8 +144,8 @@ class OpenSegment:
         Raises:
             OSError: the disk failed otherwise.
         """
-        room_bytes = max(self._rest_bytes, self._spare_bytes - HEADER_BYTES)
-        timely = self._spare is not None or self._rest_bytes >= self._piece_bytes // 2
+        room_bytes = max(self.rest_bytes, self._spare_bytes - HEADER_BYTES)
+        timely = self._spare is not None or self.rest_bytes >= self._piece_bytes // 2
         if not self._can_allocate or (timely and room_bytes >= wanted_bytes and not self.full):
             return
         spare_bytes = max(self._piece_bytes, HEADER_BYTES + wanted_bytes)
@@ -199,21 +192,22 @@ class OpenSegment:
             OSError: there is no room or no descriptor; what is to fit does so here.
         """
         if self._spare is None:
-            spare_bytes = max(self._piece_bytes, HEADER_BYTES + max(frame_bytes, self._rest_bytes))
+            spare_bytes = max(self._piece_bytes, HEADER_BYTES + max(frame_bytes, self.rest_bytes))
             if squeeze:
-                spare_bytes = HEADER_BYTES + max(frame_bytes, self._rest_bytes // 4)
-                self._cut_to(self.size_bytes + frame_bytes)
+                spare_bytes = HEADER_BYTES + max(frame_bytes, self.rest_bytes // 4)
+                self.cut(keep_bytes=frame_bytes)
             self._make_spare(spare_bytes)
         assert self._spare is not None
-        if self._can_allocate and self._spare_bytes - HEADER_BYTES < frame_bytes <= self._rest_bytes:
+        if self._can_allocate and self._spare_bytes - HEADER_BYTES < frame_bytes <= self.rest_bytes:
             raise OSError(errno.ENOSPC, "the next segment has less room than was promised of this one")
         return self._spare
 
-    def cut(self) -> int:
-        """Gives back what is allocated here and not written; needs a sync. Returns how much that was, in bytes."""
-        rest_bytes = self._rest_bytes
-        self._cut_to(self.size_bytes)
-        return rest_bytes
+    def cut(self, keep_bytes: int = 0) -> None:
+        """Gives back what is allocated here and not written, or all of it but so much; needs a sync."""
+        self._check_length()  # behind a cut, this would make the file as long as it should be
+        if self.rest_bytes > keep_bytes:
+            self._allocated_bytes = self.size_bytes + keep_bytes
+            self._file.truncate(self._allocated_bytes)
 
     def take_back(self, rest_bytes: int) -> None:
         """Allocates once more what was cut, or as much of it as there still is."""
@@ -252,19 +246,9 @@ class OpenSegment:
             self._spare.close()
 
     @property
-    def _rest_bytes(self) -> int:
-        return self._allocated_bytes - self.size_bytes
-
-    @property
     def _spare_bytes(self) -> int:
         spare = self._spare
         return 0 if spare is None else spare.size_bytes
-
-    def _cut_to(self, size_bytes: int) -> None:
-        self._check_length()  # behind a cut, this would make the file as long as it should be
-        if self._allocated_bytes > size_bytes:
-            self._file.truncate(size_bytes)
-            self._allocated_bytes = size_bytes
 
     def _make_spare(self, size_bytes: int) -> None:
         if self._spare is None:

@@ -37,10 +37,12 @@ class Roller:
     def is_due(self, frame_bytes: int) -> bool:
         """Whether the log is to roll before a frame of this length."""
         segment = self._files.open
-        if segment.is_short_for(frame_bytes):  # also while it is empty: on a full disk it may have been made short
-            return True
-        is_long = segment.size_bytes > HEADER_BYTES and segment.size_bytes + frame_bytes > self._roll_at_bytes
-        return is_long and segment.may_roll
+        spare_bytes = segment.spare_bytes
+        if spare_bytes is not None and segment.rest_bytes < min(frame_bytes, spare_bytes):
+            return True  # also while it is empty: on a full disk it may have been made short
+        if spare_bytes is not None and segment.rest_bytes > spare_bytes:
+            return False  # what was promised of this one would not fit into that one
+        return segment.size_bytes > HEADER_BYTES and segment.size_bytes + frame_bytes > self._roll_at_bytes
 
     def roll(self, frame_bytes: int, *, squeeze: bool = False) -> OSError | None:
         """Rolls, or goes on in the old segment and says why the process or the disk has nothing left for a new one.
@@ -67,7 +69,7 @@ class Roller:
         segment = self._files.open
         if segment.size_bytes == HEADER_BYTES:
             return None
-        squeeze = segment.full and not segment.has_spare
+        squeeze = segment.full and segment.spare_bytes is None
         refused = self.roll(pending_bytes, squeeze=squeeze)
         if refused is not None and squeeze:
             segment.drop_spare()
@@ -80,7 +82,7 @@ class Roller:
         with refusal() as refused:
             spare = files.open.prepare_spare(frame_bytes, squeeze=squeeze)
         error = refused[0] if refused else files.roll_to(spare, self._next_header())
-        if error is not None and not files.open.holds(frame_bytes):
+        if error is not None and files.open.rest_bytes < frame_bytes:
             files.open.drop_spare()  # the last that can be done: the old segment may find its room
         return error
 

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from engine.commands.table import TABLE
+from engine.embedded.complaints import FullDiskComplaints
 from engine.sleeper import Sleeper
 from wal.log import Log
 
@@ -57,17 +57,11 @@ FRAME_OVERHEAD_BYTES = 256
 ROOM_INTERVAL_S = 1.0
 """On a full disk, between two questions whether there is room again."""
 
-COMPLAINT_INTERVAL_S = 30.0
-"""Between two warnings that it is full."""
-
 CHECK_INTERVAL_S = 1.0
 """Between two looks at whether all files of the log are still in their places."""
 
 COMMIT_SAMPLES = 1024
 """Commits that the percentiles of `statistics` look back on."""
-
-_STORING = [row.name for row in TABLE if row.stores]
-_REFUSED = f"{', '.join(_STORING[:-1])} and {_STORING[-1]}"
 
 RunCommit = Callable[[Callable[[], None]], Awaitable[None]]
 """Runs a function that blocks on the disk; the default uses a thread, tests run it inline."""
@@ -169,8 +163,7 @@ class Committer(Generic[C]):
         self._held_to_bytes: int | None = None
         self._next_room_s = 0.0
         self._next_check_s = 0.0
-        self._next_complaint_s = -math.inf
-        self._complained = False
+        self._complaints = FullDiskComplaints()
         self._sleeper = Sleeper()
         self._has_work = False
         self._last_count = 0  # answers in the last group
@@ -376,16 +369,7 @@ class Committer(Generic[C]):
         """Takes over what the log says about its room, and says so when the disk is full."""
         was_full, self.room = self.room.full, self._log.room
         now_s = trio.current_time()
-        if self.room.full:
-            if not was_full:
-                self._next_room_s = now_s + ROOM_INTERVAL_S
-            if now_s >= self._next_complaint_s:
-                self._next_complaint_s = now_s + COMPLAINT_INTERVAL_S
-                self._complained = True
-                _logger.warning(
-                    "the disk is full: %s are refused until there is room again; deleting may make some", _REFUSED
-                )
-        elif self._complained:
-            self._complained = False
-            _logger.warning("the disk has room again")
+        if self.room.full and not was_full:
+            self._next_room_s = now_s + ROOM_INTERVAL_S
+        self._complaints.note(self.room.full, now_s)
         self._log_changed()

@@ -540,7 +540,7 @@ MORE: tuple[Bug, ...] = (
         (
             Edit(
                 OpenSegment.prepare_spare,
-                "self._cut_to(self.size_bytes + frame_bytes)",
+                "self.cut(keep_bytes=frame_bytes)",
                 """
                 planted()
                 self.cut()
