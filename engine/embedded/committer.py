@@ -160,7 +160,7 @@ class Committer(Generic[C]):
         self._lock = trio.Lock()
         self._in_flight_bytes = 0
         self._wanted_bytes = 0
-        self._held_to_bytes: int | None = None
+        self._held_to_bytes = math.inf
         self._next_room_s = 0.0
         self._next_check_s = 0.0
         self._complaints = FullDiskComplaints()
@@ -190,7 +190,7 @@ class Committer(Generic[C]):
     @property
     def is_holding(self) -> bool:
         """Whether there may be more room in a moment: what finds none now shall wait for `log_changed`."""
-        return self._held_to_bytes is not None
+        return self._held_to_bytes < math.inf
 
     @contextmanager
     def holding(self) -> Iterator[int]:
@@ -200,24 +200,21 @@ class Committer(Generic[C]):
         the log's room has to say beforehand what it promises, and hold the loop to that.
 
         Yields:
-            The length of the frames that may be on their way, all together, until the end of the block: those that are,
-            or a part of the room if that is more.
+            Length of what may be on its way until the end of the block: what is, or a part of the room if that is more.
         """
         on_its_way_bytes = self._in_flight_bytes + self.open.records_bytes + FRAME_OVERHEAD_BYTES
-        self._held_to_bytes = max(on_its_way_bytes, self.room.frames_bytes // HELD_SHARE)
+        self._held_to_bytes = promised_bytes = max(on_its_way_bytes, self.room.frames_bytes // HELD_SHARE)
         try:
-            yield self._held_to_bytes
+            yield promised_bytes
         finally:
-            self._held_to_bytes = None
+            self._held_to_bytes = math.inf
             self._log_changed()
 
     def has_room(self, records_bytes: int) -> bool:
         """Whether records of one more command are sure to find room on the disk, with all that is on its way."""
         pending_bytes = self._in_flight_bytes + self.open.records_bytes + FRAME_OVERHEAD_BYTES
-        held_to_bytes = self._held_to_bytes
-        if held_to_bytes is not None and pending_bytes + records_bytes > held_to_bytes:
-            return False
-        return pending_bytes + records_bytes <= self.room.frames_bytes
+        needed_bytes = pending_bytes + records_bytes
+        return needed_bytes <= self.room.frames_bytes and needed_bytes <= self._held_to_bytes
 
     def want_room(self, records_bytes: int) -> None:
         """Has room made for records of this length; `log_changed` is called when there is some, or the disk is full."""
@@ -368,8 +365,7 @@ class Committer(Generic[C]):
     def _note_room(self) -> None:
         """Takes over what the log says about its room, and says so when the disk is full."""
         was_full, self.room = self.room.full, self._log.room
-        now_s = trio.current_time()
         if self.room.full and not was_full:
-            self._next_room_s = now_s + ROOM_INTERVAL_S
-        self._complaints.note(self.room.full, now_s)
+            self._next_room_s = trio.current_time() + ROOM_INTERVAL_S
+        self._complaints.note(self.room.full, trio.current_time())
         self._log_changed()

@@ -555,8 +555,11 @@ MORE: tuple[Bug, ...] = (
         (
             Edit(
                 Committer.has_room,
-                "if held_to_bytes is not None and pending_bytes + records_bytes > held_to_bytes:",
-                "if held_to_bytes is not None and planted() and False:",
+                "return needed_bytes <= self.room.frames_bytes and needed_bytes <= self._held_to_bytes",
+                """
+                self.is_holding and planted()
+                return needed_bytes <= self.room.frames_bytes
+                """,
             ),
         ),
         test="tests/engine/embedded/test_room.py::test_while_the_room_is_lessened_no_more_is_admitted_than_was_promised",
