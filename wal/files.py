@@ -1,12 +1,11 @@
-"""The only module that touches the file system: the seam at which every test injects faults.
-
-`Directory` and `File` are the whole vocabulary the log needs. `DiskDirectory` is the real thing; the
-tests' fake keeps what was written apart from what was synced, and can cut the power.
+"""The only module that touches the file system: the real `Directory` and `File` of the seam (wal/seam.py).
 
 Rules that hold here:
 - Names are plain file names inside one data directory; nothing reaches outside it.
 - `write` loops until every byte is handed over or raises; nobody above ever sees a short write.
 - Nothing is durable before `File.sync` (contents) and `Directory.sync` (names) have returned.
+- A directory may be used by several threads at once: every call names files relative to the descriptor that was locked,
+  which no call moves. A file may not: its offset moves with what is written.
 - Directories are made 0700 and files 0600, whatever the umask; a lock is taken with flock, because a POSIX
   lock gives no protection within a process and is dropped by any close of the file.
 """
@@ -18,14 +17,24 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+
+from wal.seam import Directory as Directory
+from wal.seam import File as File
+from wal.seam import HeldFile as HeldFile
+from wal.seam import Readable as Readable
 
 LOCK_NAME = "LOCK"
 
 _WRITING = os.O_RDWR
 """Nothing is read there by us; the C library does, where it allocates in place of a file system that cannot."""
+
+
+_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602
+_NO_COPY_ON_WRITE = 0x00800000
+"""FS_IOC_GETFLAGS, FS_IOC_SETFLAGS and FS_NOCOW_FL of <linux/fs.h>."""
 
 
 class LockedError(Exception):
@@ -38,106 +47,6 @@ class LockedError(Exception):
 
 class DirectoryError(Exception):
     """The data directory cannot be used as it is: not a directory, not ours, open to others."""
-
-
-class File(Protocol):
-    """A file open for writing, from some offset on to its end and beyond."""
-
-    def write(self, data: bytes) -> None:
-        """Writes all of `data`, or raises OSError after an unknown part of it."""
-
-    def sync(self) -> None:
-        """Returns when everything written is on disk; raises OSError when that cannot be said."""
-
-    def truncate(self, size_bytes: int) -> None:
-        """Cuts the file to `size_bytes`; writing goes on where it was, or at the new end if that comes before."""
-
-    def allocate(self, size_bytes: int) -> None:
-        """Takes the disk's room for a length of `size_bytes`, and makes the file that long; what is new reads as zeros.
-
-        Raises:
-            OSError: ENOSPC, EDQUOT, or the file system cannot; the length may have grown all the same.
-        """
-
-    def close(self) -> None:
-        """Closes the file without a sync."""
-
-
-class HeldFile(Protocol):
-    """A file open for reading, which can be read also when its name is gone."""
-
-    def size(self) -> int:
-        """Its length now, in bytes."""
-
-    def read(self, offset: int = 0, count: int | None = None) -> bytes:
-        """Its content from `offset` on, `count` bytes at most; None is all of it."""
-
-    def close(self) -> None:
-        """Gives it back."""
-
-
-class Readable(Protocol):
-    """What a log can be read from."""
-
-    @property
-    def path(self) -> str:
-        """How messages name the directory."""
-
-    def names(self) -> list[str]:
-        """Names of the plain files in it, sorted."""
-
-    def size(self, name: str) -> int:
-        """Length of a file, in bytes."""
-
-    def read(self, name: str, offset: int = 0, count: int | None = None) -> bytes:
-        """The content of a file from `offset` on, `count` bytes at most; None is all of it."""
-
-
-class Directory(Readable, Protocol):
-    """A data directory, locked by whoever holds this object."""
-
-    def length_of(self, name: str, file: File) -> int | None:
-        """Length of a file opened here, in bytes; None when it does not stand under this name any more."""
-
-    def hold(self, name: str) -> HeldFile:
-        """Opens a file for reading, so that it stays when somebody removes it."""
-
-    def link(self, name: str, other: Directory, new: str) -> None:
-        """Gives a file a second name, here or in another directory.
-
-        Raises:
-            OSError: among others EXDEV, on another file system, and EPERM, on one that knows no second names.
-        """
-
-    def create(self, name: str) -> File:
-        """Makes a new, empty file; raises FileExistsError when there is one."""
-
-    def open(self, name: str, offset: int) -> File:
-        """Opens an existing file for writing from `offset` on, in bytes; what stands there is written over."""
-
-    def rename(self, old: str, new: str) -> None:
-        """Renames a file, replacing what stood under the new name."""
-
-    def remove(self, name: str) -> None:
-        """Removes a file."""
-
-    def sync(self) -> None:
-        """Returns when creations, renames and removals are on disk."""
-
-    def random_bytes(self, count: int) -> bytes:
-        """Unpredictable bytes for identities."""
-
-    def free_bytes(self) -> int:
-        """Room left on the disk for us."""
-
-    def capacity_bytes(self) -> int:
-        """Size of the whole disk."""
-
-    def is_in_place(self) -> bool:
-        """Whether the directory's path still leads to it."""
-
-    def close(self) -> None:
-        """Gives up the lock."""
 
 
 class DiskFile:
@@ -163,6 +72,9 @@ class DiskFile:
             os.ftruncate(self._descriptor, size_bytes)
             if os.lseek(self._descriptor, 0, os.SEEK_CUR) > size_bytes:
                 os.lseek(self._descriptor, size_bytes, os.SEEK_SET)
+
+    def rewind(self) -> None:
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
 
     def allocate(self, size_bytes: int) -> None:
         with _naming(self._descriptor):
@@ -232,8 +144,14 @@ class DiskDirectory:
         return str(self._path)
 
     def names(self) -> list[str]:
-        with os.scandir(self._descriptor) as entries:
-            return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+        # A descriptor of this call's own: how far a listing is belongs to the open directory, and copies of a
+        # descriptor share it. Two threads that list through one see names twice, or none at all.
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._descriptor)
+        try:
+            with os.scandir(descriptor) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+        finally:
+            os.close(descriptor)
 
     def size(self, name: str) -> int:
         return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_size
@@ -257,6 +175,7 @@ class DiskDirectory:
     def create(self, name: str) -> File:
         descriptor = self._open(name, _WRITING | os.O_CREAT | os.O_EXCL)
         os.fchmod(descriptor, 0o600)
+        _write_in_place(descriptor)
         return DiskFile(descriptor)
 
     def open(self, name: str, offset: int) -> File:
@@ -335,6 +254,17 @@ class DiskDirectory:
             with open(descriptor, "rb") as file:
                 return file.read(200).decode("utf-8", "replace").strip() or "another process"
         return "another process"
+
+
+def _write_in_place(descriptor: int) -> None:
+    """Has btrfs write over what it has allocated for a new file, instead of taking new room each time (`chattr +C`).
+
+    Else its word that there is room means nothing: a page that is written for the second time needs some. Its checksums
+    go with it; the log has its own. Other file systems do so anyway, and refuse the flag.
+    """
+    with contextlib.suppress(OSError):
+        flags = struct.unpack("=l", fcntl.ioctl(descriptor, _GET_FLAGS, bytes(4)))[0]
+        fcntl.ioctl(descriptor, _SET_FLAGS, struct.pack("=l", flags | _NO_COPY_ON_WRITE))
 
 
 @contextlib.contextmanager

@@ -22,7 +22,10 @@ all the same). It never writes again; the process must end. The next start reads
 frames that no later frame proves durable, it writes the same bytes once more over themselves and syncs. A file of the
 log that somebody removed, renamed or cut is such an error: nothing is acknowledged into a file nobody will find.
 
-Not safe for use by several threads at once, but for `remove_folded`; the engine calls it from one at a time.
+Threads. Whatever appends, syncs, rolls or installs is called from one thread at a time. Beside it, others may call
+`remove_folded` and `discard`, which touch no file that the log still uses, and read what they need of it once; and may
+read the properties: they are made of numbers and of objects that are replaced, never changed, so at worst one is a
+moment old.
 """
 
 from __future__ import annotations
@@ -201,16 +204,16 @@ class Log:
             LogFailed: the disk failed otherwise.
         """
         with self._failing():
-            keep_bytes = self.keep_bytes
-            if self._folding is not None:
-                keep_bytes = max(0, keep_bytes - checkpoint.written_bytes(self._files.directory, self._folding))
+            keep_bytes, folding = self.keep_bytes, self._folding  # once: `discard` may run beside this
+            if folding is not None:
+                keep_bytes = max(0, keep_bytes - checkpoint.written_bytes(self._files.directory, folding))
             self._open.make_room(wanted_bytes, keep_bytes)
 
     def seal(self, pending_bytes: int = 0) -> None:
         """Begins a new segment, so that all that was appended can be folded; on a full disk a short one.
 
         Args:
-            pending_bytes: frames of this length were admitted already, and have to fit.
+            pending_bytes: frames of this length were admitted already, or may be by then, and have to fit in any case.
 
         Raises:
             OSError: there is neither room nor a descriptor for it; the log goes on in the old one.

@@ -3,7 +3,8 @@
 What appends, rolls and makes checkpoints works on one such object. Rules that hold here:
 
 - `durable_lsn` changes in `sync` only, when the sync has returned.
-- The manifest here is the one on disk: it changes in `replace_manifest` only, when the new one is durable.
+- The manifest here is the one on disk: it changes in `replace_manifest` and `roll_to` only, when the new one is
+  durable.
 - Want of room or of a descriptor is a refusal: it is returned, and the log is as it was. Every other error is raised,
   and the log has failed (`wal/log.py`).
 """
@@ -11,13 +12,14 @@ What appends, rolls and makes checkpoints works on one such object. Rules that h
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from wal.files import Directory
-from wal.manifest import MANIFEST_NAME, CleanClose, Manifest, encode_manifest, read_manifest, write_manifest
-from wal.open_segment import NO_DESCRIPTOR, NO_ROOM, OpenSegment, check_size
-from wal.segment import snapshot_name
+from wal.manifest import MANIFEST_NAME, CleanClose, Manifest, begin_manifest, encode_manifest, name_manifest
+from wal.open_segment import NO_DESCRIPTOR, OpenSegment, check_size
+from wal.segment import TEMPORARY_SUFFIX, SegmentHeader, snapshot_name
+from wal.spare import NO_ROOM, Spare
 
 
 class LogFiles:
@@ -62,15 +64,52 @@ class LogFiles:
         self.durable_lsn = self.last_lsn
 
     def replace_manifest(self, manifest: Manifest) -> OSError | None:
-        """Replaces the manifest; returns why not when there was no room and the old one still stands."""
+        """Replaces the manifest; returns why not when there was no room or no descriptor, and the old one still stands.
+
+        Raises:
+            OSError: the disk failed; which of the two a start will find, nobody knows.
+        """
         with refusal() as refused:
-            write_manifest(self.directory, manifest)
-        if not refused:
-            self.manifest = manifest
-            return None
-        if read_manifest(self.directory) != self.manifest:
-            raise refused[0]
-        return refused[0]
+            begin_manifest(self.directory, manifest)
+            name_manifest(self.directory)
+        if refused:
+            with suppress(OSError):  # it is made anew the next time, and in nobody's way until then
+                self.directory.remove(MANIFEST_NAME + TEMPORARY_SUFFIX)
+            return refused[0]
+        self.directory.sync()
+        self.manifest = manifest
+        return None
+
+    def roll_to(self, spare: Spare, header: SegmentHeader) -> OSError | None:
+        """Seals the open segment, and goes on in the spare.
+
+        What the roll takes of the disk it has before anything is given up: a full disk refuses before the old segment
+        is cut, so what was promised of it or of the spare still holds. Only on a file system that cannot replace a name
+        when it is full, the cut has to be taken back.
+
+        Returns:
+            Why the disk refused; everything is as it was.
+        """
+        before, before_bytes = self.open.header, self.open.size_bytes
+        manifest = self.manifest.with_segment(header)
+        encoded = encode_manifest(manifest)
+        with refusal() as refused:
+            spare.prepare(header, encoded)
+        if refused:
+            return refused[0]
+        rest_bytes = self.open.rest_bytes
+        self.open.cut()  # no manifest may name the next one before this ends where its header says
+        self.sync()
+        with refusal() as refused:
+            spare.name_manifest()
+        if refused:
+            self.open.take_back(rest_bytes)
+            return refused[0]
+        self.directory.sync()
+        self.manifest = manifest
+        self.sealed = {**self.sealed, before.name: before_bytes}
+        self.open.advance(header, len(encoded))
+        return None
 
     def note_clean_close(self) -> OSError | None:
         """Gives back what is allocated ahead, syncs, and notes the exact end in the manifest.

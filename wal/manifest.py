@@ -17,7 +17,17 @@ from typing import Any
 import msgpack
 
 from wal.files import Directory, Readable
-from wal.segment import CRC_BYTES, SEGMENT_MAGIC, Damage, NewerFormat, SegmentHeader, create_file, has_crc, with_crc
+from wal.segment import (
+    CRC_BYTES,
+    SEGMENT_MAGIC,
+    TEMPORARY_SUFFIX,
+    Damage,
+    NewerFormat,
+    SegmentHeader,
+    begin_file,
+    has_crc,
+    with_crc,
+)
 
 MANIFEST_NAME = "MANIFEST"
 MANIFEST_VERSION = 2
@@ -123,7 +133,24 @@ def decode_manifest(data: bytes, directory: str) -> Manifest:
 
 def write_manifest(directory: Directory, manifest: Manifest) -> None:
     """Replaces the manifest, whole and durably."""
-    create_file(directory, MANIFEST_NAME, encode_manifest(manifest)).close()
+    begin_manifest(directory, manifest)
+    name_manifest(directory)
+    directory.sync()
+
+
+def begin_manifest(directory: Directory, manifest: Manifest) -> None:
+    """Brings a manifest to the disk, under its temporary name."""
+    file = begin_file(directory, MANIFEST_NAME)
+    try:
+        file.write(encode_manifest(manifest))
+        file.sync()
+    finally:
+        file.close()
+
+
+def name_manifest(directory: Directory) -> None:
+    """Gives it its name, in place of the one that stands; durable after a sync of the directory."""
+    directory.rename(MANIFEST_NAME + TEMPORARY_SUFFIX, MANIFEST_NAME)
 
 
 def read_manifest(directory: Readable) -> Manifest:

@@ -1,8 +1,11 @@
 """The segment that is appended to, the room it has on the disk, and the spare that comes after it.
 
-A segment is allocated whole when it is made, and the spare, the file of the next one, when half of it is used. So a
-full disk is seen while there is still half a segment left, which is the reserve of what must go on. The spare has the
-temporary name of the next segment: until a roll gives it its header and its name, it is nothing.
+A segment is allocated whole when it is made, and the spare (wal/spare.py) when half of it is used. So a full disk is
+seen while there is still half a segment left, which is the reserve of what must go on.
+
+`room` is a promise: frames of that length will be written, whatever becomes of the disk meanwhile. So nothing here or
+in a roll gives up room before as much is sure elsewhere; but for what is squeezed, of which the caller says how much it
+has promised.
 
 A file system that cannot allocate is taken as it is: a full disk is then only seen by a write that fails.
 """
@@ -10,18 +13,11 @@ A file system that cannot allocate is taken as it is: a full disk is then only s
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
 from dataclasses import dataclass
 
 from wal.files import Directory, File
-from wal.segment import (
-    HEADER_BYTES,
-    TEMPORARY_SUFFIX,
-    SegmentHeader,
-    begin_file,
-    finish_file,
-    segment_name,
-)
+from wal.segment import HEADER_BYTES, SegmentHeader
+from wal.spare import MANIFEST_GROWTH_BYTES, NO_ROOM, Spare
 
 ALLOCATE_BYTES_MIN = 64 * 1024
 """Room is taken from the disk in pieces no smaller than this."""
@@ -29,7 +25,6 @@ ALLOCATE_BYTES_MIN = 64 * 1024
 RESERVE_SHARE = 16
 """On a full disk, this part of a segment is kept for what cannot be refused: values that come back."""
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _CANNOT_ALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -52,15 +47,6 @@ class Room:
 _ENDLESS = Room(1 << 62, free_bytes=1 << 62)
 
 
-@dataclass(frozen=True, slots=True)
-class NamedSpare:
-    """A spare that has become a segment, without frames."""
-
-    file: File
-    header: SegmentHeader
-    allocated_bytes: int
-
-
 class OpenSegment:
     """One data directory's open segment, and its spare.
 
@@ -70,10 +56,17 @@ class OpenSegment:
         file: open at its end.
         size_bytes: how long it is, its header included.
         segment_bytes_max: size at which segments roll.
+        manifest_bytes: length of the manifest that names it last.
     """
 
     def __init__(
-        self, directory: Directory, header: SegmentHeader, file: File, size_bytes: int, segment_bytes_max: int
+        self,
+        directory: Directory,
+        header: SegmentHeader,
+        file: File,
+        size_bytes: int,
+        segment_bytes_max: int,
+        manifest_bytes: int,
     ) -> None:
         self.header = header
         self.size_bytes = size_bytes
@@ -82,30 +75,38 @@ class OpenSegment:
         self._file = file
         self._allocated_bytes = size_bytes
         self._piece_bytes = max(segment_bytes_max, ALLOCATE_BYTES_MIN)
-        self._spare: File | None = None
-        self._spare_bytes = 0
+        self._manifest_bytes = manifest_bytes
+        self._spare: Spare | None = None
         self._free_bytes = 0
         self._can_allocate = True
 
     @property
     def disk_bytes(self) -> int:
         """What the segment and its spare take of the disk."""
-        return self._allocated_bytes + self._spare_bytes
+        spare = self._spare
+        return self._allocated_bytes + (0 if spare is None else spare.size_bytes + spare.manifest_bytes)
 
     @property
     def room(self) -> Room:
         """What may be written."""
         if not self._can_allocate:
             return _ENDLESS
-        frames_bytes = max(self._rest_bytes, self._spare_bytes - HEADER_BYTES)
+        frames_bytes = max(self.rest_bytes, self._spare_bytes - HEADER_BYTES)
         if not self.full:
             return Room(frames_bytes, free_bytes=self._free_bytes)
         kept_bytes = min(self._piece_bytes // RESERVE_SHARE, frames_bytes // 2)  # a start may have found very little
-        return Room(max(0, frames_bytes - kept_bytes), full=True, free_bytes=self._free_bytes + self._rest_bytes // 2)
+        return Room(max(0, frames_bytes - kept_bytes), full=True, free_bytes=self._free_bytes + self.rest_bytes // 2)
 
-    def is_short_for(self, frame_bytes: int) -> bool:
-        """Whether a frame needs more than is allocated here, while there is a spare that has more."""
-        return self._rest_bytes < min(frame_bytes, self._spare_bytes - HEADER_BYTES)
+    @property
+    def rest_bytes(self) -> int:
+        """What is allocated here and not written."""
+        return self._allocated_bytes - self.size_bytes
+
+    @property
+    def spare_bytes(self) -> int | None:
+        """Frames of this length fit into the spare, as far as it is allocated; None when there is none."""
+        spare = self._spare
+        return None if spare is None else max(0, spare.size_bytes - HEADER_BYTES)
 
     def write(self, frame: bytes) -> None:
         """Hands a frame to the system; what is not allocated for it yet is allocated first."""
@@ -143,8 +144,8 @@ class OpenSegment:
         Raises:
             OSError: the disk failed otherwise.
         """
-        room_bytes = max(self._rest_bytes, self._spare_bytes - HEADER_BYTES)
-        timely = self._spare is not None or self._rest_bytes >= self._piece_bytes // 2
+        room_bytes = max(self.rest_bytes, self._spare_bytes - HEADER_BYTES)
+        timely = self._spare is not None or self.rest_bytes >= self._piece_bytes // 2
         if not self._can_allocate or (timely and room_bytes >= wanted_bytes and not self.full):
             return
         spare_bytes = max(self._piece_bytes, HEADER_BYTES + wanted_bytes)
@@ -177,69 +178,66 @@ class OpenSegment:
             self._note_full()
             rest_bytes //= 2
 
-    def prepare_spare(self, frame_bytes: int, *, squeeze: bool) -> None:
+    def prepare_spare(self, frame_bytes: int, *, squeeze: bool) -> Spare:
         """Makes the spare unless there is one.
 
         Args:
             frame_bytes: what is to fit in any case.
-            squeeze: on a full disk, give back the rest of this segment first and take a quarter of it for the spare.
-
-        Raises:
-            OSError: there is no room or no descriptor; nothing else has changed.
-        """
-        if self._spare is not None:
-            return
-        spare_bytes = max(self._piece_bytes, HEADER_BYTES + frame_bytes)
-        if squeeze:
-            spare_bytes = max(HEADER_BYTES + frame_bytes, self._rest_bytes // 4)
-            self.cut()
-        self._make_spare(spare_bytes)
-
-    def cut(self) -> None:
-        """Gives back what is allocated here and not written; needs a sync."""
-        self._check_length()  # behind a cut, this would make the file as long as it should be
-        if self._allocated_bytes > self.size_bytes:
-            self._file.truncate(self.size_bytes)
-            self._allocated_bytes = self.size_bytes
-
-    def name_spare(self, header: SegmentHeader) -> NamedSpare:
-        """Gives the spare its header and its name, durably.
+            squeeze: on a full disk, give back the rest of this segment but for as much, and make a short one of that.
 
         Returns:
-            What to go on with, open for appending.
+            The spare.
 
         Raises:
-            OSError: the disk refused; the spare is lost.
+            OSError: there is no room or no descriptor; what is to fit does so here.
+        """
+        if self._spare is None:
+            spare_bytes = max(self._piece_bytes, HEADER_BYTES + max(frame_bytes, self.rest_bytes))
+            if squeeze:
+                spare_bytes = HEADER_BYTES + max(frame_bytes, self.rest_bytes // 4)
+                self.cut(keep_bytes=frame_bytes)
+            self._make_spare(spare_bytes)
+        assert self._spare is not None
+        if self._can_allocate and self._spare_bytes - HEADER_BYTES < frame_bytes <= self.rest_bytes:
+            raise OSError(errno.ENOSPC, "the next segment has less room than was promised of this one")
+        return self._spare
+
+    def cut(self, keep_bytes: int = 0) -> None:
+        """Gives back what is allocated here and not written, or all of it but so much; needs a sync."""
+        self._check_length()  # behind a cut, this would make the file as long as it should be
+        if self.rest_bytes > keep_bytes:
+            self._allocated_bytes = self.size_bytes + keep_bytes
+            self._file.truncate(self._allocated_bytes)
+
+    def take_back(self, rest_bytes: int) -> None:
+        """Allocates once more what was cut, or as much of it as there still is."""
+        try:
+            self._allocate(self.size_bytes + rest_bytes)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            self.allocate()
+
+    def advance(self, header: SegmentHeader, manifest_bytes: int) -> None:
+        """Goes on in the spare.
+
+        Args:
+            header: that it was given.
+            manifest_bytes: length of the manifest that names it.
         """
         assert self._spare is not None
-        file, allocated_bytes = self._spare, max(HEADER_BYTES, self._spare_bytes)
-        self._spare, self._spare_bytes = None, 0
-        try:
-            file = finish_file(self._directory, header.name, file, header.encode())
-        except OSError:
-            self._remove(header.name + TEMPORARY_SUFFIX, header.name)
-            raise
-        return NamedSpare(file, header, allocated_bytes)
-
-    def give_up(self, spare: NamedSpare) -> None:
-        """Removes what `name_spare` returned, when it cannot become part of the log."""
-        spare.file.close()
-        self._remove(spare.header.name)
-
-    def advance(self, spare: NamedSpare) -> None:
-        """Goes on in what `name_spare` returned."""
         self._file.close()
-        self.header, self._file = spare.header, spare.file
+        self.header, self._file = header, self._spare.file
         self.size_bytes = HEADER_BYTES
-        self._allocated_bytes = spare.allocated_bytes
+        self._allocated_bytes = max(HEADER_BYTES, self._spare_bytes)
+        self._manifest_bytes = manifest_bytes
+        self._spare = None
 
     def drop_spare(self) -> None:
         """Removes the spare, if there is one."""
-        self._spare_bytes = 0
         if self._spare is not None:
-            self._spare.close()
+            self._spare.drop()
             self._spare = None
-            self._directory.remove(segment_name(self.header.number + 1) + TEMPORARY_SUFFIX)
 
     def close(self) -> None:
         """Closes the files."""
@@ -248,30 +246,22 @@ class OpenSegment:
             self._spare.close()
 
     @property
-    def _rest_bytes(self) -> int:
-        return self._allocated_bytes - self.size_bytes
-
-    def _remove(self, *names: str) -> None:
-        """Gives back the room of what is no part of the log; what stays is in nobody's way until the next start."""
-        for name in names:
-            with suppress(OSError):
-                self._directory.remove(name)
+    def _spare_bytes(self) -> int:
+        spare = self._spare
+        return 0 if spare is None else spare.size_bytes
 
     def _make_spare(self, size_bytes: int) -> None:
         if self._spare is None:
-            self._spare = begin_file(self._directory, segment_name(self.header.number + 1))
+            self._spare = Spare(self._directory, self.header.number + 1)
         try:
             if self._can_allocate and size_bytes > self._spare_bytes:
-                self._spare.allocate(size_bytes)
-                self._spare_bytes = size_bytes
+                self._spare.allocate(size_bytes, self._manifest_bytes + MANIFEST_GROWTH_BYTES)
         except OSError as error:
             if error.errno in _CANNOT_ALLOCATE:
                 self._can_allocate = False
                 return
             if self._spare_bytes == 0:
                 self.drop_spare()
-            elif error.errno in NO_ROOM:
-                self._spare.truncate(self._spare_bytes)  # the one there was stays in reserve
             raise
 
     def _allocate(self, size_bytes: int) -> None:

@@ -8,6 +8,7 @@ has changed. The changes are made in this order, so that a crash between any two
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from wal.files import Directory
@@ -20,6 +21,7 @@ from wal.segment import (
     HEADER_BYTES,
     SEGMENT_ID_BYTES,
     STORE_ID_BYTES,
+    Damage,
     SegmentHeader,
     create_file,
     segment_name,
@@ -64,13 +66,27 @@ def recover(
 
 
 def _create(directory: Directory, names: list[str], segment_bytes_max: int) -> tuple[LogFiles, Recovery]:
-    _remove(directory, check_names(directory, names, None))
+    leftovers = check_names(directory, names, None)
+    for name in (MANIFEST_NAME, segment_name(1)):
+        _check_listing(directory, names, name)
+    _remove(directory, leftovers)
     store_id = directory.random_bytes(STORE_ID_BYTES)
     header = SegmentHeader(1, store_id, directory.random_bytes(SEGMENT_ID_BYTES), first_lsn=1)
     file = create_file(directory, header.name, header.encode())
     manifest = Manifest(store_id, ()).with_segment(header)
-    open_segment = OpenSegment(directory, header, file, HEADER_BYTES, segment_bytes_max)
+    manifest_bytes = len(encode_manifest(manifest))
+    open_segment = OpenSegment(directory, header, file, HEADER_BYTES, segment_bytes_max, manifest_bytes)
     return LogFiles(directory, manifest, open_segment, {}, last_lsn=0), Recovery(0, 0, 0)
+
+
+def _check_listing(directory: Directory, names: list[str], name: str) -> None:
+    """Raises Damage when a file is there that the listing leaves out: a new log would be made over an old one."""
+    if name in names:
+        return
+    with suppress(FileNotFoundError):
+        directory.size(name)
+        reason = "the listing of the directory leaves this file out, so a new log would be made over the old one"
+        raise Damage(directory.path, name, 0, 0, reason)
 
 
 def _reopen(
@@ -92,7 +108,8 @@ def _reopen(
     file = mend(directory, names, found, time_ms, clean=clean)
     manifest = replace(manifest, clean_close=None)
     size_bytes = max(HEADER_BYTES, found.scan.offset)
-    open_segment = OpenSegment(directory, found.header, file, size_bytes, segment_bytes_max)
+    manifest_bytes = len(encode_manifest(manifest))
+    open_segment = OpenSegment(directory, found.header, file, size_bytes, segment_bytes_max, manifest_bytes)
     sealed = {name: directory.size(name) for name in map(segment_name, manifest.numbers[:-1])}
     files = LogFiles(directory, manifest, open_segment, sealed, last_lsn=found.scan.next_lsn - 1)
     torn_bytes = len(found.scan.rest) if found.scan.tail is Tail.TORN else 0

@@ -29,6 +29,7 @@ from wal.segment import (
     snapshot_number,
 )
 from wal.snapshot import FoldPlan, load_snapshot
+from wal.spare import NEXT_MANIFEST_NAME
 
 IMPORT_NAME = "IMPORT"
 """A file that stands in a directory while an import into it is not finished: no server starts on it."""
@@ -37,7 +38,9 @@ _TORN_COPY = r"[0-9]{8}\.log\.torn-[0-9]+"
 _SNAPSHOT = r"[0-9]{8}\.snapshot"
 _DAMAGED_COPY = rf"(MANIFEST|[0-9]{{8}}\.log|{_SNAPSHOT})\.damaged-[0-9]+"
 _KEPT_NAMES = re.compile(rf"LOCK|MANIFEST|{IMPORT_NAME}|{_TORN_COPY}|{_DAMAGED_COPY}")
-TEMPORARY_NAMES = re.compile(rf"(MANIFEST|{IMPORT_NAME}|[0-9]{{8}}\.log|{_TORN_COPY}|{_SNAPSHOT}\.[0-9a-f]{{8}})\.tmp")
+TEMPORARY_NAMES = re.compile(
+    rf"(MANIFEST|{NEXT_MANIFEST_NAME}|{IMPORT_NAME}|[0-9]{{8}}\.log|{_TORN_COPY}|{_SNAPSHOT}\.[0-9a-f]{{8}})\.tmp"
+)
 
 _logger = logging.getLogger("holdfast.wal")
 

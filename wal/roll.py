@@ -1,10 +1,11 @@
 """Rolling: the open segment is sealed, and the log goes on in a new one.
 
-    spare there -> old segment cut and synced -> spare gets header and name -> manifest names it -> appends go there
+    spare there -> it gets its header and name, its manifest is on disk -> old segment cut and synced
+    -> the manifest takes its place -> appends go there
 
 A crash before the manifest names the new segment leaves one without frames, which the next start removes. The disk or
 the process may have nothing left for a new segment; then the log goes on in the old one, longer than it should be, and
-tries again a sixteenth of a segment later.
+tries again a sixteenth of a segment later. A roll that is refused costs no room that was there before it.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ class Roller:
     def is_due(self, frame_bytes: int) -> bool:
         """Whether the log is to roll before a frame of this length."""
         segment = self._files.open
-        if segment.is_short_for(frame_bytes):  # also while it is empty: on a full disk it may have been made short
-            return True
+        spare_bytes = segment.spare_bytes
+        if spare_bytes is not None and segment.rest_bytes < min(frame_bytes, spare_bytes):
+            return True  # also while it is empty: on a full disk it may have been made short
+        if spare_bytes is not None and segment.rest_bytes > spare_bytes:
+            return False  # what was promised of this one would not fit into that one
         return segment.size_bytes > HEADER_BYTES and segment.size_bytes + frame_bytes > self._roll_at_bytes
 
     def roll(self, frame_bytes: int, *, squeeze: bool = False) -> OSError | None:
@@ -65,8 +69,10 @@ class Roller:
         segment = self._files.open
         if segment.size_bytes == HEADER_BYTES:
             return None
-        refused = self.roll(pending_bytes, squeeze=segment.full)
-        if refused is not None and segment.full:
+        squeeze = segment.full and segment.spare_bytes is None
+        refused = self.roll(pending_bytes, squeeze=squeeze)
+        if refused is not None and squeeze:
+            segment.drop_spare()
             segment.allocate()  # what was given back for it
         return refused
 
@@ -74,24 +80,11 @@ class Roller:
         """Rolls; returns why not when there was no room."""
         files = self._files
         with refusal() as refused:
-            files.open.prepare_spare(frame_bytes, squeeze=squeeze)
-        if refused:
-            return refused[0]
-        files.open.cut()
-        files.sync()
-        before, before_bytes = files.open.header, files.open.size_bytes
-        header = self._next_header()
-        with refusal() as refused:
-            spare = files.open.name_spare(header)
-        if refused:
-            return refused[0]
-        error = files.replace_manifest(files.manifest.with_segment(header))
-        if error is not None:
-            files.open.give_up(spare)
-            return error
-        files.sealed = {**files.sealed, before.name: before_bytes}
-        files.open.advance(spare)
-        return None
+            spare = files.open.prepare_spare(frame_bytes, squeeze=squeeze)
+        error = refused[0] if refused else files.roll_to(spare, self._next_header())
+        if error is not None and files.open.rest_bytes < frame_bytes:
+            files.open.drop_spare()  # the last that can be done: the old segment may find its room
+        return error
 
     def _next_header(self) -> SegmentHeader:
         before = self._files.open.header

@@ -65,7 +65,9 @@ class NewerFormat(Exception):
     def __init__(self, directory: str, file: str, version: int, known: int) -> None:
         super().__init__(
             f"{directory}/{file} has format version {version}, this Holdfast reads up to {known}."
-            " Nothing was changed on disk"
+            " Nothing was changed on disk. Start the version of Holdfast that wrote it, or a later one. To go back to"
+            " this version, restore a backup that it made; or run `holdfast export` of the newer version, and"
+            " `holdfast import` of this one into an empty directory"
         )
 
 
@@ -181,7 +183,9 @@ def has_crc(data: bytes) -> bool:
 def begin_file(directory: Directory, name: str) -> File:
     """Makes a file under its temporary name; what a crash or a failure left there is ours, and goes."""
     temporary = name + TEMPORARY_SUFFIX
-    if temporary in directory.names():
+    try:
+        return directory.create(temporary)
+    except FileExistsError:
         directory.remove(temporary)
     return directory.create(temporary)
 

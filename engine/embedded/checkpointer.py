@@ -23,7 +23,7 @@ import errno
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import trio
@@ -86,7 +86,7 @@ class Checkpointer:
     Args:
         log: the log.
         live_bytes: estimates the length of a snapshot of the present state.
-        pending_bytes: length of what is on its way to the log.
+        holding: holds back what would need more room of the log than it says; see `Committer.holding`.
         with_log: runs a function that works on the log between two commits.
         run_blocking: runs a function that blocks on the disk, beside the commits.
         fold: writes snapshots.
@@ -103,7 +103,7 @@ class Checkpointer:
         log: Log,
         live_bytes: Callable[[], int],
         *,
-        pending_bytes: Callable[[], int],
+        holding: Callable[[], AbstractContextManager[int]],
         with_log: RunCommit,
         run_blocking: RunCommit,
         fold: Fold,
@@ -114,7 +114,7 @@ class Checkpointer:
         self.is_failing = False
         self._log = log
         self._live_bytes = live_bytes
-        self._pending_bytes = pending_bytes
+        self._holding = holding
         self._with_log = with_log
         self._run_blocking = run_blocking
         self._fold = fold
@@ -264,11 +264,11 @@ class Checkpointer:
         def plan_it() -> None:
             nonlocal plan, folded_bytes
             if seal:
-                self._log.seal(self._pending_bytes())
+                self._log.seal(promised_bytes)
             plan = self._log.plan_fold()
             folded_bytes = self._log.snapshot_bytes + self._log.sealed_bytes
 
-        with _refusals():
+        with _refusals(), self._holding() as promised_bytes:
             await self._with_log(plan_it)
         if plan is None:
             return Checkpoint(0, 0, folded_bytes, 0.0)

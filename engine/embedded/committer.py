@@ -13,14 +13,15 @@ import enum
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
 import trio
 
-from engine.commands.table import TABLE
+from engine.embedded.complaints import FullDiskComplaints
 from engine.sleeper import Sleeper
 from wal.log import Log
 
@@ -47,23 +48,20 @@ RELEASE_MAX = 256
 SLOW_COMMIT_S = 1.0
 """A commit that takes longer is worth a warning: everybody waits for it."""
 
+HELD_SHARE = 4
+"""While the log's room is lessened, so much of it may go on being used."""
+
 FRAME_OVERHEAD_BYTES = 256
 """What a group takes of the log beyond its records, at most: the heads of its frames."""
 
 ROOM_INTERVAL_S = 1.0
 """On a full disk, between two questions whether there is room again."""
 
-COMPLAINT_INTERVAL_S = 30.0
-"""Between two warnings that it is full."""
-
 CHECK_INTERVAL_S = 1.0
 """Between two looks at whether all files of the log are still in their places."""
 
 COMMIT_SAMPLES = 1024
 """Commits that the percentiles of `statistics` look back on."""
-
-_STORING = [row.name for row in TABLE if row.stores]
-_REFUSED = f"{', '.join(_STORING[:-1])} and {_STORING[-1]}"
 
 RunCommit = Callable[[Callable[[], None]], Awaitable[None]]
 """Runs a function that blocks on the disk; the default uses a thread, tests run it inline."""
@@ -162,10 +160,10 @@ class Committer(Generic[C]):
         self._lock = trio.Lock()
         self._in_flight_bytes = 0
         self._wanted_bytes = 0
+        self._held_to_bytes = math.inf
         self._next_room_s = 0.0
         self._next_check_s = 0.0
-        self._next_complaint_s = -math.inf
-        self._complained = False
+        self._complaints = FullDiskComplaints()
         self._sleeper = Sleeper()
         self._has_work = False
         self._last_count = 0  # answers in the last group
@@ -190,17 +188,38 @@ class Committer(Generic[C]):
                 self._release(answer)
 
     @property
-    def pending_bytes(self) -> int:
-        """What is on its way to the log, and sure of its room."""
-        return self._in_flight_bytes + self.open.records_bytes + FRAME_OVERHEAD_BYTES
+    def is_holding(self) -> bool:
+        """Whether there may be more room in a moment: what finds none now shall wait for `log_changed`."""
+        return self._held_to_bytes < math.inf
+
+    @contextmanager
+    def holding(self) -> Iterator[int]:
+        """Has no more put on its way to the log than it says, so that the room for the rest can be used otherwise.
+
+        What is on its way comes from the event loop, and the log is worked on in a thread: whoever is about to lessen
+        the log's room has to say beforehand what it promises, and hold the loop to that.
+
+        Yields:
+            Length of what may be on its way until the end of the block: what is, or a part of the room if that is more.
+        """
+        on_its_way_bytes = self._in_flight_bytes + self.open.records_bytes + FRAME_OVERHEAD_BYTES
+        self._held_to_bytes = promised_bytes = max(on_its_way_bytes, self.room.frames_bytes // HELD_SHARE)
+        try:
+            yield promised_bytes
+        finally:
+            self._held_to_bytes = math.inf
+            self._log_changed()
 
     def has_room(self, records_bytes: int) -> bool:
         """Whether records of one more command are sure to find room on the disk, with all that is on its way."""
         pending_bytes = self._in_flight_bytes + self.open.records_bytes + FRAME_OVERHEAD_BYTES
-        return pending_bytes + records_bytes <= self.room.frames_bytes
+        needed_bytes = pending_bytes + records_bytes
+        return needed_bytes <= self.room.frames_bytes and needed_bytes <= self._held_to_bytes
 
     def want_room(self, records_bytes: int) -> None:
         """Has room made for records of this length; `log_changed` is called when there is some, or the disk is full."""
+        if self.is_holding:
+            return  # it is called in any case
         self._wanted_bytes = self.open.records_bytes + records_bytes + FRAME_OVERHEAD_BYTES
         self._work()
 
@@ -346,17 +365,7 @@ class Committer(Generic[C]):
     def _note_room(self) -> None:
         """Takes over what the log says about its room, and says so when the disk is full."""
         was_full, self.room = self.room.full, self._log.room
-        now_s = trio.current_time()
-        if self.room.full:
-            if not was_full:
-                self._next_room_s = now_s + ROOM_INTERVAL_S
-            if now_s >= self._next_complaint_s:
-                self._next_complaint_s = now_s + COMPLAINT_INTERVAL_S
-                self._complained = True
-                _logger.warning(
-                    "the disk is full: %s are refused until there is room again; deleting may make some", _REFUSED
-                )
-        elif self._complained:
-            self._complained = False
-            _logger.warning("the disk has room again")
+        if self.room.full and not was_full:
+            self._next_room_s = trio.current_time() + ROOM_INTERVAL_S
+        self._complaints.note(self.room.full, trio.current_time())
         self._log_changed()

@@ -111,7 +111,7 @@ class Engine(Face):
             self._checkpointer = Checkpointer(
                 log,
                 lambda: state.live_bytes,
-                pending_bytes=lambda: self._committer.pending_bytes,
+                holding=self._committer.holding,
                 with_log=self._committer.with_log,
                 run_blocking=run_commit or in_thread(),
                 fold=fold,

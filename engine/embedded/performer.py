@@ -249,7 +249,7 @@ class Performer:
 
     def _without_room(self, records_bytes: int) -> Failure | Delay:
         """Refuses what the disk has no room for, or asks for some."""
-        if self._committer.room.full:
+        if self._committer.room.full and not self._committer.is_holding:
             return DISK_FULL
         self._committer.want_room(records_bytes)
         return Delay.NO_ROOM

@@ -90,7 +90,7 @@ def check(record: Record) -> Op:
     if code not in _SHAPES.get(tuple(map(type, record)), ()):
         if type(code) is int and code in _CODES:
             raise BadOp(f"op {code} has the wrong fields")
-        raise BadOp(f"unknown op {record[:1]}")
+        raise BadOp(f"unknown op {record[:1]}; a newer Holdfast may have written it, which then reads it")
     last = record[-1]
     if type(last) is tuple:
         fits = all(type(item) is bytes for item in last) and (bool(last) or code == PUSH)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from engine.embedded.committer import COMPLAINT_INTERVAL_S
+from engine.embedded.complaints import COMPLAINT_INTERVAL_S
 from tests.harness.load import check, new_books, run_load
 from tests.harness.process import Server
 from tests.harness.small_disk import SmallDisk

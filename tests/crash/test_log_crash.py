@@ -151,7 +151,12 @@ def rolling() -> FakeDisk:
     """Killed in a roll, when the new segment is there and the manifest does not know it."""
     disk = FakeDisk()
     _, log = logs.start(disk)
-    disk.fault = lambda _operation, name: disk.kill() if name == "MANIFEST.tmp" else None
+
+    def kill(operation: str, _name: str) -> None:
+        if operation == "sync_directory" and "00000002.log" in disk.names:
+            disk.kill()
+
+    disk.fault = kill
     with pytest.raises(LogFailed):  # noqa: PT012
         for commit in COMMITS:
             logs.append(log, commit)

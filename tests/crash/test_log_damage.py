@@ -8,6 +8,7 @@ import random
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -15,9 +16,11 @@ import pytest
 
 from engine.store import ops
 from tests.harness import logs
-from tests.harness.disk import FakeDisk
+from tests.harness.disk import FakeDirectory, FakeDisk
 from tests.harness.logs import COMMITS, DUMPS, TIME_MS
+from wal.files import LOCK_NAME, DiskDirectory
 from wal.frame import HEAD_BYTES, Scan, encode
+from wal.log import Log
 from wal.manifest import MANIFEST_NAME
 from wal.segment import HEADER_BYTES, Damage, NewerFormat, SegmentHeader, decode_header
 
@@ -292,6 +295,18 @@ def test_a_missing_manifest_is_refused() -> None:
     assert "the manifest is missing, but there is 00000001.log" in damage.reason
 
 
+@pytest.mark.parametrize("there", [set(CLOSED), {MANIFEST_NAME}, {FIRST}], ids=["all", "manifest", "segment"])
+def test_a_listing_that_comes_back_empty_never_has_a_new_log_made_over_the_old_one(
+    there: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A8, A15"""
+    disk = disk_of({name: CLOSED[name] for name in there})
+    monkeypatch.setattr(FakeDirectory, "names", lambda _self: [])
+    damage = refused(disk)
+    assert damage.file in there
+    assert "the listing of the directory leaves this file out" in damage.reason
+
+
 def test_a_missing_manifest_is_refused_also_when_only_an_empty_later_segment_is_left() -> None:
     """A8: its number says that there were others."""
     assert refused(disk_of({MIDDLE: CRASHED[MIDDLE][:HEADER_BYTES]})).file == MANIFEST_NAME
@@ -360,12 +375,34 @@ def test_data_of_a_newer_format_is_refused_and_not_touched() -> None:
         disk = disk_of(CRASHED)
         disk.put(name, data)
         before = disk.content()
-        with pytest.raises(
-            NewerFormat, match=f"fake/{name} has format version {version}, this Holdfast reads up to {version - 1}"
-        ):
-            logs.start(disk)
+        for _ in range(100):
+            with pytest.raises(
+                NewerFormat, match=f"fake/{name} has format version {version}, this Holdfast reads up to {version - 1}"
+            ):
+                logs.start(disk)
         assert disk.content() == before
         assert logs.changes(disk) == []
+
+
+def test_a_hundred_starts_on_a_real_log_of_a_newer_format_change_no_byte_and_name_the_way_back(tmp_path: Path) -> None:
+    """A13: but for LOCK, which names who holds it."""
+    for name, data in CRASHED.items():
+        (tmp_path / name).write_bytes(data)
+    newer = sealed(b"HOLDFAST" + msgpack.packb((3, {"something": "else"})))
+    (tmp_path / MANIFEST_NAME).write_bytes(newer)
+    tmp_path.chmod(0o700)
+
+    def content() -> dict[str, tuple[bytes, int]]:
+        files = (file for file in tmp_path.iterdir() if file.name != LOCK_NAME)
+        return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+    before = content()
+    for _ in range(100):
+        directory = DiskDirectory(tmp_path)
+        with pytest.raises(NewerFormat, match="Start the version of Holdfast that wrote it, or a later one"):
+            Log.recover(directory, lambda _frame: None, time_ms=TIME_MS)
+        directory.close()
+    assert content() == before
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import resource
 import shutil
 import signal
 import time
@@ -169,6 +170,59 @@ def test_a_directory_sync_that_fails_at_the_start_refuses_and_the_next_start_has
     server.under = ()
     server.start()
     assert values(server, 1) == ["v"]
+
+
+@pytest.mark.parametrize("way", [(), ("--no-door",)], ids=["door", "no door"])
+def test_out_of_descriptors_the_log_goes_on_rolling_and_checkpoints_come_when_there_are_some_again(
+    way: tuple[str, ...], tmp_path: Path
+) -> None:
+    """B6: the limit is lowered to what is open, in the middle of a life; a roll opens nothing, and nothing ends."""
+    with Server(tmp_path / "data", "--segment-size", "256KiB", *way) as server:
+        for number in range(3):
+            assert ask(server, f"SET k{number} {number:050000}") == 200
+        wait_until((server.data / "00000002.log.tmp").exists)
+        limit_descriptors(server, lowest_free(server))
+        for number in range(30):
+            assert ask(server, f"SET k{number} {number:050000}") == 200
+        assert server.is_running, server.log
+        rolled = len(list(server.data.glob("*.log")))
+        assert rolled > 2, "each roll gives back what the next spare takes"
+        limit_descriptors(server, 1024)
+        for number in range(30):
+            assert ask(server, f"SET m{number} {number:050000}") == 200
+        wait_until(lambda: not (server.data / "00000001.log").exists())  # a checkpoint has its process again
+        server.kill()
+        server.start()
+        assert values(server, 30) == [f"{number:050000}" for number in range(30)]
+
+
+def lowest_free(server: Server) -> int:
+    """The lowest number that is no open descriptor of the server's."""
+    used = {int(link.name) for link in Path(f"/proc/{server.pid}/fd").iterdir()}
+    return next(number for number in range(1024) if number not in used)
+
+
+def limit_descriptors(server: Server, count: int) -> None:
+    _, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (count, hard))
+
+
+def test_a_file_system_that_allocates_nothing_more_ends_no_server(tmp_path: Path) -> None:
+    """B3, B4, I1 to I6: a quota or a thin volume says so for ever, while the disk says that much is free."""
+    books = new_books()
+    with Server(tmp_path / "data", "--segment-size", "256KiB") as server:
+
+        async def refuse() -> None:
+            await trio.sleep(0.3)
+            with attached(server, "fallocate:error=ENOSPC", calls="fallocate"):
+                await trio.to_thread.run_sync(wait_until, lambda: "the disk is full" in server.log)
+                await trio.sleep(2)
+                assert server.is_running, server.log
+            server.kill()
+
+        trio.run(run_load, (server.host, server.port), books, 1, refuse)
+        server.start()
+        trio.run(check, (server.host, server.port), books, list(books.queues))
 
 
 def test_a_directory_sync_that_fails_while_it_runs_ends_with_code_5(tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ from tests.drill.plant import HISTORY, UNREADABLE, Bug, Edit, Kind
 from wal.checkpoint import install, remove_folded
 from wal.frame import Scan
 from wal.log import Log
-from wal.manifest import write_manifest
+from wal.log_files import LogFiles
+from wal.manifest import begin_manifest, write_manifest
 from wal.open_segment import OpenSegment
-from wal.recovery import _reopen
+from wal.recovery import _create, _reopen
 from wal.replay import mend
-from wal.roll import Roller
 from wal.segment import SegmentHeader, finish_file
+from wal.spare import Spare
 
 THE_FIFTEEN: tuple[Bug, ...] = (
     Bug(
@@ -51,7 +52,13 @@ THE_FIFTEEN: tuple[Bug, ...] = (
         "no directory sync",
         "A new file is synced, its name is not: after a power cut segments and manifests are gone. LevelDB, and most"
         " that were looked at by ALICE (OSDI 2014).",
-        (Edit(finish_file, "directory.sync()", "planted()"),),
+        (
+            Edit(finish_file, "directory.sync()", "planted()"),
+            Edit(write_manifest, "directory.sync()", "planted()"),
+            Edit(LogFiles.replace_manifest, "self.directory.sync()", "planted()"),
+            Edit(LogFiles.roll_to, "self.directory.sync()", "planted()"),
+            Edit(Spare.prepare, "self._directory.sync()", "planted()"),
+        ),
         (*HISTORY, Kind.SHOWN, *UNREADABLE),
     ),
     Bug(
@@ -125,16 +132,15 @@ THE_FIFTEEN: tuple[Bug, ...] = (
                 'directory.rename(name, "reused") if folded else directory.remove(name)',
             ),
             Edit(
-                OpenSegment._make_spare,
-                "self._spare = begin_file(self._directory, segment_name(self.header.number + 1))",
+                Spare.__init__,
+                "self.file: File = begin_file(directory, self._name)",
                 """
-                if "reused" in self._directory.names():
+                if "reused" in directory.names():
                     planted()
-                    name = segment_name(self.header.number + 1) + TEMPORARY_SUFFIX
-                    self._directory.rename("reused", name)
-                    self._spare = self._directory.open(name, 0)
+                    directory.rename("reused", self._name + TEMPORARY_SUFFIX)
+                    self.file = directory.open(self._name + TEMPORARY_SUFFIX, 0)
                 else:
-                    self._spare = begin_file(self._directory, segment_name(self.header.number + 1))
+                    self.file = begin_file(directory, self._name)
                 """,
             ),
             Edit(
@@ -279,7 +285,12 @@ MORE: tuple[Bug, ...] = (
     Bug(
         "renamed before synced",
         "A file gets its name before its content is on disk: the empty files of ext4, 2009.",
-        (Edit(finish_file, "file.sync()", "planted()"),),
+        (
+            Edit(finish_file, "file.sync()", "planted()"),
+            Edit(begin_manifest, "file.sync()", "planted()"),
+            Edit(Spare.prepare, "self._manifest.sync()", "planted()"),
+            Edit(Spare.prepare, "self.file.sync()", "planted()"),
+        ),
         (*HISTORY, Kind.SHOWN, *UNREADABLE),
     ),
     Bug(
@@ -306,20 +317,18 @@ MORE: tuple[Bug, ...] = (
         "No temporary file, no rename: a crash in mid-write leaves neither the old nor the new one.",
         (
             Edit(
-                write_manifest,
-                "create_file(directory, MANIFEST_NAME, encode_manifest(manifest)).close()",
+                LogFiles.replace_manifest,
+                "begin_manifest(self.directory, manifest)",
                 """
-                if MANIFEST_NAME not in directory.names():
-                    create_file(directory, MANIFEST_NAME, encode_manifest(manifest)).close()
-                else:
-                    planted()
-                    file = directory.open(MANIFEST_NAME, 0)
-                    file.write(encode_manifest(manifest))
-                    file.truncate(len(encode_manifest(manifest)))
-                    file.sync()
-                    file.close()
+                planted()
+                file = self.directory.open(MANIFEST_NAME, 0)
+                file.write(encode_manifest(manifest))
+                file.truncate(len(encode_manifest(manifest)))
+                file.sync()
+                file.close()
                 """,
             ),
+            Edit(LogFiles.replace_manifest, "name_manifest(self.directory)", ""),
         ),
         UNREADABLE,
     ),
@@ -333,7 +342,7 @@ MORE: tuple[Bug, ...] = (
         "rolled without a sync",
         "A segment is sealed, and what was written last in it is still in the cache when later commits are"
         " acknowledged.",
-        (Edit(Roller._try, "files.sync()", "files.durable_lsn = files.last_lsn\nplanted()"),),
+        (Edit(LogFiles.roll_to, "self.sync()", "self.durable_lsn = self.last_lsn\nplanted()"),),
         (*HISTORY, *UNREADABLE),
     ),
     Bug(
@@ -501,6 +510,66 @@ MORE: tuple[Bug, ...] = (
             ),
         ),
         (Kind.FAILED,),
+    ),
+    Bug(
+        "cut before the roll has all it needs",
+        "A full disk refuses the next manifest when the old segment has given its room up: commands that were admitted"
+        " find none, and the server ends instead of answering 507.",
+        (
+            Edit(
+                LogFiles.roll_to,
+                "manifest = self.manifest.with_segment(header)",
+                """
+                planted()
+                self.open.cut()
+                manifest = self.manifest.with_segment(header)
+                """,
+            ),
+        ),
+        test="tests/wal/test_roll.py::test_a_roll_that_is_refused_gives_up_nothing_of_what_was_promised",
+    ),
+    Bug(
+        "no room kept for the next manifest",
+        "The spare segment has its room, the manifest that is to name it has none: on a full disk no log can roll.",
+        (Edit(Spare.allocate, "self._manifest.allocate(manifest_bytes)", "planted()"),),
+        test="tests/wal/test_roll.py::test_a_roll_needs_nothing_of_a_disk_of_which_others_take_every_byte",
+    ),
+    Bug(
+        "squeezed without regard for what was promised",
+        "For a short segment on a full disk, all the rest of the old one is given back first; it does not come again.",
+        (
+            Edit(
+                OpenSegment.prepare_spare,
+                "self.cut(keep_bytes=frame_bytes)",
+                """
+                planted()
+                self.cut()
+                """,
+            ),
+        ),
+        test="tests/wal/test_roll.py::test_a_squeeze_that_finds_no_room_keeps_what_was_promised",
+    ),
+    Bug(
+        "admitted while the room is lessened",
+        "The checkpoint says what is on its way to the log, and while the log is sealed more comes: it finds no room.",
+        (
+            Edit(
+                Committer.has_room,
+                "return needed_bytes <= self.room.frames_bytes and needed_bytes <= self._held_to_bytes",
+                """
+                self.is_holding and planted()
+                return needed_bytes <= self.room.frames_bytes
+                """,
+            ),
+        ),
+        test="tests/engine/embedded/test_room.py::test_while_the_room_is_lessened_no_more_is_admitted_than_was_promised",
+    ),
+    Bug(
+        "a new log over an old one",
+        "A directory lists nothing, because the disk is not there yet or hangs, and a new store is made in it.",
+        (Edit(_create, "_check_listing(directory, names, name)", "planted()"),),
+        test="tests/crash/test_log_damage.py::"
+        "test_a_listing_that_comes_back_empty_never_has_a_new_log_made_over_the_old_one",
     ),
     Bug(
         "room never asked for again",

@@ -7,6 +7,7 @@
     disk.cut_power()  what was not synced is gone: file contents by `File.sync`, names by `Directory.sync`
     disk.fault = f    f(operation, name) is called before every operation and may raise OSError, or cut the power
     disk.capacity_bytes = n   there is room for so much, and not a byte more (ENOSPC)
+    disk.is_contested = True  others write as well, and take every byte there is as soon as it is free
 
 What was not synced need not be gone altogether. With a `random.Random` as `torn`, the system had begun to bring it to
 the disk when the power went: of every file any of the 512-byte sectors written since its last sync, in any order, each
@@ -83,6 +84,7 @@ class FakeDisk:
         self.names: Entries = {}
         self.durable_names: Entries = {}
         self.capacity_bytes = capacity_bytes
+        self.is_contested = False
         self.allocates = allocates
         self.fault: Fault | None = None
         self.torn: random.Random | None = None
@@ -169,6 +171,8 @@ class FakeDisk:
         if not self.is_alive(holder):
             raise OSError("this holder of the disk was killed")
         self.log.append((operation, name))
+        if self.is_contested:
+            self.capacity_bytes = self.used_bytes
         if self.fault is not None:
             self.fault(operation, name)
 
@@ -370,6 +374,9 @@ class FakeFile:
         self._disk.operate(self._directory, "truncate", self._name)
         self.content.resize(size_bytes)
         self._offset = min(self._offset, size_bytes)
+
+    def rewind(self) -> None:
+        self._offset = 0
 
     def allocate(self, size_bytes: int) -> None:
         self._disk.operate(self._directory, "allocate", self._name)

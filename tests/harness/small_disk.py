@@ -6,6 +6,8 @@ with SmallDisk(tmp_path, "tmpfs") as disk:
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 from types import TracebackType
@@ -13,12 +15,21 @@ from typing import Self
 
 from tests.harness.process import ROOT
 
-SIZE = "16M"
+_SIZES = {"tmpfs": "16M", "ext4": "16M", "btrfs": "128M", "xfs": "304M"}
+"""As small as each can be made."""
 
 _MOUNT = {
     "tmpfs": "mount -t tmpfs -o size={size},mode=700 tmpfs {path}",
-    "ext4": "truncate -s {size} {path}.image && mkfs.ext4 -q {path}.image && mount -o loop {path}.image {path}",
+    **{
+        kind: f"truncate -s {{size}} {{path}}.image && mkfs.{kind} -q {{path}}.image >&2"
+        " && mount -o loop {path}.image {path} && chmod 700 {path}"
+        for kind in ("ext4", "btrfs", "xfs")
+    },
 }
+
+_HAS_LOOPS = os.geteuid() == 0 and Path("/dev/loop-control").exists()
+KINDS = ("tmpfs", *(kind for kind in ("ext4", "btrfs", "xfs") if _HAS_LOOPS and shutil.which(f"mkfs.{kind}")))
+"""What can be mounted here: as root, whatever has its tool."""
 
 _NAMESPACES = {
     "--mount": ("--mount",),
@@ -28,11 +39,11 @@ _NAMESPACES = {
 
 
 class SmallDisk:
-    """A disk of 16 MiB.
+    """A small disk.
 
     Args:
         scratch: a directory; the disk is mounted in it.
-        kind: tmpfs or ext4. The latter takes root and a loop device.
+        kind: one of `KINDS`; all but tmpfs take root and a loop device.
     """
 
     def __init__(self, scratch: Path, kind: str) -> None:
@@ -43,7 +54,8 @@ class SmallDisk:
         self.enter: list[str] = []
 
     def __enter__(self) -> Self:
-        script = f"{_MOUNT[self._kind].format(size=SIZE, path=self.path)} && echo mounted && exec sleep infinity"
+        mount = _MOUNT[self._kind].format(size=_SIZES[self._kind], path=self.path)
+        script = f"{mount} && echo mounted && exec sleep infinity"
         complaints = []
         for unshare, nsenter in _NAMESPACES.items():
             command = ["unshare", *unshare.split(), "sh", "-c", script]

@@ -36,6 +36,9 @@ ERRORS = (errno.EIO, errno.EIO, errno.ENOSPC)
 OF_DESCRIPTORS = ("names", "read", "create", "open")
 """Operations that can find the process out of descriptors."""
 
+OF_ROOM = ("allocate", "create")
+"""Operations that a quota or a thin volume refuses, whatever the disk says is free; an engine has to go on."""
+
 FOR_EVER = 1 << 30
 
 
@@ -82,8 +85,11 @@ def draw_plan(chance: random.Random, *, strikes: float, errors: float, within: i
         plan.failures = chance.choice((1, 1, 1, 1, 3, FOR_EVER))
         if chance.random() < 0.5:
             plan.strike_after = chance.randint(1, within // 8)  # late enough for what failed to be taken for done
-        if chance.random() < 0.1:
+        kind = chance.random()
+        if kind < 0.1:
             plan.targets, plan.error = OF_DESCRIPTORS, errno.EMFILE
+        elif kind < 0.25:
+            plan.targets, plan.error = OF_ROOM, errno.ENOSPC
     return plan
 
 
@@ -98,6 +104,9 @@ class Faults:
 
     def __init__(self, disk: FakeDisk, strike: Callable[[], None], trace: Callable[[str], None] | None) -> None:
         self.injected = 0
+        """Errors so far."""
+        self.excuses = 0
+        """Those of them that may end an engine: not those that say that there is nothing left."""
         self._disk = disk
         self._strike = strike
         self._trace = trace
@@ -129,6 +138,7 @@ class Faults:
             elif plan.failures > 0:
                 plan.failures -= 1
                 self.injected += 1
+                self.excuses += plan.targets not in (OF_DESCRIPTORS, OF_ROOM)
                 if plan.failures == 0 and plan.strike_after is not None:
                     plan.strike_at, plan.struck = plan.strike_after, CHANGING
                 if self._trace is not None:

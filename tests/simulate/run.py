@@ -132,7 +132,7 @@ class Simulation:
         self._flip_a_bit()
         for attempt in range(STARTS_MAX):
             rage = 0.0 if calm or attempt > STARTS_MAX // 2 else 1.0
-            self._disk.capacity_bytes = None
+            self._disk.capacity_bytes, self._disk.is_contested = None, False
             before = self._disk.copy()
             self._faults.arm(draw_plan(self._chance, strikes=0.2 * rage, errors=0.2 * rage, within=12))
             found = await self._try_to_start()
@@ -198,7 +198,7 @@ class Simulation:
 
     async def _live(self) -> None:
         """Lets the clients work until the engine ends, in one way or another."""
-        injected = self._faults.injected
+        excuses = self._faults.excuses
         self._faults.arm(draw_plan(self._chance, strikes=0.6, errors=0.35, within=80))
         if self._faults.may_say_full:
             self._books.life.full_until_ms = math.inf
@@ -216,12 +216,12 @@ class Simulation:
             if self._chance.random() < 0.5:
                 with trio.move_on_after(self._chance.choice(DELAYS_MS) / 1000):
                     await _first_of(self._world.ended, self._dead)
-            await self._end_life(injected)
+            await self._end_life(excuses)
             nursery.cancel_scope.cancel()
         self.result.checkpoints += self._world.engine.statistics().checkpoints
         invariants.check_punctuality(self._books.life)
 
-    async def _end_life(self, injected: int) -> None:
+    async def _end_life(self, excuses: int) -> None:
         """Ends a life by a clean stop or a crash, unless it has ended already."""
         life = self._books.life
         end = self._chance.choice((End.STOP, End.STOP, End.KILL, End.POWER))
@@ -233,7 +233,7 @@ class Simulation:
             await self._world.kill()
         elif self._world.failure is not None:
             self._trace(f"the engine failed: {self._world.failure}")
-            if self._faults.injected == injected and not (life.full_until_ms and not self._disk.allocates):
+            if self._faults.excuses == excuses and not (life.full_until_ms and not self._disk.allocates):
                 raise Violation(f"the engine failed without a reason: {_cause(self._world.failure)}")
             self.result.failures += 1
             self._books.close(End.KILL, self._now_ms())
@@ -340,9 +340,10 @@ class Simulation:
         life = self._books.life
         life.full_until_ms = math.inf
         self._disk.capacity_bytes = self._disk.used_bytes + self._chance.choice(ROOM_BYTES)
-        self._trace(f"room for {self._disk.free_bytes} bytes")
+        self._disk.is_contested = self._chance.random() < 0.5
+        self._trace(f"room for {self._disk.free_bytes} bytes{', which others take' * self._disk.is_contested}")
         await trio.sleep(self._chance.choice((1, 20, 500, 5_000)) / 1000)
-        self._disk.capacity_bytes = None
+        self._disk.capacity_bytes, self._disk.is_contested = None, False
         self._trace("room again")
         if not self._faults.may_say_full:
             life.full_until_ms = self._now_ms() + invariants.LATE_MS

@@ -17,6 +17,7 @@ import pytest
 
 from tests.harness import logs
 from tests.harness.disk import FakeDisk
+from tests.harness.effort import many
 from wal.files import LOCK_NAME, DirectoryError, DiskDirectory, DiskFile, LockedError
 from wal.log import Log
 from wal.segment import Damage
@@ -473,3 +474,26 @@ def test_a_file_may_have_a_second_name_here_and_elsewhere(directory: DiskDirecto
         directory.link("nowhere", other, "d")
     assert (tmp_path / "data" / "b").samefile(tmp_path / "other" / "c")
     other.close()
+
+
+def test_two_threads_that_list_the_directory_at_once_both_see_every_name_once(directory: DiskDirectory) -> None:
+    """B8: a checkpoint removes what it folded beside the commits, which list the directory as well."""
+    expected = sorted([LOCK_NAME, *(f"{number:08}.log" for number in range(200))])
+    for name in expected[:-1]:
+        directory.create(name).close()
+    begin = threading.Barrier(2)
+    wrong: list[list[str]] = []
+
+    def list_again_and_again() -> None:
+        begin.wait()
+        listings = (directory.names() for _ in range(many(400)))
+        wrong.extend(found for found in listings if found != expected)
+
+    before = descriptors()
+    threads = [threading.Thread(target=list_again_and_again) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong, f"{len(wrong)} listings of 200 names had {sorted(map(len, wrong))}"
+    assert descriptors() == before

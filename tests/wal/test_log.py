@@ -143,7 +143,7 @@ def test_a_frame_larger_than_a_segment_gets_one_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
-@pytest.mark.parametrize("creation", [1, 2], ids=["segment", "manifest"])
+@pytest.mark.parametrize("creation", [1, 2], ids=["manifest", "segment"])
 def test_without_descriptors_the_log_goes_on_in_the_old_segment_and_rolls_later(code: int, creation: int) -> None:
     """B6"""
     disk = FakeDisk()
@@ -529,14 +529,19 @@ def test_a_roll_that_the_manifest_refuses_gives_the_new_segments_room_back(code:
     log.make_room()
     disk.capacity_bytes = disk.used_bytes
 
+    refused = 0
+
     def fault(operation: str, name: str) -> None:
-        if (operation, name) == ("create", "MANIFEST.tmp"):
+        nonlocal refused
+        if (operation, name) == ("write", "MANIFEST.next.tmp"):
+            refused += 1
             raise OSError(code, "there is nothing left")
 
     disk.fault = fault
     append(log, "b" * 60_000)
     log.commit()
     log.check_files()
+    assert refused == 1
     disk.fault = None
     disk.kill()
     assert [value[0] for value in values(disk)] == ["a", "b"]

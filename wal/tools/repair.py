@@ -134,6 +134,7 @@ class _Planner:
         self._loss = Loss()
         self._reasons: list[str] = []
         self._caveats: list[str] = []
+        self._clean_close = False
 
     def plan(self) -> Plan:
         for _ in range(2 * len(self._source.names()) + 2):
@@ -167,7 +168,10 @@ class _Planner:
         removed = sorted(self._overlay.removed & set(self._source.names()))  # a missing file stays missing
         steps = [Step(name, self._describe(name, data)) for name, data in sorted(changed.items())]
         steps += [Step(name, "is set aside") for name in removed]
-        return Plan(self._damage, steps, changed, removed, self._loss, self._reasons, self._caveats, report)
+        plan = Plan(self._damage, steps, changed, removed, self._loss, self._reasons, self._caveats, report)
+        if self._clean_close and plan.lost and not plan.reasons:
+            plan.reasons.append("the log was closed cleanly, so every record was on disk, the last ones too")
+        return plan
 
     def _original(self, name: str) -> bytes | None:
         return self._source.read(name) if name in self._source.names() else None
@@ -193,6 +197,7 @@ class _Planner:
             return
         manifest = self._read_manifest()
         if manifest.clean_close is not None:
+            self._clean_close = True
             self._loss.last_lsn = max(self._loss.last_lsn, manifest.clean_close.last_lsn)
         if damage.file not in listed(manifest):
             self._mend_unlisted(manifest, damage)

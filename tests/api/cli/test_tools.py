@@ -271,10 +271,12 @@ def test_repair_says_what_it_would_do_and_does_it_when_told(data: Path) -> None:
         f"  MANIFEST      is written anew and names {FIRST} to {LAST}",
         "Lost: LSN 11 to 12, 2 records",
         "Kept: everything up to record 10, written 2023-11-14T22:13:20.006Z",
-        f"Nothing was changed. To do it, with the server stopped: holdfast wal repair {data} --fix",
+        "This must be agreed to: the log was closed cleanly, so every record was on disk, the last ones too",
+        f"Nothing was changed. To do it, with the server stopped: holdfast wal repair {data} --fix --accept-data-loss",
     ]
+    assert run("wal", "repair", data, "--fix").exit_code == 3
     assert content(data) == before
-    result = run("wal", "repair", data, "--fix")
+    result = run("wal", "repair", data, "--fix", "--accept-data-loss")
     assert result.exit_code == 0
     assert "Verified: a server starts on it" in result.stdout
     after = content(data)

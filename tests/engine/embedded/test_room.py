@@ -497,6 +497,26 @@ async def test_pings_and_reads_are_answered_while_the_disk_is_slow(world: Foldin
     assert [job.reply for job in (*jobs, read)] == [Ok(), Ok(), Ok(), Value(b"x" * 9_000)]
 
 
+async def test_while_the_room_is_lessened_no_more_is_admitted_than_was_promised(world: FoldingWorld) -> None:
+    """B3, B4: a checkpoint squeezes the segment in a thread; what comes meanwhile waits, and is not refused."""
+    keys = [b"%03d" % number + b"k" * 1_000 for number in range(100)]
+    for key in keys:
+        await world.spawn([b"SET", key, b"v"]).wait()
+    await fill(world, 1_000)
+    committer = world.engine._committer
+    room_bytes = committer.room.frames_bytes
+    with committer.holding() as promised_bytes:
+        assert promised_bytes <= room_bytes // 2
+        few = promised_bytes // 2 // 1_000
+        assert await world.spawn([b"DELETE", *keys[:few]]).wait() == Integer(few), "what fits goes on"
+        many = (promised_bytes + room_bytes) // 2 // 1_000
+        deletion = world.spawn([b"DELETE", *keys[few : few + many]])
+        await trio.sleep(1)
+        assert not deletion.done.is_set()
+    assert await deletion.wait() == Integer(many)
+    assert is_full(world)
+
+
 async def test_without_descriptors_writes_go_on_in_the_old_segment(world: FoldingWorld) -> None:
     """B6: far beyond its size; and it rolls when there are some again."""
 
