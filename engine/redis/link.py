@@ -33,7 +33,7 @@ from coredis.connection import TCPConnection
 from coredis.exceptions import RedisError
 
 from engine.redis.endpoint import Address
-from engine.redis.errors import ClusterError, Lost, NotSent
+from engine.redis.errors import ClusterError, Lost, NotSent, NotYet
 from engine.redis.group import GROUP_MAX, Group, next_count_max, next_requests
 from engine.redis.node import ANSWER_TIMEOUT_S, FRONT_NAME, Simple, check_version, connect, fault, send
 from engine.redis.request import Request
@@ -136,7 +136,7 @@ class Link:
         elif request.writes and not request.insists and self.vitals.abandoned:
             if trio.current_time() >= self._looked_s + LOOK_AGAIN_S:
                 self._look_at_replicas()
-            self._owner.answered(request, NotSent(self.vitals.abandoned))
+            self._owner.answered(request, NotYet(self.vitals.abandoned))
         else:
             self.posted_s = trio.current_time()
             self._outbox.append(request)

@@ -179,6 +179,8 @@ def test_an_error_is_said_in_our_words(desk: Desk, line: str, error: Exception, 
     ("kind", "held"),
     [
         (b"list", "a queue"),
+        (b"string", "a queue"),  # it was, before somebody replaced it
+        (b"none", "a queue"),
         (b"hash", "something that is nothing of Holdfast's"),
         (NotSent("away"), "a queue"),
     ],
