@@ -11,6 +11,7 @@ from coredis.exceptions import (
     AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
+    MovedError,
     ReadOnlyError,
     ResponseError,
     TryAgainError,
@@ -163,6 +164,10 @@ WRONG_TYPE = "the key holds a plain value, {} needs a queue"
         ("SET k v", ResponseError("NOREPLICAS Not enough"), Error.UNAVAILABLE, "redis: NOREPLICAS Not enough"),
         ("GET k", ResponseError("BUSY Redis is busy"), Error.UNAVAILABLE, "redis: BUSY Redis is busy"),
         ("GET k", BusyLoadingError("Redis is loading"), Error.UNAVAILABLE, "redis: Redis is loading"),
+        (
+            *("GET k", MovedError("7 10.0.0.1:7000"), Error.UNAVAILABLE),
+            "redis: its nodes do not agree on who serves the slot of this key",
+        ),
         ("GET k", ClusterDownError("The cluster is down"), Error.UNAVAILABLE, "redis: The cluster is down"),
         ("SET k v", ReadOnlyError("You can't write"), Error.UNAVAILABLE, "redis: You can't write"),
         ("GET k", AuthorizationError("no"), Error.UNAVAILABLE, "redis does not permit this to the server's user"),

@@ -165,6 +165,19 @@ async def test_nodes_that_send_on_in_a_circle_are_not_followed_for_ever(owner: O
     assert owner.router.redirections == SENT_ON_MAX
 
 
+async def test_a_thousand_requests_to_a_node_that_sends_all_on_to_itself_are_soon_answered(
+    owner: Owner, net: FakeNet
+) -> None:
+    net[A].answers[b"SET"] = lambda _words: Fault(f"MOVED {slot_of(LOW)} {A}")
+    results: list[Any] = []
+    for _ in range(1_000):
+        owner.router.post(Request(b"SET", (LOW, b"1"), slot_of(LOW), results.append, writes=True))
+    await trio.sleep(1)
+    assert [type(result) for result in results] == [MovedError] * 1_000
+    assert owner.router.redirections == 1_000 * SENT_ON_MAX
+    assert await owner.do(b"GET", LOW) is None, "it goes on"
+
+
 @pytest.mark.parametrize("host", ["", "?"])
 async def test_a_node_may_leave_its_own_host_out(owner: Owner, net: FakeNet, host: str) -> None:
     answers = iter([Fault(f"MOVED {slot_of(LOW)} {host}:7000"), b"v"])
