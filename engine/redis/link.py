@@ -45,7 +45,7 @@ GROUPS_UNDER_WAY_MAX = 2
 SET takes 50 microseconds of our time instead of 35.
 """
 
-RECONNECT_S = (0.05, 1.0)
+RECONNECT_S = (0.05, 0.5)
 """First and longest pause between two attempts to connect."""
 
 LOOK_AGAIN_S = 0.25

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from engine.commands.words import TTL_MS_MAX
 from engine.moving.directory import items_of
 from engine.moving.items import InUse, Item, MoveError, Piece, Plain
 from engine.moving.masters import Master, fronts_in, open_masters
@@ -495,3 +496,9 @@ async def test_where_the_clock_of_redis_is_another_keys_have_as_long_to_live_the
     assert DAY_MS - 60_000 < one.do("PTTL", "k") <= DAY_MS + 1_000
     back = await take_from(one.url, clock)
     assert dump_of(back) == list(state_of(content).dump())
+
+
+async def test_the_longest_expiry_goes_there_and_comes_back(one: RedisNode) -> None:
+    content: list[Op] = [(ops.PUT, b"for ages", b"", NOW_MS + TTL_MS_MAX), (ops.PUT, b"last", b"", 2**63 - 1)]
+    assert (await put_into(one.url, Items(state_of(content)))).differences == []
+    assert dump_of(await take_from(one.url)) == list(state_of(content).dump())
