@@ -127,8 +127,10 @@ def is_quick_to_answer(reply: Sequence[Reply] | Refused) -> bool:
     """
     if isinstance(reply, Refused):
         return True
+    if len(reply) > _SLICE_ANSWERS_MAX:
+        return False
     values_bytes = sum([len(one.value) for one in reply if isinstance(one, Value) and one.value is not None])
-    return len(reply) <= _SLICE_ANSWERS_MAX and values_bytes <= QUICK_VALUES_BYTES_MAX
+    return values_bytes <= QUICK_VALUES_BYTES_MAX
 
 
 def answer(batch: BatchRequest, reply: Sequence[Reply] | Refused) -> Answer:
