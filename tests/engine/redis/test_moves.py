@@ -175,6 +175,7 @@ async def test_under_load_masters_hand_over_to_their_replicas_and_nobody_is_refu
     """I1, I3, I6: `CLUSTER FAILOVER`, with a replica that writes wait for."""
     cluster = own_redis_cluster
     await trio.to_thread.run_sync(cluster.wait_until_healthy)
+    cluster.flush()
     fronts = [await start_front(nursery, cluster.url, min_replicas=1) for _ in range(2)]
     crowd = Crowd(fronts, 3)
     await nursery.start(crowd.run)
