@@ -1,6 +1,6 @@
 """The lines of an export: JSON, one object a line, in UTF-8. Pure.
 
-    {"format": "holdfast export", "version": 1, "source": "store 5e... at record 12", "entries": 3}
+    {"format": "holdfast export", "version": 2, "source": "store 5e...", "time_ms": 1690000000000, "entries": 3}
     {"key": "k", "value": "v", "expires_ms": 1700000000000}
     {"queue": "q", "values": ["a", "b"]}
     {"keys": 1, "queues": 1, "values": 2, "checksum": "8f..."}
@@ -23,14 +23,16 @@ from engine.moving.move import Source
 from engine.moving.tally import Tally
 
 FORMAT = "holdfast export"
-VERSION = 1
+VERSION = 2
+"""Version 1 had no `time_ms`."""
 
 LINE_BYTES_MAX = 512 * 1024 * 1024
 """Far above what the longest value takes that fits a record."""
 
 TIME_MS_MAX = (1 << 63) - 1
 
-HEADER = ("format", "version", "source", "entries")
+HEADER = ("format", "version", "source", "time_ms", "entries")
+NEEDED = {"format", "version", "source"}
 LAST = ("keys", "queues", "values", "checksum")
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
@@ -57,7 +59,7 @@ async def export(source: Source, write: Callable[[bytes], object], progress: Cal
     # What comes in another order every time is another export every time: nobody may resume behind the lines of one
     # with those of the next.
     identity = source.identity if source.is_repeatable else f"{source.identity} export {secrets.token_hex(16)}"
-    write(_line(dict(zip(HEADER, (FORMAT, VERSION, identity, source.entries), strict=True))))
+    write(_line(dict(zip(HEADER, (FORMAT, VERSION, identity, source.time_ms, source.entries), strict=True))))
     tally = Tally()
     async with aclosing(source.batches()) as batches:
         async for batch in batches:
@@ -110,7 +112,7 @@ class LinesSource:
             members = self._next_line()
             if members is None:
                 raise BadLine("the first line is missing")
-            self.identity, self.entries = _read_header(members)
+            self.identity, self.time_ms, self.entries = _read_header(members)
 
     def check(self, tally: Tally) -> None:
         """Compares what came with what the last line says.
@@ -154,7 +156,7 @@ class LinesSource:
         names = members.keys()
         if names in ({"key", "value"}, {"key", "value", "expires_ms"}):
             self._queue = None
-            deadline_ms = _time(members["expires_ms"]) if "expires_ms" in members else None
+            deadline_ms = _time("expires_ms", members["expires_ms"]) if "expires_ms" in members else None
             yield Plain(_bytes(members["key"]), _bytes(members["value"]), deadline_ms)
         elif names == {"queue", "values"}:
             yield from self._read_queue(_bytes(members["queue"]), members["values"])
@@ -223,15 +225,17 @@ def _refuse_constant(name: str) -> None:
 _decode = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant).decode
 
 
-def _read_header(members: dict[str, Any]) -> tuple[str, int]:
+def _read_header(members: dict[str, Any]) -> tuple[str, int, int]:
     if members.get("format") != FORMAT:
         raise BadLine(f'an export begins with {{"format": "{FORMAT}", ...}}')
-    if members.get("version") != VERSION:
-        raise BadLine(f"version {members.get('version')} of the format is not known; this Holdfast knows {VERSION}")
-    source, entries = members.get("source"), members.get("entries", 0)
-    if members.keys() not in (set(HEADER), set(HEADER[:-1])) or type(source) is not str or not _is_count(entries):
+    version = members.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise BadLine(f"version {version} of the format is not known; this Holdfast knows 1 to {VERSION}")
+    source, time_ms, entries = members.get("source"), members.get("time_ms", 0), members.get("entries", 0)
+    names_fit = members.keys() >= NEEDED and members.keys() <= set(HEADER)
+    if not names_fit or type(source) is not str or not _is_count(entries):
         raise BadLine(f"the first line has the members {', '.join(HEADER)}")
-    return source, entries
+    return source, _time("time_ms", time_ms), entries
 
 
 def _read_last(members: dict[str, Any]) -> tuple[Any, ...]:
@@ -245,9 +249,9 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _time(value: Any) -> int:
+def _time(name: str, value: Any) -> int:
     if type(value) is not int or not 0 <= value <= TIME_MS_MAX:
-        raise BadLine("expires_ms is a number of milliseconds since 1970")
+        raise BadLine(f"{name} is a number of milliseconds since 1970")
     return value
 
 

@@ -158,14 +158,14 @@ async def _open_source(place: Place, skip_foreign: bool, stages: _Stages, *, loc
     if isinstance(place, Endpoint):
         redis = _redis()
         async with redis.open_masters(place) as masters:
-            yield await redis.RedisSource.open(masters, skip_foreign=skip_foreign)
+            yield await redis.RedisSource.open(masters, _wall_ms, skip_foreign=skip_foreign)
         return
     try:
         directory = DiskDirectory(place, beside=not locked)
     except LockedError as error:
         raise LockedError(str(place), f"{error.holder}; stop it, or export without --to") from None
     try:
-        yield DirectorySource(directory, stages.stage("reading", megabytes))
+        yield DirectorySource(directory, _wall_ms, stages.stage("reading", megabytes))
     finally:
         directory.close()
 

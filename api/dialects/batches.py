@@ -128,8 +128,10 @@ def is_quick_to_answer(reply: Sequence[Reply] | Refused, values_bytes_max: int) 
     """
     if isinstance(reply, Refused):
         return True
+    if len(reply) > _SLICE_ANSWERS_MAX:
+        return False
     values_bytes = sum([len(one.value) for one in reply if isinstance(one, Value) and one.value is not None])
-    return len(reply) <= _SLICE_ANSWERS_MAX and values_bytes <= min(QUICK_VALUES_BYTES_MAX, values_bytes_max)
+    return values_bytes <= min(QUICK_VALUES_BYTES_MAX, values_bytes_max)
 
 
 def answer(batch: BatchRequest, reply: Sequence[Reply] | Refused) -> Answer:

@@ -7,6 +7,10 @@ A turn is so many commands, keys and values; then others have theirs, and a batc
 that came meanwhile. Units, and single commands too heavy for a turn, pause instead: until they are done there is no
 other command, but the event loop goes on, and so do commits. That is safe because no other task looks at the state.
 
+A batch that is far ahead of the disk rests until the open group is taken. Else it would fill that group for as long as
+the commit before it takes, which is the longer the more the actor keeps the interpreter from the commit thread; and all
+others, whose answers wait for both, would wait the longer.
+
 After each op that makes a queue grow, its waiters are served, oldest first; their pops join the same group as the push.
 """
 
@@ -31,6 +35,9 @@ from engine.limits import Limits
 from engine.replies import SHUTTING_DOWN, WAITERS_FULL, Failure, Refused, Reply
 from engine.store.state import State
 from wal.open_segment import Room
+
+RECORDS_AHEAD_MAX = 2048
+"""Records in the open group at which batches rest: to commit so many takes some 10 ms."""
 
 FREE_VALUES_MAX = 20_000
 """Values of removed queues freed in one go: some 1 ms of work."""
@@ -68,6 +75,7 @@ class Actor:
         self._committer = committer
         self._waiters_max = limits.waiters_max
         self._clock = clock
+        self._resting: list[Batch] = []  # until the open group is taken
         self._short_of: Room | None = None  # the committer has a new one after each change of the log
         self._turning_away = False
         self._closing = False
@@ -88,8 +96,10 @@ class Actor:
             self.mailbox.nudge()
 
     def group_taken(self, group: Group[AnyCall]) -> None:
-        """A group was swapped out: there is room for the next slice of expired keys."""
-        if group.swept_keys:
+        """A group was swapped out: there is room for the next slice of expired keys, and of batches that rest."""
+        self.mailbox.backlog.extendleft(reversed(self._resting))  # first, or a crowd would keep them for ever
+        if group.swept_keys or self._resting:
+            self._resting.clear()
             self.mailbox.nudge()
 
     async def run(self) -> None:
@@ -149,7 +159,9 @@ class Actor:
         backlog, do = self.mailbox.backlog, self._performer.do
         while backlog and left > 0 and not self._is_short_of_room:
             call = backlog.popleft()
-            if isinstance(call, Batch):
+            if isinstance(call, Batch) and sum(map(len, self._committer.open.frames)) >= RECORDS_AHEAD_MAX:
+                self._resting.append(call)
+            elif isinstance(call, Batch):
                 left = await self._go_on_with(call, left, now_ms)
             elif call.stage is QUEUED:
                 command = call.command

@@ -28,7 +28,8 @@ from functools import partial
 
 import trio
 
-from engine.embedded.committer import COMPLAINT_INTERVAL_S, RunCommit
+from engine.embedded.committer import RunCommit
+from engine.embedded.complaints import COMPLAINT_INTERVAL_S
 from engine.face import Checkpoint, FoldFailed
 from wal.log import Log, LogFailed
 from wal.manifest import Snapshot

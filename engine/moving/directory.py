@@ -1,7 +1,8 @@
 """Data directories: moving out of one, and into one.
 
 A directory that is moved into holds `IMPORT` beside its log until everything was read back and compared; it names the
-source. No server starts on it meanwhile.
+source, and in a second line says by how many milliseconds deadlines are brought forward, if they are. No server starts
+on it meanwhile.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from engine.moving.items import (
     Plain,
     in_batches,
 )
-from engine.moving.move import Progress
+from engine.moving.move import Begun, Progress, clock_ahead_ms
 from engine.moving.tally import Tally
 from engine.store import ops
 from engine.store.ops import Op
@@ -86,6 +87,7 @@ class DirectorySource:
 
     Args:
         directory: with or without its lock.
+        wall_ms: the wall clock, milliseconds since 1970. A server would go by a later time, if there is one in the log.
         progress: told how far the replay is, in bytes.
 
     Raises:
@@ -95,7 +97,7 @@ class DirectorySource:
 
     is_repeatable = True
 
-    def __init__(self, directory: Directory, progress: replay.Progress) -> None:
+    def __init__(self, directory: Directory, wall_ms: Callable[[], int], progress: replay.Progress) -> None:
         if IMPORT_NAME in directory.names():
             raise MoveError(
                 f"{directory.path} holds an import that was not finished: run the command that began it again, or"
@@ -105,6 +107,7 @@ class DirectorySource:
         self._state, report = read_directory(directory, progress)
         self.entries = len(self._state)
         self.identity = f"store {report.store_id.hex()} at record {report.last_lsn}"
+        self.time_ms = max(wall_ms(), report.time_ms)
 
     async def batches(self) -> AsyncGenerator[list[Item], None]:
         """Yields all items, some at a time."""
@@ -135,7 +138,7 @@ class DirectoryDestination:
         self._records_bytes = 0
         self._finished = False
 
-    async def begin(self, identity: str) -> int:
+    async def begin(self, identity: str, time_ms: int) -> Begun:
         """Begins a move, or resumes it; whatever is in it already is compared with what comes.
 
         Raises:
@@ -145,14 +148,17 @@ class DirectoryDestination:
         names = set(self._directory.names()) - {LOCK_NAME, IMPORT_NAME + TEMPORARY_SUFFIX}
         if IMPORT_NAME in names:
             other = self._directory.read(IMPORT_NAME).decode("utf-8", "replace")
-            if other != identity:
+            ahead_ms = _noted_ms(other, identity)
+            if ahead_ms is None:
                 raise MoveError(
                     f"{self.name} holds an import from another source that was not finished: {other}, not {identity}"
                 )
         elif names:
             raise MoveError(f"{self.name} is not empty")
         else:
-            create_file(self._directory, IMPORT_NAME, identity.encode()).close()
+            ahead_ms = clock_ahead_ms(time_ms, self._wall_ms())
+            note = f"{identity}\n{ahead_ms}" if ahead_ms else identity
+            create_file(self._directory, IMPORT_NAME, note.encode()).close()
         with no_collector():
             self._log = Log.recover(
                 self._directory,
@@ -161,7 +167,7 @@ class DirectoryDestination:
                 segment_bytes_max=segment_bytes_for(self._directory.capacity_bytes()),
                 progress=self._progress,
             )
-        return 0
+        return Begun(0, ahead_ms)
 
     async def write(self, items: Iterable[Item], position: int) -> None:  # noqa: ARG002  # the content itself tells
         """Takes items; those it has already change nothing."""
@@ -248,3 +254,11 @@ class DirectoryDestination:
             log.abandon()
         elif not self._finished:
             self._directory.close()
+
+
+def _noted_ms(note: str, identity: str) -> int | None:
+    """By how much deadlines are brought forward, from the note of an unfinished move; None if it is another's."""
+    first, _, ahead_ms = note.rpartition("\n")
+    if first == identity and ahead_ms.isdigit():
+        return int(ahead_ms)
+    return 0 if note == identity else None

@@ -61,6 +61,13 @@ class Piece(NamedTuple):
 Item = Plain | Piece
 
 
+def earlier(item: Item, by_ms: int) -> Item:
+    """The same with an earlier deadline, if it has one."""
+    if isinstance(item, Plain) and item.deadline_ms is not None:
+        return item._replace(deadline_ms=max(0, item.deadline_ms - by_ms))
+    return item
+
+
 def size_of(item: Item) -> int:
     """Length of key and values, in bytes."""
     return len(item.key) + (len(item.value) if isinstance(item, Plain) else sum(map(len, item.values)))

@@ -6,7 +6,7 @@ What goes wrong ends the tool, with a message; it is run again when all is well.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,10 +30,16 @@ ANSWER_TIMEOUT_S = 60.0
 
 
 class Master:
-    """A connection to a master."""
+    """A connection to a master.
+
+    Attributes:
+        address: of the node.
+        ahead_ms: how far its clock is ahead of ours, negative when it is behind; whole seconds.
+    """
 
     def __init__(self, address: Address, connection: TCPConnection) -> None:
         self.address = address
+        self.ahead_ms = 0
         self._connection = connection
 
     def send(self, commands: Sequence[Simple]) -> RequestBatch:
@@ -62,6 +68,18 @@ class Master:
             MoveError: the node does not answer.
         """
         return await self.receive(self.send(commands)) if commands else []
+
+    async def now_ms(self) -> int:
+        """What its clock says, milliseconds since 1970.
+
+        Raises:
+            MoveError: the node does not answer, or refuses.
+        """
+        (answer,) = await self.ask(Simple(b"TIME", ()))
+        if isinstance(answer, Exception):
+            raise self.refusal(None, answer)
+        seconds, microseconds = answer
+        return int(seconds) * 1000 + int(microseconds) // 1000
 
     def refusal(self, key: bytes | None, error: BaseException) -> MoveError:
         """What to raise for an error of Redis.
@@ -107,6 +125,18 @@ class Masters:
                 raise master.refusal(None, answer)
             answers.append(answer)
         return answers
+
+    async def compare_clocks(self, wall_ms: Callable[[], int]) -> None:
+        """Finds out how far the clocks of all are ahead.
+
+        Args:
+            wall_ms: our own clock, milliseconds since 1970.
+
+        Raises:
+            MoveError: a node does not answer, or refuses.
+        """
+        for master in self:
+            master.ahead_ms = round((await master.now_ms() - wall_ms()) / 1000) * 1000
 
     async def check_no_fronts(self) -> None:
         """Looks whether fronts are connected, on the same database; who may not ask cannot know.

@@ -3,6 +3,10 @@
 A move that was interrupted, by a kill or by an error, is resumed by the same call: the destination keeps a note of
 whose unfinished move it holds, and how far it is. Nothing is written twice; and if a destination has lost what it took
 for written, the comparison finds that, and the next call writes everything once more.
+
+Deadlines stand in a source by its own clock. Where that is ahead of the clock of the destination, all are brought
+forward by as much, so that everything lives for what was left of it. (A clock that is behind cannot be told from time
+that has passed.) By how much is settled once: the destination notes it, and a move that is resumed keeps to it.
 """
 
 from __future__ import annotations
@@ -12,11 +16,24 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.moving.items import Item, MoveError
+from engine.moving.items import Item, MoveError, earlier
 from engine.moving.tally import Difference, Tally, differences
 
 Progress = Callable[[int, int], None]
 """Told (keys and queues so far, how many there are about; 0 when nobody knows)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a destination knows of a move that it begins or resumes.
+
+    Attributes:
+        items: how many items of a repeatable source it is known to have.
+        ahead_ms: how far the clock of the source was ahead when the move began.
+    """
+
+    items: int
+    ahead_ms: int
 
 
 class Source(Protocol):
@@ -26,6 +43,8 @@ class Source(Protocol):
         name: for messages.
         identity: of what it holds: what has the same identity is the same.
         entries: how many keys and queues there are, about.
+        time_ms: what its clock, by which its deadlines are, said when it was opened, milliseconds since 1970; 0 when
+            nobody knows.
         is_repeatable: whether the same items come in the same order every time.
     """
 
@@ -37,6 +56,9 @@ class Source(Protocol):
 
     @property
     def entries(self) -> int: ...  # noqa: D102
+
+    @property
+    def time_ms(self) -> int: ...  # noqa: D102
 
     @property
     def is_repeatable(self) -> bool: ...  # noqa: D102
@@ -69,14 +91,12 @@ class Destination(Protocol):
     @property
     def name(self) -> str: ...  # noqa: D102  # above
 
-    async def begin(self, identity: str) -> int:
+    async def begin(self, identity: str, time_ms: int) -> Begun:
         """Begins a move, or resumes it.
 
         Args:
             identity: of the source.
-
-        Returns:
-            How many items of a repeatable source it is known to have.
+            time_ms: what the clock of the source said.
 
         Raises:
             MoveError: it is not empty, and holds no unfinished move from this source.
@@ -134,6 +154,16 @@ class Moved:
     differences: list[Difference]
 
 
+def clock_ahead_ms(time_ms: int, now_ms: int) -> int:
+    """How far a clock is ahead, in whole seconds: with less, all that is moved keeps its deadline to the millisecond.
+
+    Args:
+        time_ms: what it says, milliseconds since 1970.
+        now_ms: what the other one says.
+    """
+    return max(0, time_ms - now_ms) // 1000 * 1000
+
+
 async def move(source: Source, destination: Destination, writing: Progress, reading: Progress) -> Moved:
     """Moves everything, or the rest of it.
 
@@ -146,14 +176,18 @@ async def move(source: Source, destination: Destination, writing: Progress, read
     Raises:
         MoveError: it is not done; another call may resume it.
     """
-    known = await destination.begin(source.identity)
-    resumed_at = known if source.is_repeatable else 0
-    expected = Tally()
+    begun = await destination.begin(source.identity, source.time_ms)
+    resumed_at = begun.items if source.is_repeatable else 0
+    stated = Tally()
+    expected = Tally() if begun.ahead_ms else stated
     position = 0
     try:
         async with aclosing(source.batches()) as batches:
             async for batch in batches:
-                expected.add(batch)
+                stated.add(batch)
+                if begun.ahead_ms:
+                    batch = [earlier(item, begun.ahead_ms) for item in batch]  # as it is written
+                    expected.add(batch)
                 position += len(batch)
                 new = batch[max(0, len(batch) - max(0, position - resumed_at)) :]
                 if new:
@@ -164,9 +198,10 @@ async def move(source: Source, destination: Destination, writing: Progress, read
             await destination.settle()
         raise
     await destination.settle()
+    stated.end()
     expected.end()
     try:
-        source.check(expected)
+        source.check(stated)
     except MoveError:
         await destination.rewind()
         raise

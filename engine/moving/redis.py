@@ -3,10 +3,13 @@
 While something is moved in, the key `holdfast:import` says from where and how far it is; nothing is written before
 it, and it goes when everything was read back and compared. All that is written can be written twice without a
 difference.
+
+Deadlines are read and written by the clock of the node that holds the key, and are by the wall clock here in between.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
@@ -16,7 +19,7 @@ from coredis.connection._request import RequestBatch
 from engine.commands.grammar import show
 from engine.moving.items import Item, MoveError, Plain
 from engine.moving.masters import Master, Masters, open_masters
-from engine.moving.move import Progress
+from engine.moving.move import Begun, Progress, clock_ahead_ms
 from engine.moving.scan import Reader, scan
 from engine.moving.tally import Tally
 from engine.redis.format import IMPORT_KEY, is_own_key, new_mark
@@ -28,19 +31,24 @@ __all__ = ["RedisDestination", "RedisSource", "open_masters"]
 NOTE_INTERVAL_S = 1.0
 """Between two notes of how far it is."""
 
+_NOTE = re.compile(rb"(?P<position>[0-9]+)(@(?P<ahead_ms>[0-9]+))? ")
+"""How that begins; the identity of the source follows."""
+
 
 class RedisSource:
     """Everything in a Redis. Nobody may write there meanwhile.
 
     Args:
         masters: of the cluster.
+        wall_ms: the wall clock, milliseconds since 1970.
         entries: how many keys there are, about.
         skip_foreign: whether to leave out what is nothing of Holdfast's.
     """
 
     is_repeatable = False  # SCAN has no order
 
-    def __init__(self, masters: Masters, entries: int, *, skip_foreign: bool) -> None:
+    def __init__(self, masters: Masters, wall_ms: Callable[[], int], entries: int, *, skip_foreign: bool) -> None:
+        self.time_ms = wall_ms()
         self.name = self.identity = str(masters.endpoint)
         self.entries = entries
         self.reader = Reader(masters)
@@ -48,8 +56,8 @@ class RedisSource:
         self._skip_foreign = skip_foreign
 
     @classmethod
-    async def open(cls, masters: Masters, *, skip_foreign: bool) -> RedisSource:
-        """Asks how many keys there are.
+    async def open(cls, masters: Masters, wall_ms: Callable[[], int], *, skip_foreign: bool) -> RedisSource:
+        """Asks what time it is there, and how many keys there are.
 
         Raises:
             MoveError: a node does not answer, or fronts are connected, or an import is not finished.
@@ -61,7 +69,8 @@ class RedisSource:
                 f"{masters.endpoint} holds an import that was not finished (the key {show(IMPORT_KEY)}):"
                 " run the command that began it again, or FLUSHALL every master to give it up"
             )
-        return cls(masters, await Reader(masters).entries(), skip_foreign=skip_foreign)
+        await masters.compare_clocks(wall_ms)
+        return cls(masters, wall_ms, await Reader(masters).entries(), skip_foreign=skip_foreign)
 
     async def batches(self) -> AsyncGenerator[list[Item], None]:
         """Yields all items, some at a time.
@@ -98,32 +107,37 @@ class RedisDestination:
         self._masters = masters
         self._wall_ms = wall_ms
         self._identity = b""
+        self._ahead_ms = 0
         self._under_way: list[tuple[Master, RequestBatch, list[Simple]]] = []
         self._sent = self._reached = 0
         self._next_note_s = 0.0
 
-    async def begin(self, identity: str) -> int:
+    async def begin(self, identity: str, time_ms: int) -> Begun:
         """Begins a move, or resumes it.
 
         Raises:
             MoveError: it is not empty, and holds no unfinished move from this source; or fronts are connected.
         """
         await self._masters.check_no_fronts()
+        await self._masters.compare_clocks(self._wall_ms)
         self._identity = identity.encode()
         await self._masters.ask_all(Simple(b"SCRIPT", (b"LOAD", APPEND.source)))
         note = await self._ask(IMPORT_KEY, Simple(b"GET", (IMPORT_KEY,)))
         if note is None:
             await self._refuse_data()
+            self._ahead_ms = clock_ahead_ms(time_ms, self._wall_ms())
             await self._note()
-            return 0
-        position, _, other = note.partition(b" ")
-        if other != self._identity or not position.isdigit():
+            return Begun(0, self._ahead_ms)
+        found = _NOTE.match(note)
+        other = note.partition(b" ")[2]
+        if found is None or other != self._identity:
             other_name = other.decode("utf-8", "replace")
             raise MoveError(
                 f"{self.name} holds an import from another source that was not finished: {other_name}, not {identity}"
             )
-        self._sent = self._reached = int(position)
-        return self._reached
+        self._sent = self._reached = int(found["position"])
+        self._ahead_ms = int(found["ahead_ms"] or 0)
+        return Begun(self._reached, self._ahead_ms)
 
     async def _refuse_data(self) -> None:
         for master in self._masters:
@@ -144,9 +158,10 @@ class RedisDestination:
         for item in items:
             if is_own_key(item.key):
                 raise MoveError(f"the name {show(item.key)} is Holdfast's own in Redis: rename it before it is moved")
-            command = _command(item, now_ms)
+            master = self._masters.of(item.key)
+            command = _command(item, now_ms, master.ahead_ms)
             if command is not None:
-                commands.setdefault(self._masters.of(item.key), []).append(command)
+                commands.setdefault(master, []).append(command)
         sent = [(master, master.send(batch), batch) for master, batch in commands.items()]
         await trio.lowlevel.checkpoint()  # they leave; while they are done, we wait for those before, and make the next
         await self._receive()
@@ -169,8 +184,9 @@ class RedisDestination:
         self._reached = self._sent
 
     async def _note(self) -> None:
-        """Notes how far it is."""
-        await self._ask(IMPORT_KEY, Simple(b"SET", (IMPORT_KEY, b"%d %b" % (self._reached, self._identity))))
+        """Notes how far it is, and by how much deadlines are brought forward."""
+        ahead = b"@%d" % self._ahead_ms if self._ahead_ms else b""
+        await self._ask(IMPORT_KEY, Simple(b"SET", (IMPORT_KEY, b"%d%b %b" % (self._reached, ahead, self._identity))))
         self._next_note_s = trio.current_time() + NOTE_INTERVAL_S
 
     async def settle(self) -> None:
@@ -192,8 +208,7 @@ class RedisDestination:
                 progress(tally.entries, entries)
         tally.end()
         tally.foreign = reader.foreign
-        times = await self._masters.ask_all(Simple(b"TIME", ()))
-        clocks = [int(seconds) * 1000 + int(microseconds) // 1000 for seconds, microseconds in times]
+        clocks = [await master.now_ms() - master.ahead_ms for master in self._masters]
         return tally, max(self._wall_ms(), *clocks)
 
     async def finish(self) -> None:
@@ -213,12 +228,12 @@ class RedisDestination:
         return answer if isinstance(answer, bytes) else None
 
 
-def _command(item: Item, now_ms: int) -> Simple | None:
-    """What writes an item; None if it has expired."""
+def _command(item: Item, now_ms: int, ahead_ms: int) -> Simple | None:
+    """What writes an item, where the clock of its node is ahead by so much; None if it has expired."""
     if isinstance(item, Plain):
         key, value, deadline_ms = item
         if deadline_ms is None:
             return Simple(b"SET", (key, value))
-        return Simple(b"SET", (key, value, b"PXAT", deadline_ms)) if deadline_ms > now_ms else None
+        return Simple(b"SET", (key, value, b"PXAT", deadline_ms + ahead_ms)) if deadline_ms > now_ms else None
     key, offset, values = item
     return Simple(b"EVALSHA", (APPEND.digest, 1, key, new_mark() if offset == 0 else b"", offset, *values))

@@ -103,7 +103,7 @@ class Reader:
                 raise master.refusal(key, deadline_ms)
             if deadline_ms == GONE:
                 continue
-            deadline = None if deadline_ms == NEVER else deadline_ms
+            deadline = None if deadline_ms == NEVER else max(0, deadline_ms - master.ahead_ms)
             if type(value) is bytes:
                 if len(value) <= VALUE_BYTES_MAX:
                     plain.append(Plain(key, value, deadline))

@@ -13,6 +13,10 @@ class NotSent(Exception):  # what became of a request, like Lost
     """A request never reached the node: nothing was done. The message says why."""
 
 
+class NotYet(NotSent):  # what became of a request
+    """Nothing was done, and soon it may go: a master has too few replicas, as a new one has at first."""
+
+
 class Lost(Exception):
     """A request was sent, and the connection broke before its answer came: it may have been done or not."""
 

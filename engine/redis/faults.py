@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from coredis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
@@ -46,6 +47,8 @@ def refusal(error: Exception, command: Command) -> Failure:
         return Failure(Error.UNAVAILABLE, f"{text}; the command may have been done, or not")
     if isinstance(error, NotReplicated):
         return _UNDONE if type(command) in TAKING else _BEHIND
+    if isinstance(error, AskError):  # or MOVED, which is one of these
+        return Failure(Error.UNAVAILABLE, "redis: its nodes do not agree on who serves the slot of this key")
     if isinstance(error, (RedisClusterError, ReadOnlyError, BusyLoadingError)) or text.startswith(_UNAVAILABLE_CODES):
         return Failure(Error.UNAVAILABLE, f"redis: {text}")
     if isinstance(error, (AuthenticationError, AuthorizationError)) or text.startswith(_DENIED_TO_SCRIPTS):

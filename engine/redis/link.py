@@ -33,7 +33,7 @@ from coredis.connection import TCPConnection
 from coredis.exceptions import RedisError
 
 from engine.redis.endpoint import Address
-from engine.redis.errors import ClusterError, Lost, NotSent
+from engine.redis.errors import ClusterError, Lost, NotSent, NotYet
 from engine.redis.group import GROUP_MAX, Group, next_count_max, next_requests
 from engine.redis.node import ANSWER_TIMEOUT_S, FRONT_NAME, Simple, check_version, connect, fault, send
 from engine.redis.request import Request
@@ -45,7 +45,7 @@ GROUPS_UNDER_WAY_MAX = 2
 SET takes 50 microseconds of our time instead of 35.
 """
 
-RECONNECT_S = (0.05, 1.0)
+RECONNECT_S = (0.05, 0.5)
 """First and longest pause between two attempts to connect."""
 
 LOOK_AGAIN_S = 0.25
@@ -136,7 +136,7 @@ class Link:
         elif request.writes and not request.insists and self.vitals.abandoned:
             if trio.current_time() >= self._looked_s + LOOK_AGAIN_S:
                 self._look_at_replicas()
-            self._owner.answered(request, NotSent(self.vitals.abandoned))
+            self._owner.answered(request, NotYet(self.vitals.abandoned))
         else:
             self.posted_s = trio.current_time()
             self._outbox.append(request)

@@ -31,6 +31,9 @@ Finish: TypeAlias = Callable[[Reply], None]
 KEYS_MAX = 256
 """Keys of EXISTS and DELETE that are asked for at once; the next ones when these are answered."""
 
+_NOT_FOREIGN = (b"list", b"string", b"none")
+"""What TYPE says of a key that is no proof of its having held something foreign a moment ago."""
+
 TRANSLATIONS: dict[type[Command], Translation] = {
     **values.TRANSLATIONS,
     **keys.TRANSLATIONS,
@@ -112,10 +115,14 @@ class Performer:
             finish(refusal(answer, command))
 
     def _tell_type(self, command: Command, finish: Finish) -> None:
-        """Says what a key holds, of which Redis has only said that it is of the wrong type."""
+        """Says what a key holds, of which Redis has only said that it is of the wrong type.
+
+        By the time that Redis is asked, the key may hold a plain value or nothing: then what was there before was a
+        queue, as far as anybody knows.
+        """
 
         def done(kind: Any) -> None:
-            finish(wrong_type(command, foreign=isinstance(kind, bytes) and kind != b"list"))
+            finish(wrong_type(command, foreign=isinstance(kind, bytes) and kind not in _NOT_FOREIGN))
 
         key = keys_of(command)[0]
         self._router.post(Request(b"TYPE", (key,), self._router.slot_of(key), done))

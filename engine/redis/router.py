@@ -2,10 +2,15 @@
 
 What a node refuses because a slot is elsewhere, or on its way, has not been done: it is sent on, or tried again a
 moment later. What got lost is not sent again: that would do it twice. Who the masters are, the keeper keeps up with.
+
+When a replica takes over because it was told to, there is a moment in which some node takes the slots for nobody's, or
+the new master has no replica yet. Requests wait for that moment to pass. What lasts longer is a fault, and they are
+refused at once until some time has passed without one.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any, Protocol
 
@@ -13,7 +18,7 @@ import trio
 from coredis.exceptions import AskError, ClusterDownError, MovedError, NoScriptError, ReadOnlyError, TryAgainError
 
 from engine.redis.endpoint import Address, Endpoint
-from engine.redis.errors import NotSent
+from engine.redis.errors import NotSent, NotYet
 from engine.redis.keeper import Keeper
 from engine.redis.link import Link, LinkSettings
 from engine.redis.masters import Masters
@@ -26,6 +31,15 @@ SENT_ON_MAX = 8
 TRY_AGAIN_S = 0.1
 TRY_AGAIN_MAX = 20
 """A slot that is being moved is tried again so often, with such pauses."""
+
+HANDOVER_S = 2.0
+"""For a replica to take over from a master that hands over to it."""
+
+FAULT_OVER_S = 5.0
+"""Without a refusal for so long, the next one is taken for the beginning of another handover."""
+
+SENT_AT_ONCE_MAX = 256
+"""Requests that waited are sent so many at a time; then others have their turn."""
 
 ROUND_TRIPS_KEPT = 1024
 """Durations, for percentiles."""
@@ -64,6 +78,9 @@ class Router:
         self._owner = owner
         self._keeper = Keeper(endpoint, settings, self.masters, owner.slots_moved)
         self._durations_s: deque[float] = deque(maxlen=ROUND_TRIPS_KEPT)
+        self._waiting: deque[Request] = deque()  # to be sent once more
+        self._is_sending_again = False
+        self._handover_began_s = self._refused_s = -math.inf  # the first refusal since it began, and the last one
 
     # Sending
 
@@ -75,8 +92,7 @@ class Router:
         """Sends a request; what becomes of it comes by `request.done`, also from within."""
         address = self.masters.topology.owner(request.slot)
         if address is None:
-            self._keeper.look_soon()
-            request.done(NotSent("no node serves the slot of this key"))
+            self.answered(request, NotYet("no node serves the slot of this key"))
         else:
             self.masters.link_to(address).post(request)
 
@@ -107,11 +123,11 @@ class Router:
         elif isinstance(result, TryAgainError) and request.divisible:
             request.done(result)
         elif isinstance(result, (TryAgainError, ReadOnlyError)) and request.sent_on < TRY_AGAIN_MAX:
-            self._keeper.look_soon()
-            self.masters.nursery.start_soon(self._try_again, request)
+            request.sent_on += 1
+            self._send_again(request)
+        elif isinstance(result, (ClusterDownError, NotYet)) and request.slot >= 0 and self._is_handover():
+            self._send_again(request)
         else:
-            if isinstance(result, ClusterDownError):
-                self._keeper.look_soon()
             request.done(result)
 
     def _send_on(self, request: Request, error: AskError) -> None:
@@ -134,16 +150,39 @@ class Router:
         host = error.host if error.host not in ("", "?") else owner.host if owner else ""
         return Address(host, error.port)
 
-    async def _try_again(self, request: Request) -> None:
+    def _is_handover(self) -> bool:
+        """Whether a refusal is likely to be over in a moment; has it looked what is going on."""
+        self._keeper.look_soon()
+        now_s = trio.current_time()
+        if now_s >= self._refused_s + FAULT_OVER_S:
+            self._handover_began_s = now_s
+        self._refused_s = now_s
+        return now_s < self._handover_began_s + HANDOVER_S
+
+    def _send_again(self, request: Request) -> None:
+        """Has a request sent once more, in a moment."""
         self.retries += 1
-        request.sent_on += 1
         request.asking = False
+        self._waiting.append(request)
+        self._keeper.look_soon()
+        if not self._is_sending_again:
+            self._is_sending_again = True
+            self.masters.nursery.start_soon(self._send_waiting)
+
+    async def _send_waiting(self) -> None:
         try:
-            await trio.sleep(TRY_AGAIN_S)
+            while self._waiting:
+                await trio.sleep(TRY_AGAIN_S)
+                for sent in range(len(self._waiting)):  # what is refused once more waits for the next time
+                    if sent and not sent % SENT_AT_ONCE_MAX:
+                        await trio.lowlevel.checkpoint()
+                    self.post(self._waiting.popleft())
         except trio.Cancelled:
-            request.done(NotSent("the front is shutting down"))
+            while self._waiting:
+                self._waiting.popleft().done(NotSent("the front is shutting down"))
             raise
-        self.post(request)
+        finally:
+            self._is_sending_again = False
 
     def link_up(self, link: Link) -> None:
         """Part of `LinkOwner`."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from engine.commands.grammar import CommandError
 from engine.replies import Error, Failure, Integer, Value
 from tests.conformance.cases import ALREADY_EXISTS, AS_IT_WAS, GET_OF_A_QUEUE, KINDS, NEW, NOT_FOUND, OK, Case, either
 from tests.conformance.store import Store
@@ -47,6 +50,27 @@ async def test_the_longest_expiry_is_kept(store: Store) -> None:
     assert 10**12 - 60 < left.value <= 10**12
     assert await store.do(f"SET k v PX {10**15}") == OK
     assert await store.do("GET k") == Value(b"v")
+
+
+async def test_an_expiry_beyond_the_longest_is_refused(store: Store) -> None:
+    for option in (f"EX {10**12 + 1}", f"PX {10**15 + 1}", f"PX {2**63 - 1}", f"EX {2**63}", f"PX {10**30}"):
+        with pytest.raises(CommandError):
+            await store.do(f"SET k v {option}")
+    assert store.content() == {}
+
+
+async def test_all_commands_of_a_unit_agree_on_whether_a_key_has_expired(store: Store) -> None:
+    """D5: across the very instant, on both engines."""
+    seen = set()
+    for _ in range(20):
+        await store.do("SET {k} v PX 4")
+        gone = False
+        while not gone:
+            replies = await store.do_many("GET {k}", "TTL {k}", "EXISTS {k}", "GET {k}", atomic=True)
+            gone = replies == [NOT_FOUND, Integer(-2), Integer(0), NOT_FOUND]
+            assert gone or replies == [Value(b"v"), Integer(1), Integer(1), Value(b"v")]
+            seen.add(gone)
+    assert seen == {True, False}
 
 
 async def test_a_length_is_in_bytes(store: Store) -> None:

@@ -85,6 +85,18 @@ async def test_those_who_wait_outlive_their_queue(store: Store) -> None:
     assert await job.wait() == Value(b"c")
 
 
+async def test_who_waits_keeps_the_first_place_whatever_becomes_of_the_key(store: Store) -> None:
+    await store.do_many("QPUSH q x", "QPOP q")
+    (first,) = await store.park("BQPOP q")
+    assert await store.do("DELETE q") == Integer(1)
+    assert await store.do("SET q v") == OK
+    assert await store.do("DELETE q") == Integer(1)
+    (second,) = await store.park("BQPOP q")
+    assert await store.do("QPUSH q a b") == Ok(length=2)
+    assert [await first.wait(), await second.wait()] == [Value(b"a"), Value(b"b")]
+    await store.holds({b"q": ("queue",)})
+
+
 async def test_one_push_of_many_values_serves_many_and_keeps_the_rest(store: Store) -> None:
     jobs = await store.park(*["BQPOP q"] * 3)
     assert await store.do("QPUSH q a b c d e") == Ok(length=5)

@@ -230,6 +230,7 @@ class FakeNode:
         sent: commands that came, by the ends of their pipelines: each is what one connection has sent at once.
         connections: that are open.
         loaded: scripts that were.
+        replicas: how many follow it, and have everything.
         refuses: whether it lets nobody connect; `silent`: whether it says nothing, and does nothing, for now.
     """
 
@@ -391,7 +392,7 @@ _ABOUT: dict[bytes, Callable[[FakeNode, FakeConnection, Sequence[bytes]], Any]] 
     b"CLUSTER": _cluster_slots,
     b"INFO": lambda _node, _connection, _words: b"# Memory\r\nused_memory:1000\r\nmaxmemory:0\r\n",
     b"TYPE": lambda _node, _connection, _words: b"none",
-    b"ROLE": lambda _node, _connection, _words: [b"master", 0, []],
+    b"ROLE": lambda node, _connection, _words: [b"master", 0, [[b"10.0.9.9", b"7000", b"0"]] * node.replicas],
     b"WAIT": lambda node, _connection, _words: node.replicas,
     b"ASKING": _asking,
 }

@@ -97,6 +97,7 @@ class Items:
     Args:
         state: what it holds.
         size: of its batches, in items.
+        time_ms: what its clock says.
         before: called before each batch, with its number.
         at_end: called when all has been written, before it is read back.
     """
@@ -110,10 +111,12 @@ class Items:
         state: State,
         size: int = 100,
         *,
+        time_ms: int = 0,
         before: Callable[[int], None] = lambda _number: None,
         at_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.entries = len(state)
+        self.time_ms = time_ms
         self.items: list[Item] = list(items_of(state))
         self._size = size
         self._before = before

@@ -52,7 +52,7 @@ async def imported(lines: bytes) -> tuple[list[Item], MoveError | None]:
 async def test_an_export_is_these_lines() -> None:
     lines = (await exported(SMALL)).decode().splitlines()
     assert lines == [
-        '{"format": "holdfast export", "version": 1, "source": "store of a test at record 1", "entries": 4}',
+        f'{{"format": "holdfast export", "version": 2, "source": "{SMALL.identity}", "time_ms": 0, "entries": 4}}',
         '{"key": "k", "value": "grün\\n"}',
         '{"queue": "q", "values": ["a", {"base64": "/g=="}]}',
         '{"queue": "r", "values": []}',
@@ -132,6 +132,12 @@ GOOD = b'{"format": "holdfast export", "version": 1, "source": "me", "entries": 
 LAST = b'{"keys": 0, "queues": 0, "values": 0, "checksum": "00000000000000000000000000000000"}\n'
 
 
+async def test_the_first_line_says_what_the_clock_of_the_source_said_and_need_not() -> None:
+    lines = await exported(Items(state_of([]), time_ms=TIME_MS))
+    assert LinesSource(io.BytesIO(lines), "a file").time_ms == TIME_MS
+    assert LinesSource(io.BytesIO(GOOD), "of version 1").time_ms == 0
+
+
 async def test_an_export_of_nothing_is_one() -> None:
     assert await imported(GOOD + LAST) == ([], None)
 
@@ -191,7 +197,14 @@ async def test_nothing_comes_behind_the_last_line() -> None:
         (b"", "the first line is missing"),
         (b"{}\n", "an export begins with"),
         (b'{"format": "other", "version": 1, "source": "", "entries": 0}\n', "an export begins with"),
-        (b'{"format": "holdfast export", "version": 2}\n', "version 2 of the format is not known"),
+        (b'{"format": "holdfast export", "version": 3}\n', "version 3 of the format is not known"),
+        (b'{"format": "holdfast export", "version": "1"}\n', "version 1 of the format is not known"),
+        (b'{"format": "holdfast export", "version": true}\n', "version True of the format is not known"),
+        (b'{"format": "holdfast export", "version": 2, "source": "", "time_ms": -1}\n', "time_ms is a number"),
+        (
+            b'{"format": "holdfast export", "version": 2, "time_ms": 1, "entries": 0}\n',
+            "the first line has the members",
+        ),
         (b'{"format": "holdfast export", "version": 1, "source": 1, "entries": 0}\n', "the first line has the members"),
         (b'{"format": "holdfast export", "version": 1, "source": "", "entries": -1}\n', "the first line has"),
         (b'{"format": "holdfast export", "version": 1, "source": "", "more": 0}\n', "the first line has"),

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from engine.calls import Call, Command
 from engine.commands.keys import Delete
 from engine.commands.values import Set
-from engine.embedded import committer, engine, performer
+from engine.embedded import actor, committer, engine, performer
 from engine.limits import Limits
 from engine.replies import NULL, Error, Failure, Integer, Ok, Refused, Reply, Value
 from engine.store.state import State
@@ -243,6 +243,21 @@ async def test_others_have_their_turn_in_the_middle_of_a_long_one(world: World) 
         assert await world.do(f"SET other{number} v") == Ok()
     assert not batch.done.is_set()
     assert await batch.wait() == [Ok()] * (40 * performer.TURN_WEIGHT_MAX)
+
+
+async def test_a_long_one_rests_when_it_is_far_ahead_of_the_disk_and_others_do_not(world: World) -> None:
+    world.commit_s = 1.0
+    groups = 4
+    lines = [f"SET k{number} v" for number in range(groups * actor.RECORDS_AHEAD_MAX)]
+    batch = world.spawn_many(*lines)
+    await trio.sleep(0.5)
+    open_group = world.engine._committer.open
+    assert len(open_group.frames[0]) == actor.RECORDS_AHEAD_MAX, "and not all the rest"
+    other = world.spawn("SET other v")
+    await trio.sleep(0.5 + 1.0 + 0.1)
+    assert other.reply == Ok(), "with the group that was open"
+    assert await batch.wait() == [Ok()] * len(lines)
+    assert trio.current_time() < groups + 2
 
 
 async def test_the_answer_of_a_long_one_waits_for_the_group_of_its_last_slice(world: World) -> None:

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from engine.commands.grammar import CommandError
 from engine.embedded.checkpointer import PAUSE_MAX_S, Checkpointer
-from engine.embedded.committer import COMPLAINT_INTERVAL_S
+from engine.embedded.complaints import COMPLAINT_INTERVAL_S
 from engine.face import Checkpoint, FoldFailed
 from engine.replies import Integer, Ok, Value
 from tests.harness.disk import failing

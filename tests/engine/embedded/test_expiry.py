@@ -285,3 +285,35 @@ async def test_a_key_that_was_seen_to_have_expired_stays_gone_whatever_the_clock
     world.wall_offset_ms -= 3_600_000
     await world.start()
     assert await world.do("EXISTS seen") == Integer(0)
+
+
+@pytest.mark.parametrize("jump_ms", [365 * DAY_MS, -365 * DAY_MS])
+async def test_a_lock_is_held_for_its_time_though_the_clock_jumps(world: World, jump_ms: int) -> None:
+    """D1: while running."""
+    assert await world.do("SET lock me EX 60 NX") == Ok()
+    world.wall_offset_ms = jump_ms
+    await trio.sleep(59)
+    assert await world.do("SET lock you EX 60 NX") == Failure(Error.KEY_ALREADY_EXISTS)
+    await trio.sleep(1)
+    assert await world.do("SET lock you EX 60 NX") == Ok()
+    assert await world.do("TTL lock") == Integer(60)
+
+
+async def test_a_lock_is_never_held_for_longer_because_the_clock_has_jumped_over_a_restart(world: World) -> None:
+    """D2, D3: a clock set ahead is time that has passed; one set back changes nothing."""
+    assert await world.do("SET lock me EX 60 NX") == Ok()
+    await world.stop()
+    world.wall_offset_ms = -365 * DAY_MS
+    await world.start()
+    assert await world.do("SET lock you EX 60 NX") == Failure(Error.KEY_ALREADY_EXISTS)
+    assert await world.do("TTL lock") == Integer(60)
+    await world.stop()
+    world.wall_offset_ms = 365 * DAY_MS
+    await world.start()
+    assert await world.do("SET lock you EX 60 NX") == Ok()
+    await world.stop()
+    world.wall_offset_ms = 0  # it is right again: time goes on from where the log is
+    await world.start()
+    assert await world.do("TTL lock") == Integer(60)
+    await trio.sleep(60)
+    assert await world.do("SET lock me EX 60 NX") == Ok()

@@ -59,7 +59,7 @@ async def test_everything_arrives_and_what_arrived_can_be_moved_on() -> None:
     assert dump(disk.directory()) == list(state_of(EVERYTHING).dump())
     assert IMPORT_NAME not in disk.names
     disk.kill()
-    source = DirectorySource(disk.beside(), silent)
+    source = DirectorySource(disk.beside(), Clock(), silent)
     again = await move_to(second, source)
     assert again.tally.checksum == moved.tally.checksum
     assert dump(second.beside()) == dump(disk.beside())
@@ -70,13 +70,13 @@ async def test_a_source_is_not_changed_and_the_same_state_has_the_same_identity(
     fill(disk.directory(), EVERYTHING, TIME_MS)
     before = disk.content()
     disk.log.clear()
-    source = DirectorySource(disk.beside(), silent)
+    source = DirectorySource(disk.beside(), Clock(), silent)
     assert [item async for batch in source.batches() for item in batch] == Items(state_of(EVERYTHING)).items
     assert not [operation for operation, _ in disk.log if operation in CHANGING]
     assert disk.content() == before
-    assert DirectorySource(disk.beside(), silent).identity == source.identity
+    assert DirectorySource(disk.beside(), Clock(), silent).identity == source.identity
     fill(disk.directory(), [(ops.PUT, b"one more", b"", None)], TIME_MS)
-    assert DirectorySource(disk.beside(), silent).identity != source.identity
+    assert DirectorySource(disk.beside(), Clock(), silent).identity != source.identity
 
 
 async def test_damage_in_the_source_is_found_before_anything_is_moved() -> None:
@@ -87,7 +87,7 @@ async def test_damage_in_the_source_is_found_before_anything_is_moved() -> None:
     data[len(data) // 2] ^= 1
     disk.put(name, bytes(data))
     with pytest.raises(Damage):
-        DirectorySource(disk.beside(), silent)
+        DirectorySource(disk.beside(), Clock(), silent)
     assert target.content() == {}
 
 
@@ -150,7 +150,7 @@ async def test_only_an_empty_directory_or_an_unfinished_move_from_the_same_sourc
     with pytest.raises(MoveError, match=r"from another source that was not finished: store of a test.*, not another"):
         await move_to(disk, other)
     with pytest.raises(MoveError, match="holds an import that was not finished"):
-        DirectorySource(disk.beside(), silent)
+        DirectorySource(disk.beside(), Clock(), silent)
     assert (await move_to(disk, Items(state_of(FEW)))).differences == []
 
 
@@ -214,6 +214,52 @@ async def test_what_expires_between_a_kill_and_the_next_try_makes_no_difference(
     source = Items(state_of([op for op in FEW if op[1] != b"b"]))
     moved = await move_to(disk, source, clock)
     assert moved.differences == []
+
+
+YEAR_MS = 365 * DAY_MS
+
+
+async def test_keys_of_a_store_whose_clock_was_ahead_have_as_long_to_live_as_there() -> None:
+    disk, target = FakeDisk(), FakeDisk(seed=1)
+    then_ms = TIME_MS + YEAR_MS + 1  # the millisecond goes: clocks are compared in whole seconds
+    content: list[Op] = [
+        (ops.PUT, b"expiring", b"", then_ms + 60_000),
+        (ops.PUT, b"expired", b"", then_ms - 1),
+        (ops.PUT, b"at the beginning of time", b"", 1),
+        (ops.PUT, b"permanent", b"", None),
+        (ops.PUSH, b"q", (b"1",)),
+    ]
+    fill(disk.directory(), content, then_ms)
+    disk.kill()
+    moved = await move_to(target, DirectorySource(disk.beside(), Clock(), silent))
+    assert (moved.differences, moved.expired) == ([], 1 + 1)
+    left = [(ops.PUT, b"expiring", b"", TIME_MS + 1 + 60_000), *content[3:]]
+    assert dump(target.beside()) == list(state_of(left).dump())
+
+
+async def test_a_clock_that_is_ahead_by_less_than_a_second_or_behind_changes_no_deadline() -> None:
+    for time_ms in (0, TIME_MS - YEAR_MS, TIME_MS + 999):
+        disk = FakeDisk()
+        assert (await move_to(disk, Items(state_of(FEW), time_ms=time_ms))).differences == []
+        assert dump(disk.beside()) == list(state_of(FEW).dump())
+
+
+async def test_a_move_that_is_resumed_brings_deadlines_forward_by_as_much_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though the clock here goes on meanwhile, and that of the store does not."""
+    small_groups(monkeypatch)
+    disk, clock, time_ms = FakeDisk(), Clock(), TIME_MS + YEAR_MS
+    content: list[Op] = [(ops.PUT, b"%d" % number, bytes(999), time_ms + DAY_MS) for number in range(9)]
+    with pytest.raises(MoveError, match="stop"):
+        await move_to(disk, Items(state_of(content), size=1, time_ms=time_ms, before=stop_at(6)), clock)
+    other = Items(state_of(content), time_ms=time_ms)
+    other.identity = "store of a test at record 2"
+    with pytest.raises(MoveError, match="from another source that was not finished: store of a test at record 1"):
+        await move_to(disk, other, clock)
+    clock.now_ms += DAY_MS // 2
+    assert (await move_to(disk, Items(state_of(content), time_ms=time_ms), clock)).differences == []
+    assert {deadline_ms for _, _, _, deadline_ms in dump(disk.beside())} == {TIME_MS + DAY_MS}
 
 
 async def test_whatever_differs_in_the_end_is_found() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from engine.commands.words import TTL_MS_MAX
 from engine.moving.directory import items_of
 from engine.moving.items import InUse, Item, MoveError, Piece, Plain
 from engine.moving.masters import Master, fronts_in, open_masters
@@ -66,12 +67,12 @@ async def put_into(url: str, source: Items, clock: Callable[[], int] | None = No
         raise group.exceptions[0] from None
 
 
-async def take_from(url: str, *, skip_foreign: bool = False) -> list[Item]:
+async def take_from(url: str, clock: Callable[[], int] | None = None, *, skip_foreign: bool = False) -> list[Item]:
     """Everything there is."""
     found: list[Item] = []
     try:
         async with open_masters(parse_endpoint(url)) as masters:
-            source = await RedisSource.open(masters, skip_foreign=skip_foreign)
+            source = await RedisSource.open(masters, clock or Clock(), skip_foreign=skip_foreign)
             async for batch in source.batches():
                 found += batch
     except BaseExceptionGroup as group:
@@ -229,7 +230,7 @@ async def test_nothing_is_moved_out_of_a_redis_or_into_it_while_fronts_are_conne
 async def test_a_front_that_comes_while_everything_is_read_is_noticed_at_the_end(redis_cluster: RedisCluster) -> None:
     await put_into(redis_cluster.url, Items(state_of(EVERYTHING)))
     async with trio.open_nursery() as nursery, open_masters(parse_endpoint(redis_cluster.url)) as masters:
-        source = await RedisSource.open(masters, skip_foreign=False)
+        source = await RedisSource.open(masters, Clock(), skip_foreign=False)
         batches = source.batches()
         assert await anext(batches)
         front = await start_front(nursery, redis_cluster.url)
@@ -464,3 +465,40 @@ async def test_the_masters_of_keys_are_those_of_the_cluster(redis_cluster: Redis
     async with open_masters(parse_endpoint(redis_cluster.url)) as masters:
         for key in (b"a", b"{tag}1", b""):
             assert masters.of(key).address.port == redis_cluster.master_of(key).port
+
+
+# Clocks
+
+YEAR_MS = 365 * DAY_MS
+
+
+async def test_keys_of_a_store_whose_clock_was_ahead_have_as_long_to_live_as_there(one: RedisNode) -> None:
+    time_ms = NOW_MS + YEAR_MS
+    content: list[Op] = [(ops.PUT, b"k%d" % number, b"", time_ms + DAY_MS) for number in range(9)]
+    with pytest.raises(MoveError, match="stop"):
+        await put_into(one.url, Items(state_of(content), size=2, time_ms=time_ms, before=stop_at(3)))
+    first_ms = one.do("PEXPIRETIME", "k0")
+    assert DAY_MS - 60_000 < one.do("PTTL", "k0") <= DAY_MS + 1_000
+    assert one.do("GET", IMPORT_KEY).startswith(b"6@")
+    resumed = await put_into(one.url, Items(state_of(content), time_ms=0))  # how far it was ahead has been noted
+    assert (resumed.differences, resumed.resumed_at) == ([], 6)
+    assert {one.do("PEXPIRETIME", f"k{number}") for number in range(9)} == {first_ms}
+
+
+@pytest.mark.parametrize("ahead_ms", [YEAR_MS, -YEAR_MS])
+async def test_where_the_clock_of_redis_is_another_keys_have_as_long_to_live_there(
+    one: RedisNode, ahead_ms: int
+) -> None:
+    clock = Clock()
+    clock.ahead_ms = ahead_ms
+    content: list[Op] = [(ops.PUT, b"k", b"", clock() + DAY_MS)]
+    assert (await put_into(one.url, Items(state_of(content), time_ms=clock()), clock)).differences == []
+    assert DAY_MS - 60_000 < one.do("PTTL", "k") <= DAY_MS + 1_000
+    back = await take_from(one.url, clock)
+    assert dump_of(back) == list(state_of(content).dump())
+
+
+async def test_the_longest_expiry_goes_there_and_comes_back(one: RedisNode) -> None:
+    content: list[Op] = [(ops.PUT, b"for ages", b"", NOW_MS + TTL_MS_MAX), (ops.PUT, b"last", b"", 2**63 - 1)]
+    assert (await put_into(one.url, Items(state_of(content)))).differences == []
+    assert dump_of(await take_from(one.url)) == list(state_of(content).dump())

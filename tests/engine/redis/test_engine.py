@@ -361,6 +361,31 @@ async def test_the_start_fails_with_one_error_for_the_operator(net: FakeNet, aut
     assert not engine.accepting
 
 
+# When Redis was away
+
+
+@pytest.mark.parametrize("seconds", [30, 30.2, 30.4, 300])
+async def test_commands_are_done_again_within_two_seconds_of_its_return(
+    engine: ClusterEngine, net: FakeNet, seconds: float
+) -> None:
+    client = Client(engine)
+    for node in net.nodes.values():
+        node.refuses = True
+        node.cut()
+    await trio.sleep(seconds)
+    refused = client.submit("SET k v")
+    await wait_all_tasks_blocked()
+    assert isinstance(refused.reply, Failure)
+    for node in net.nodes.values():
+        node.refuses = False
+    returned_s = trio.current_time()
+    while isinstance((call := client.submit("SET k v")).reply, Failure):
+        await trio.sleep(0.05)
+        assert trio.current_time() < returned_s + 2
+    await wait_all_tasks_blocked()
+    assert call.reply == OK
+
+
 # What it tells
 
 

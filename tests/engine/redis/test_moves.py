@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -13,7 +14,7 @@ from engine.replies import Error, Failure, Integer, Ok, Value
 from tests.conformance.cases import GET_OF_A_QUEUE, NOT_FOUND, NULL, OK
 from tests.conformance.store import content_of
 from tests.harness.front import QUEUES, Crowd, start_front, unavailable
-from tests.harness.redis import Migration, RedisCluster
+from tests.harness.redis import Migration, RedisCluster, RedisNode
 from tests.harness.waiting import until
 
 
@@ -165,3 +166,32 @@ async def test_units_wait_for_a_move_or_answer_that_they_cannot_and_work_after_i
     assert done[3] == Value(b"y")
     assert await front.do_many("GET {u}a", "GET {u}b", atomic=True) == [Value(b"3"), Value(b"3")]
     front.close()
+
+
+@pytest.mark.costly("a crowd while three masters hand over")
+async def test_under_load_masters_hand_over_to_their_replicas_and_nobody_is_refused(
+    nursery: trio.Nursery, own_redis_cluster: RedisCluster
+) -> None:
+    """I1, I3, I6: `CLUSTER FAILOVER`, with a replica that writes wait for."""
+    cluster = own_redis_cluster
+    await trio.to_thread.run_sync(cluster.wait_until_healthy)
+    cluster.flush()
+    fronts = [await start_front(nursery, cluster.url, min_replicas=1) for _ in range(2)]
+    crowd = Crowd(fronts, 3)
+    await nursery.start(crowd.run)
+    for master in cluster.masters:
+        await crowd.answered(200)
+        replica = cluster.replica_of(master)
+        await trio.to_thread.run_sync(replica.do, "CLUSTER", "FAILOVER")
+        await until(partial(_is_master, cluster, replica))
+        await trio.to_thread.run_sync(cluster.wait_until_healthy)
+    await crowd.answered(200)
+    await crowd.stop()
+    await crowd.check(cluster.masters)
+    assert not crowd.answers[Error.UNAVAILABLE.value], crowd.answers
+    for front in fronts:
+        front.close()
+
+
+def _is_master(cluster: RedisCluster, node: RedisNode) -> bool:
+    return node in cluster.masters

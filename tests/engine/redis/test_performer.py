@@ -11,6 +11,7 @@ from coredis.exceptions import (
     AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
+    MovedError,
     ReadOnlyError,
     ResponseError,
     TryAgainError,
@@ -163,6 +164,10 @@ WRONG_TYPE = "the key holds a plain value, {} needs a queue"
         ("SET k v", ResponseError("NOREPLICAS Not enough"), Error.UNAVAILABLE, "redis: NOREPLICAS Not enough"),
         ("GET k", ResponseError("BUSY Redis is busy"), Error.UNAVAILABLE, "redis: BUSY Redis is busy"),
         ("GET k", BusyLoadingError("Redis is loading"), Error.UNAVAILABLE, "redis: Redis is loading"),
+        (
+            *("GET k", MovedError("7 10.0.0.1:7000"), Error.UNAVAILABLE),
+            "redis: its nodes do not agree on who serves the slot of this key",
+        ),
         ("GET k", ClusterDownError("The cluster is down"), Error.UNAVAILABLE, "redis: The cluster is down"),
         ("SET k v", ReadOnlyError("You can't write"), Error.UNAVAILABLE, "redis: You can't write"),
         ("GET k", AuthorizationError("no"), Error.UNAVAILABLE, "redis does not permit this to the server's user"),
@@ -179,6 +184,8 @@ def test_an_error_is_said_in_our_words(desk: Desk, line: str, error: Exception, 
     ("kind", "held"),
     [
         (b"list", "a queue"),
+        (b"string", "a queue"),  # it was, before somebody replaced it
+        (b"none", "a queue"),
         (b"hash", "something that is nothing of Holdfast's"),
         (NotSent("away"), "a queue"),
     ],

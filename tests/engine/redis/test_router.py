@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,20 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine.redis.endpoint import Address, parse_endpoint
 from engine.redis.errors import ClusterError, Lost, NotSent
-from engine.redis.keeper import REFRESH_S, START_WITHIN_S
-from engine.redis.link import LinkSettings
+from engine.redis.keeper import REFRESH_S, REFRESH_SOON_S, START_WITHIN_S
+from engine.redis.link import LOOK_AGAIN_S, LinkSettings
 from engine.redis.masters import UNUSED_S
 from engine.redis.node import TurnedAway
 from engine.redis.request import Request, script_call
-from engine.redis.router import SENT_ON_MAX, TRY_AGAIN_MAX, Router
+from engine.redis.router import (
+    FAULT_OVER_S,
+    HANDOVER_S,
+    SENT_AT_ONCE_MAX,
+    SENT_ON_MAX,
+    TRY_AGAIN_MAX,
+    TRY_AGAIN_S,
+    Router,
+)
 from engine.redis.scripts import ALONE, SCRIPTS
 from engine.redis.slots import SLOTS, slot_of
 from tests.harness.fake_redis import HOLD, FakeNet, FakeNode, Fault
@@ -33,8 +42,8 @@ IN_LINKS = (b"CLIENT", b"DBSIZE", b"CLUSTER", b"ROLE", b"TYPE", b"INFO")
 class Owner:
     """Whom the router tells."""
 
-    def __init__(self) -> None:
-        self.router = Router(ENDPOINT, SETTINGS, self)
+    def __init__(self, min_replicas: int = 0) -> None:
+        self.router = Router(ENDPOINT, replace(SETTINGS, min_replicas=min_replicas), self)
         self.moved: list[set[int]] = []
         self.up: list[Address] = []
         self.results: list[tuple[Request, Any]] = []
@@ -156,6 +165,19 @@ async def test_nodes_that_send_on_in_a_circle_are_not_followed_for_ever(owner: O
     assert owner.router.redirections == SENT_ON_MAX
 
 
+async def test_a_thousand_requests_to_a_node_that_sends_all_on_to_itself_are_soon_answered(
+    owner: Owner, net: FakeNet
+) -> None:
+    net[A].answers[b"SET"] = lambda _words: Fault(f"MOVED {slot_of(LOW)} {A}")
+    results: list[Any] = []
+    for _ in range(1_000):
+        owner.router.post(Request(b"SET", (LOW, b"1"), slot_of(LOW), results.append, writes=True))
+    await trio.sleep(1)
+    assert [type(result) for result in results] == [MovedError] * 1_000
+    assert owner.router.redirections == 1_000 * SENT_ON_MAX
+    assert await owner.do(b"GET", LOW) is None, "it goes on"
+
+
 @pytest.mark.parametrize("host", ["", "?"])
 async def test_a_node_may_leave_its_own_host_out(owner: Owner, net: FakeNet, host: str) -> None:
     answers = iter([Fault(f"MOVED {slot_of(LOW)} {host}:7000"), b"v"])
@@ -205,10 +227,73 @@ async def test_what_got_lost_is_never_sent_again(owner: Owner, net: FakeNet) -> 
     assert of(net[A]) == [[(b"GET", LOW)]]
 
 
-async def test_a_cluster_that_is_down_says_so_at_once(owner: Owner, net: FakeNet) -> None:
+# While a replica takes over
+
+
+async def test_a_request_waits_while_a_node_takes_the_cluster_for_down(owner: Owner, net: FakeNet) -> None:
+    answers = iter([Fault("CLUSTERDOWN Hash slot not served"), Fault("CLUSTERDOWN The cluster is down"), b"v"])
+    net[A].answers[b"GET"] = lambda _words: next(answers)
+    assert await owner.do(b"GET", LOW) == b"v"
+    assert owner.router.retries == 2
+
+
+async def test_a_request_waits_while_nobody_serves_its_slot(owner: Owner, net: FakeNet) -> None:
+    """A node that hears that its master has become a replica, and not yet of whom, takes its slots for nobody's."""
+    slots, net[A].slots = net[A].slots, set()
+    await trio.sleep(2 * REFRESH_S)
+    results: list[Any] = []
+    for _ in range(3 * SENT_AT_ONCE_MAX):
+        owner.router.post(Request(b"SET", (LOW, b"1"), slot_of(LOW), results.append, writes=True))
+    await trio.sleep(HANDOVER_S / 2)
+    assert not results
+    net[C].slots = slots
+    await trio.sleep(REFRESH_SOON_S + 2 * TRY_AGAIN_S)
+    assert results == [b"OK"] * (3 * SENT_AT_ONCE_MAX)
+
+
+async def test_a_write_waits_while_a_new_master_has_no_replica(
+    net: FakeNet, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    owner = Owner(min_replicas=1)
+    net[B].replicas = 1
+    await nursery.start(owner.router.run)
+    results: list[Any] = []
+    owner.router.post(Request(b"SET", (LOW, b"1"), slot_of(LOW), results.append, writes=True))
+    assert await owner.do(b"GET", LOW) is None, "reads need no replica"
+    assert not results
+    net[A].replicas = 1
+    await trio.sleep(LOOK_AGAIN_S + 2 * TRY_AGAIN_S)
+    assert results == [b"OK"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_refused_for_longer_than_a_handover_takes_is_refused_at_once_from_then_on(
+    owner: Owner, net: FakeNet
+) -> None:
     net[A].answers[b"GET"] = lambda _words: Fault("CLUSTERDOWN The cluster is down")
-    assert isinstance(await owner.do(b"GET", LOW), ClusterDownError)
-    assert len(of(net[A])) == 1
+    for waits_s in (HANDOVER_S, 0, 0):
+        began_s = trio.current_time()
+        assert isinstance(await owner.do(b"GET", LOW), ClusterDownError)
+        assert trio.current_time() - began_s == pytest.approx(waits_s, abs=2 * TRY_AGAIN_S)
+    await trio.sleep(FAULT_OVER_S)
+    del net[A].answers[b"GET"]
+    answers = iter([Fault("CLUSTERDOWN The cluster is down"), b"v"])
+    net[A].answers[b"GET"] = lambda _words: next(answers)
+    assert await owner.do(b"GET", LOW) == b"v", "that was another one"
+
+
+async def test_who_waits_for_a_replica_to_take_over_is_answered_when_the_front_shuts_down(
+    net: FakeNet, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    owner = Owner()
+    net[A].answers[b"GET"] = lambda _words: Fault("CLUSTERDOWN The cluster is down")
+    await nursery.start(owner.router.run)
+    requests = [owner.post(b"GET", LOW) for _ in range(2)]
+    await trio.sleep(HANDOVER_S / 2)
+    nursery.cancel_scope.cancel()
+    with trio.CancelScope(shield=True):
+        await trio.lowlevel.checkpoint()
+    assert {str(owner.result(request)) for request in requests} == {"the front is shutting down"}
 
 
 async def test_an_answer_of_a_node_that_is_no_cluster_any_more_is_an_error_and_no_more(
