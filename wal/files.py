@@ -7,8 +7,8 @@ Rules that hold here:
 - Names are plain file names inside one data directory; nothing reaches outside it.
 - `write` loops until every byte is handed over or raises; nobody above ever sees a short write.
 - Nothing is durable before `File.sync` (contents) and `Directory.sync` (names) have returned.
-- Directories are made 0700 and files 0600, whatever the umask; a lock is taken with flock, because a POSIX
-  lock gives no protection within a process and is dropped by any close of the file.
+- Directories are made 0700 (`wal/places.py`) and files 0600, whatever the umask; a lock is taken with flock, because a
+  POSIX lock gives no protection within a process and is dropped by any close of the file.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import contextlib
 import errno
 import fcntl
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
+
+from wal.places import DirectoryError as DirectoryError
+from wal.places import Owner, open_to_read, open_to_write, owner_for_root
 
 LOCK_NAME = "LOCK"
 
@@ -34,10 +36,6 @@ class LockedError(Exception):
     def __init__(self, directory: str, holder: str) -> None:
         super().__init__(f"data directory {directory} is in use by {holder}")
         self.holder = holder
-
-
-class DirectoryError(Exception):
-    """The data directory cannot be used as it is: not a directory, not ours, open to others."""
 
 
 class File(Protocol):
@@ -207,20 +205,20 @@ class DiskDirectory:
         path: where it is.
         beside: open an existing directory without the lock, beside a server that may run on it: for whoever reads, and
             for the process that writes a snapshot under a name of its own.
+        owner: to whom the directory is to belong when root makes it; None is the owner of the one above.
 
     Raises:
-        DirectoryError: it is no directory, belongs to another user, or others may write to it.
+        DirectoryError: it is no directory, belongs to another user, or others may write to it (`wal/places.py`).
         LockedError: another server holds it.
         OSError: the system refused something else.
     """
 
-    def __init__(self, path: Path, *, beside: bool = False) -> None:
+    def __init__(self, path: Path, *, beside: bool = False, owner: Owner | None = None) -> None:
         self._path = path.absolute()
         self._lock_descriptor: int | None = None
-        if not beside:
-            _make_directory_or_refuse(self._path)
-        self._descriptor = _open_directory(self._path)
+        self._descriptor = open_to_read(self._path) if beside else open_to_write(self._path, owner)
         try:
+            self._given_to = owner_for_root(os.fstat(self._descriptor))
             if not beside:
                 self._lock_descriptor = self._lock()
         except BaseException:
@@ -230,6 +228,12 @@ class DiskDirectory:
     @property
     def path(self) -> str:
         return str(self._path)
+
+    @property
+    def owner(self) -> Owner:
+        """User and group that the directory belongs to."""
+        status = os.fstat(self._descriptor)
+        return status.st_uid, status.st_gid
 
     def names(self) -> list[str]:
         with os.scandir(self._descriptor) as entries:
@@ -257,6 +261,7 @@ class DiskDirectory:
     def create(self, name: str) -> File:
         descriptor = self._open(name, _WRITING | os.O_CREAT | os.O_EXCL)
         os.fchmod(descriptor, 0o600)
+        self._give_away(descriptor)
         return DiskFile(descriptor)
 
     def open(self, name: str, offset: int) -> File:
@@ -298,7 +303,17 @@ class DiskDirectory:
 
     def _open(self, name: str, flags: int) -> int:
         # Relative to the descriptor that was locked: a directory swapped in under the same path stays untouched.
-        return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._descriptor)
+        try:
+            return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._descriptor)
+        except OSError as error:
+            error.filename = str(self._path / name)
+            raise
+
+    def _give_away(self, descriptor: int) -> None:
+        """What root makes in somebody's directory belongs to that somebody."""
+        if self._given_to is not None:
+            with _naming(descriptor):
+                os.fchown(descriptor, *self._given_to)
 
     def _lock(self) -> int:
         """Locks the directory, and the file in it that names the holder.
@@ -306,7 +321,8 @@ class DiskDirectory:
         The directory first: whoever removes the file, thinking it stale, must not let a second server in.
         """
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _naming(self._descriptor):
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LockedError(self.path, self._holder()) from None
         try:
@@ -322,8 +338,10 @@ class DiskDirectory:
             if isinstance(error, BlockingIOError):
                 raise LockedError(self.path, self._holder()) from None
             raise
-        with contextlib.suppress(OSError):  # only a courtesy to whoever comes second; a full disk must not stop us
+        with contextlib.suppress(OSError):  # as it is, where another user of our group has made it
             os.fchmod(descriptor, 0o600)
+            self._give_away(descriptor)
+        with contextlib.suppress(OSError):  # only a courtesy to whoever comes second; a full disk must not stop us
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
         return descriptor
@@ -346,50 +364,3 @@ def _naming(descriptor: int) -> Iterator[None]:
         with contextlib.suppress(OSError):
             error.filename = str(Path(f"/proc/self/fd/{descriptor}").readlink())
         raise
-
-
-def _make_directory(path: Path) -> None:
-    """Makes a directory, and those above it that are missing, each 0700 whatever the umask and on disk."""
-    if not path.parent.exists():
-        _make_directory(path.parent)
-    try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        # A start that was killed may have made it without getting this far; above a mount point it may not be possible.
-        with contextlib.suppress(OSError):
-            _sync_directory(path.parent)
-    else:
-        path.chmod(0o700)
-        _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _make_directory_or_refuse(path: Path) -> None:
-    try:
-        _make_directory(path)
-    except NotADirectoryError:
-        raise DirectoryError(f"{path} is not a directory") from None
-
-
-def _open_directory(path: Path) -> int:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except NotADirectoryError:
-        raise DirectoryError(f"{path} is not a directory") from None
-    status = os.fstat(descriptor)
-    complaint = None
-    if status.st_uid != os.geteuid():
-        complaint = f"belongs to user {status.st_uid}, but this process runs as user {os.geteuid()}"
-    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        complaint = f"may be written by others (mode {stat.S_IMODE(status.st_mode):04o}); chmod 700 mends that"
-    if complaint is not None:
-        os.close(descriptor)
-        raise DirectoryError(f"data directory {path} {complaint}")
-    return descriptor

@@ -66,19 +66,6 @@ def test_directories_and_files_are_private_whatever_the_umask(umask: None, tmp_p
     )
 
 
-@pytest.mark.parametrize("bits", [0o770, 0o707, 0o720, 0o702])
-def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, bits: int) -> None:
-    """B16"""
-    path = tmp_path / "data"
-    path.mkdir()
-    path.chmod(bits)
-    with pytest.raises(DirectoryError, match=f"may be written by others \\(mode {bits:04o}\\)"):
-        DiskDirectory(path)
-    assert list(path.iterdir()) == []
-    path.chmod(0o755)
-    DiskDirectory(path).close()
-
-
 def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     """B16"""
     (tmp_path / "file").write_text("text")
