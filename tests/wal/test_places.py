@@ -95,7 +95,7 @@ os.setgroups(list(map(int, groups)))
 os.setgid(int(user))
 os.setuid(int(user))
 log = Log.recover(DiskDirectory(Path(path)), lambda _frame: None, time_ms=1)
-log.append([b"x"], 1)
+log.append([bytes([0x91, 1])], 1)
 log.close()
 """
 
