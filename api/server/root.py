@@ -177,7 +177,8 @@ async def _run_http(
 ) -> None:
     access = Access(settings.token, settings.host, frozenset(settings.allowed_hosts))
     app = create_app(engine, HttpSettings(settings.limits, access))
-    await (serve_door if settings.door else serve_hypercorn)(app, listeners, stop.wait)
+    serve_http = serve_door if settings.door else serve_hypercorn
+    await serve_http(app, listeners, stop.wait, keep_alive_s=settings.idle_timeout_s)
     done.set()
 
 
