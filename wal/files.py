@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Protocol
 
 from wal.places import DirectoryError as DirectoryError
-from wal.places import Owner, open_to_read, open_to_write, owner_for_root
+from wal.places import Owner as Owner
+from wal.places import open_to_read, open_to_write, owner_for_root
 
 LOCK_NAME = "LOCK"
 

@@ -18,7 +18,7 @@ from engine.embedded.recovery import recover
 from engine.store.state import State
 from wal.files import DiskDirectory
 from wal.log import Log, segment_bytes_for
-from wal.replay import IMPORT_NAME
+from wal.replay import IMPORT_NAME, unfinished_import
 
 _logger = logging.getLogger("holdfast.server")
 
@@ -73,7 +73,7 @@ async def _replay(
 
     def replay() -> tuple[State, Log]:
         if IMPORT_NAME in directory.names():
-            raise StartError(f"{directory.path} holds an import that was not finished; the same command finishes it")
+            raise StartError(unfinished_import(directory.path))
         with ReplayProgress(is_stopping) as progress:
             return recover(
                 directory,
