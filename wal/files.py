@@ -237,7 +237,7 @@ class DiskDirectory:
         return status.st_uid, status.st_gid
 
     def names(self) -> list[str]:
-        with os.scandir(self._descriptor) as entries:
+        with _naming(self._descriptor), os.scandir(self._descriptor) as entries:
             return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
 
     def size(self, name: str) -> int:

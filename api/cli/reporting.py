@@ -54,7 +54,7 @@ def explain(error: Exception) -> str:
     """What went wrong, in words: of an error of the system which file it is about, and what the system says."""
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
-    if error.filename is None:
+    if not isinstance(error.filename, str | bytes):
         return error.strerror
     return f"{fsdecode(error.filename)}: {error.strerror}"
 
