@@ -167,8 +167,9 @@ async def _export_to(place: Place, to: Place, skip_foreign: bool, stages: _Stage
 
 
 async def _import_lines(file: BinaryIO, to: Place, stages: _Stages) -> tuple[Moved, Names]:
-    name = getattr(file, "name", "<stdin>")
-    return await _move(LinesSource(file, "the input" if name == "<stdin>" else name), to, stages)
+    name = getattr(file, "name", None)  # of stdin it is a number, or begins with <
+    shown = name if isinstance(name, str) and name != "<stdin>" else "the input"
+    return await _move(LinesSource(file, shown), to, stages)
 
 
 async def _move(source: Source, to: Place, stages: _Stages, owner: Owner | None = None) -> tuple[Moved, Names]:
