@@ -271,10 +271,12 @@ class DiskDirectory:
         return DiskFile(descriptor)
 
     def rename(self, old: str, new: str) -> None:
-        os.rename(old, new, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        with self._naming(new):
+            os.rename(old, new, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
 
     def remove(self, name: str) -> None:
-        os.unlink(name, dir_fd=self._descriptor)
+        with self._naming(name):
+            os.unlink(name, dir_fd=self._descriptor)
 
     def sync(self) -> None:
         with _naming(self._descriptor):
@@ -304,10 +306,16 @@ class DiskDirectory:
 
     def _open(self, name: str, flags: int) -> int:
         # Relative to the descriptor that was locked: a directory swapped in under the same path stays untouched.
-        try:
+        with self._naming(name):
             return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._descriptor)
+
+    @contextlib.contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Has an error say where the file is: the system knows its name only."""
+        try:
+            yield
         except OSError as error:
-            error.filename = str(self._path / name)
+            error.filename, error.filename2 = str(self._path / name), None
             raise
 
     def _give_away(self, descriptor: int) -> None:

@@ -34,11 +34,13 @@ class Recovery:
         records: number of records replayed, those of the snapshot included.
         time_ms: engine time of the last commit; 0 when there was none.
         torn_bytes: length of the torn tail that was cut off.
+        is_new: whether there was no log, and one was made.
     """
 
     records: int
     time_ms: int
     torn_bytes: int
+    is_new: bool = False
 
 
 def recover(
@@ -68,7 +70,7 @@ def _create(directory: Directory, names: list[str], segment_bytes_max: int) -> t
     file = create_file(directory, header.name, header.encode())
     manifest = Manifest(store_id, ()).with_segment(header)
     open_segment = OpenSegment(directory, header, file, HEADER_BYTES, segment_bytes_max)
-    return LogFiles(directory, manifest, open_segment, {}, last_lsn=0), Recovery(0, 0, 0)
+    return LogFiles(directory, manifest, open_segment, {}, last_lsn=0), Recovery(0, 0, 0, is_new=True)
 
 
 def _reopen(

@@ -12,10 +12,11 @@ import click
 from api.cli import streams
 from api.cli.checkpoint import checkpoint_command
 from api.cli.moving import export_command, import_command
-from api.cli.reporting import explain, is_interrupt
+from api.cli.reporting import is_interrupt
 from api.cli.serve import serve_command
 from api.cli.tools import backup_command, wal_commands
 from api.server.exit_codes import ExitCode
+from api.server.words import explain
 
 
 class CommandLine(click.Group):

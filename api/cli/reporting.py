@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from os import fsdecode
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +18,7 @@ import click
 from api.cli.streams import OutputError, ReaderLeft, say, to_stdout
 from api.server.exit_codes import ExitCode
 from api.server.progress import Progress, Unit, megabytes
+from api.server.words import explain
 from engine.moving.items import InUse, MoveError
 from wal.files import DirectoryError, DiskDirectory, LockedError
 from wal.segment import Damage, NewerFormat
@@ -48,15 +48,6 @@ def reporting(as_json: bool) -> Iterator[None]:
         fail(ExitCode.FAILURE, explain(error), as_json)
     except OutputError as error:
         fail(ExitCode.FAILURE, str(error), as_json=False)
-
-
-def explain(error: Exception) -> str:
-    """What went wrong, in words: of an error of the system which file it is about, and what the system says."""
-    if not isinstance(error, OSError) or error.strerror is None:
-        return str(error)
-    if not isinstance(error.filename, str | bytes):
-        return error.strerror
-    return f"{fsdecode(error.filename)}: {error.strerror}"
 
 
 def is_interrupt(error: BaseException) -> bool:

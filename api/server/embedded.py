@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from api.server.progress import ReplayProgress
-from api.server.settings import ServerSettings, StartError
+from api.server.progress import ReplayProgress, megabytes
+from api.server.settings import ServerSettings, StartError, size_text
 from engine.collector import Collector
 from engine.embedded.checkpointer import in_child
 from engine.embedded.engine import Engine
@@ -21,6 +21,17 @@ from wal.log import Log, segment_bytes_for
 from wal.replay import IMPORT_NAME, unfinished_import
 
 _logger = logging.getLogger("holdfast.server")
+
+
+def _segment_bytes(settings: ServerSettings, directory: DiskDirectory) -> int:
+    """The size of segments; raises StartError for one that the disk can never hold."""
+    disk_bytes = directory.capacity_bytes()
+    if settings.segment_bytes_max is not None and settings.segment_bytes_max > disk_bytes:
+        raise StartError(
+            f"--segment-size {size_text(settings.segment_bytes_max)} is more than the whole disk of {directory.path}"
+            f" has, {megabytes(disk_bytes)}; leave it out, and it suits the disk"
+        )
+    return settings.segment_bytes_max or segment_bytes_for(disk_bytes)
 
 
 @asynccontextmanager
@@ -62,7 +73,8 @@ async def embedded(
         await run(engine)
         records = log.recovery.records
         replayed = f"{records:,} records in {replay_s:.3f} s ({records / max(replay_s, 1e-6):,.0f}/s)"
-        yield engine, f"data in {directory.path}, replayed {replayed}, fsync {settings.fsync.value}"
+        found = "new, empty" if log.recovery.is_new else f"replayed {replayed}"
+        yield engine, f"data in {directory.path}, {found}, fsync {settings.fsync.value}"
     _logger.info("stopped, everything is on disk")
 
 
@@ -79,7 +91,7 @@ async def _replay(
                 directory,
                 settings.limits,
                 wall_ms=time.time_ns() // 1_000_000,
-                segment_bytes_max=settings.segment_bytes_max or segment_bytes_for(directory.capacity_bytes()),
+                segment_bytes_max=_segment_bytes(settings, directory),
                 progress=progress,
             )
 

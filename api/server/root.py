@@ -35,6 +35,7 @@ from api.server.listeners import complain_seldom, listen, raise_descriptor_limit
 from api.server.progress import ReplayStopped
 from api.server.settings import ServerSettings, StartError
 from api.server.stop import Interrupted, Stop, exit_now
+from api.server.words import explain
 from engine.face import Face
 from engine.redis.errors import ClusterError
 from wal.files import DirectoryError, LockedError
@@ -103,7 +104,7 @@ def _report(errors: BaseExceptionGroup[BaseException], code: ExitCode) -> ExitCo
             _logger.critical("redis: %s", error)
         elif isinstance(error, _OPERATORS_BUSINESS):
             hint = f"; see: holdfast wal verify {shlex.quote(error.directory)}" if isinstance(error, Damage) else ""
-            _logger.critical("%s%s", error, hint)
+            _logger.critical("%s%s", explain(error), hint)
         else:
             _logger.critical("stopped by a defect", exc_info=error)
     return code

@@ -84,7 +84,7 @@ def conflicts(limits: Limits) -> Iterator[tuple[str, str]]:
 
 def size_text(size_bytes: int) -> str:
     """A number of bytes as a person would write it."""
-    for unit, name in ((MIB, "MiB"), (KIB, "KiB")):
+    for unit, name in ((1024 * MIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if size_bytes % unit == 0:
             return f"{size_bytes // unit}{name}"
     return str(size_bytes)

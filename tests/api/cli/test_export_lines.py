@@ -188,7 +188,7 @@ async def test_nothing_comes_behind_the_last_line() -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (b"", "line 1: it is missing: there is nothing at all"),
+        (b"", "it is missing: there is nothing at all"),
         (b"{}\n", "an export begins with"),
         (b'{"format": "other", "version": 1, "source": "", "entries": 0}\n', "an export begins with"),
         (b'{"format": "holdfast export", "version": 2}\n', "version 2 of the format is not known"),
