@@ -8,15 +8,22 @@ the search path (a .pth file in its directory leads there from an editable insta
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from pathlib import Path
 
 
 def main() -> None:
     """Runs the command line of Holdfast, whatever else is called `api`, `engine` or `wal`."""
+    # Ctrl-C ends the half second of imports by the signal, not with their traceback; ignored, it stays ignored.
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     _import_packages()
     from api.cli.main import main as run
 
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, handler)
     run()
 
 

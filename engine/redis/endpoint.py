@@ -73,9 +73,10 @@ def parse_endpoint(url: str) -> Endpoint:
         EndpointError: it is no such URL.
     """
     try:
+        url.encode()  # what is not UTF-8 comes as surrogates, which no connection takes
         parts = urlsplit(url)
     except ValueError:
-        raise EndpointError("not a URL") from None
+        raise EndpointError("not a URL, or not in UTF-8") from None
     if parts.scheme not in ("redis", "rediss"):
         raise EndpointError("expected redis://host[:port][,host[:port]...]")
     if parts.query or parts.fragment:
