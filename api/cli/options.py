@@ -16,6 +16,8 @@ from engine.redis.endpoint import Endpoint, EndpointError, parse_endpoint
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 _PORT_MAX = 65_535
 
+SHOWN_CHARACTERS_MAX = 100
+
 
 class Command(click.Command):
     """A command that refuses an option given twice when it takes one value: the first would be lost without a word."""
@@ -68,8 +70,8 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    """What somebody wrote, as it can be printed anywhere."""
-    return ascii(text)
+    """What somebody wrote, as it can be printed anywhere, and not all of it if that is much."""
+    return ascii(text) if len(text) <= SHOWN_CHARACTERS_MAX else f"{text[:SHOWN_CHARACTERS_MAX]!a}..."
 
 
 def endpoint(url: str) -> Endpoint:

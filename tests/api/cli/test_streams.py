@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,12 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from api.cli.main import main
+from engine.store import ops
 from tests.harness import damage
 from tests.harness.damage import HEALTHY
 from tests.harness.fork_server import launch
 from tests.harness.process import ROOT, Server
 from tests.harness.waiting import wait_until
+from wal.files import DiskDirectory
+from wal.log import Log
 
 CLOSED, FOLDED = HEALTHY["closed"], HEALTHY["closed with snapshot"]
 LAST = damage.segments(CLOSED)[-1]
@@ -197,3 +203,100 @@ def test_python_that_is_started_without_a_stream_does_the_same(scene: Scene, clo
     assert done.returncode == (1 if ">&-" in closing.split() else 0), done.stderr
     assert "Traceback" not in done.stderr
     assert (scene.places["COPY"] / "MANIFEST").exists()
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("text", ["import COPY", "checkpoint --bind ADDRESS", "wal dump LONG --json", "export LONG"])
+def test_ctrl_c_ends_a_tool_that_waits_with_130_and_no_traceback(scene: Scene, text: str) -> None:
+    """For its input, for a server's answer, for whoever reads its output."""
+    with socket.create_server(("127.0.0.1", 0)) as mute, contextlib.ExitStack() as stack:
+        text = text.replace("ADDRESS", f"127.0.0.1:{mute.getsockname()[1]}")
+        if "LONG" in text:
+            text = text.replace("LONG", str(filled_with_a_long_value(scene.path / "long")))
+        pipes = [os.pipe() for _ in range(2)]
+        for descriptor in (one for pipe in pipes for one in pipe):
+            stack.callback(os.close, descriptor)
+        stderr = stack.enter_context(captured(scene.path / "stderr"))
+        with tempfile.TemporaryFile() as nothing:
+            fork = launch(scene.words(text), dict(os.environ), nothing, (pipes[0][0], pipes[1][1], stderr))
+        wait_until(lambda: waits(fork.pid))
+        fork.send_signal(signal.SIGINT)
+        assert fork.wait(60) == 130
+    assert (scene.path / "stderr").read_text() == "\ninterrupted\n"
+
+
+def filled_with_a_long_value(path: Path) -> Path:
+    """A data directory of more than a pipe holds."""
+    log = Log.recover(DiskDirectory(path), lambda _frame: None, time_ms=1)
+    log.append([ops.pack((ops.PUT, b"%d" % number, bytes(range(100)) * 20, None)) for number in range(100)], 1)
+    log.close()
+    return path
+
+
+def waits(pid: int) -> bool:
+    """Whether a process sleeps in the system, over a pipe or a socket."""
+    where = Path(f"/proc/{pid}/wchan").read_text()
+    return any(word in where for word in ("pipe_read", "pipe_write", "sk_wait_data", "wait_woken"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "wal verify DATA",
+        "wal dump DATA",
+        "wal repair DATA --fix",
+        "backup DATA COPY",
+        "export DATA",
+        "import COPY LINES",
+    ],
+)
+def test_ctrl_c_at_work_is_130_in_every_tool(scene: Scene, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DiskDirectory, "names", interrupted)
+    result = CliRunner().invoke(main, scene.words(text))
+    assert (result.exit_code, result.stderr) == (130, "\ninterrupted\n")
+
+
+# Another alphabet
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("wal verify DIR", 0),
+        ("wal verify DIR --json", 0),
+        ("wal dump DIR --key KEY", 0),
+        ("wal repair DIR", 0),
+        ("backup DIR DEST", 0),
+        ("export DIR --to DEST", 0),
+        ("wal dump DIR/none", 2),
+        ("wal dump DIR --file DEST", 1),
+        ("KEY", 2),
+        ("wal verify DIR KEY", 2),
+        ("serve --bind KEY:80", 2),
+        ("serve --data DIR --bind 127.0.0.1:0 --fsync KEY", 2),
+    ],
+)
+def test_without_utf_8_paths_that_are_no_text_and_texts_that_are_no_ascii_are_taken(
+    tmp_path: Path, text: str, code: int
+) -> None:
+    scene = Scene(tmp_path)
+    places = {b"DIR": os.fsencode(tmp_path) + b"/caf\xe9", b"DEST": os.fsencode(tmp_path) + b"/\xff\xc3\xa9"}
+    scene.places["DATA"].rename(os.fsdecode(places[b"DIR"]))
+    words = text.encode()
+    for name, place in {**places, b"KEY": "\uff4b\u00e9\U0001f600".encode()}.items():
+        words = words.replace(name, place)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HOLDFAST_", "LC_", "LANG"))
+    }
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [os.fsencode(sys.executable), b"-m", b"api", *words.split()]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert b"Traceback" not in done.stderr
+    if b"DEST" in text.encode() and code == 0:
+        assert Path(os.fsdecode(places[b"DEST"]), "MANIFEST").exists()
