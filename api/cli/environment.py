@@ -47,6 +47,7 @@ def complaints(environment: Mapping[str, str], command: click.Command) -> Iterat
         if name in known and not value:
             yield f"{name} is set, but empty: it has no effect"
         elif name.startswith(PREFIX) and name not in known and not _OF_A_SERVICE.fullmatch(name):
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; {close[0]} is one" if close else ""
+            words = [one.removeprefix(PREFIX) for one in known]
+            close = difflib.get_close_matches(name.removeprefix(PREFIX), words, n=1)
+            hint = f"; {PREFIX}{close[0]} is one" if close else ""
             yield f"{ascii(name)[1:-1]} is no option of this command and has no effect{hint}"
