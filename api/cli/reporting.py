@@ -7,6 +7,7 @@ and 130 after Ctrl-C.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -104,6 +105,6 @@ def refuse_inside(destination: Path, directory: Path) -> None:
     Raises:
         ToolError: the destination is, or is in, the directory.
     """
-    inner, outer = destination.resolve(), directory.resolve()
+    inner, outer = (Path(os.path.realpath(path)) for path in (destination, directory))  # which takes loops of links
     if inner == outer or outer in inner.parents:
         raise ToolError(f"{destination} is inside of {directory}: name a place outside of it, best on another disk")

@@ -46,6 +46,9 @@ from wal.tools.check import Report, verify
 from wal.tools.dump import Entry, dump
 from wal.tools.repair import Plan, plan_repair, repair
 
+_IN_EMPTY_ONES = ("LOCK", "lost+found")
+"""What a directory may hold that a backup goes to: the latter is in the root of a fresh disk."""
+
 _directory_argument = click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False))
 
 
@@ -308,7 +311,7 @@ def backup_command(directory: str, destination: Path, no_verify: bool, as_json: 
 @contextmanager
 def _open_target(path: Path, source: DiskDirectory) -> Iterator[DiskDirectory]:
     refuse_inside(path, Path(source.path))
-    if path.exists() and any(entry.name != "LOCK" for entry in path.iterdir()):
+    if path.exists() and any(entry.name not in _IN_EMPTY_ONES for entry in path.iterdir()):
         raise NotEmpty(f"{path} is not empty")
     directory = DiskDirectory(path, owner=source.owner)
     try:

@@ -355,6 +355,14 @@ def test_a_file_that_cannot_be_read_exits_1_without_a_traceback(data: Path) -> N
         assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_fresh_disk_is_an_empty_place(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "lost+found").mkdir(parents=True)
+    assert run("backup", put(data, CLOSED), tmp_path / "disk").exit_code == 0
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    result = run("backup", data, tmp_path / "loop")
+    assert (result.exit_code, result.stderr.startswith(f"{tmp_path}/loop: ")) == (1, True)
+
+
 @pytest.mark.parametrize("inside", ["", "backup", "deep/below", "../data/backup", "../link/backup"])
 def test_no_copy_is_made_inside_of_what_is_copied(data: Path, inside: str) -> None:
     put(data, CLOSED)
