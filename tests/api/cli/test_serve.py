@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from api.cli import options, serve
+from api.cli import checkpoint, options, serve
 from api.cli.main import main
 from api.server import progress
 from api.server.exit_codes import ExitCode
@@ -342,3 +342,51 @@ def test_variables_without_effect_are_named_with_what_was_meant(
         "HOLDFAST_MAX_VALUE is set, but empty: it has no effect",
     ]
     assert len(served) == 1
+
+
+ODD = [
+    "",
+    " ",
+    "\udcff",
+    "\uff46\uff55\uff4c\uff4c",
+    "a\nb",
+    "-1",
+    "--",
+    "9" * 5_000,
+    "x" * 70_000,
+    "\x1b[31m",
+    "/",
+    "redis://",
+]
+"""Texts that some option or other may trip over; all can be arguments of a process."""
+
+PLACES = {"verify": ["d"], "dump": ["d"], "repair": ["d"], "backup": ["d", "c"], "export": ["d"], "import": ["c", "f"]}
+
+
+def odd_lines(words: tuple[str, ...]) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Command lines and environments with an odd text in each place that takes one."""
+    places = PLACES.get(words[-1], [])
+    arguments = [one for one in COMMANDS[words].params if isinstance(one, click.Argument)]
+    for odd in ODD:
+        for place in range(len(arguments)):
+            yield [*words, "--", *places[:place], odd, *places[place + 1 :]], {}
+        for option in COMMANDS[words].params:
+            if isinstance(option, click.Option) and not option.is_flag:
+                yield [*words, *places, option.opts[0], odd], {}
+            if isinstance(option.envvar, str):
+                yield [*words, *places], {option.envvar: odd}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_no_text_in_no_place_of_a_command_line_is_a_traceback(
+    served: list[ServerSettings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir(mode=0o700)
+    (tmp_path / "f").touch()
+    monkeypatch.setattr(checkpoint, "CONNECT_WITHIN_S", 0.1)
+    monkeypatch.setenv("HOLDFAST_BIND", "127.0.0.1:1")
+    for line, environment in odd_lines(words):
+        result = CliRunner().invoke(main, line, env=environment)
+        assert result.exit_code in (0, 1, 2), (line, result.output)
+        assert result.exception is None or isinstance(result.exception, SystemExit), (line, result.exception)
