@@ -17,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -247,13 +248,13 @@ class DiskDirectory:
         return file.length_at(name, self._descriptor) if isinstance(file, DiskFile) else None
 
     def read(self, name: str, offset: int = 0, count: int | None = None) -> bytes:
-        descriptor = self._open(name, os.O_RDONLY)
+        descriptor = self._open_to_read(name)
         with open(descriptor, "rb") as file, _naming(descriptor):
             file.seek(offset)
             return file.read() if count is None else file.read(count)
 
     def hold(self, name: str) -> HeldFile:
-        return DiskHeldFile(self._open(name, os.O_RDONLY))
+        return DiskHeldFile(self._open_to_read(name))
 
     def link(self, name: str, other: Directory, new: str) -> None:
         assert isinstance(other, DiskDirectory), "both are on disk"
@@ -303,6 +304,14 @@ class DiskDirectory:
         if self._lock_descriptor is not None:
             os.close(self._lock_descriptor)
         os.close(self._descriptor)
+
+    def _open_to_read(self, name: str) -> int:
+        # Opening a pipe that somebody put in the place of a file would wait for ever: root reads directories of others.
+        descriptor = self._open(name, os.O_RDONLY | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is not a plain file", str(self._path / name))
+        return descriptor
 
     def _open(self, name: str, flags: int) -> int:
         # Relative to the descriptor that was locked: a directory swapped in under the same path stays untouched.
