@@ -34,12 +34,14 @@ class Recovery:
         records: number of records replayed, those of the snapshot included.
         time_ms: engine time of the last commit; 0 when there was none.
         torn_bytes: length of the torn tail that was cut off.
+        clean: whether the log was closed before, or is new.
         is_new: whether there was no log, and one was made.
     """
 
     records: int
     time_ms: int
     torn_bytes: int
+    clean: bool = True
     is_new: bool = False
 
 
@@ -88,14 +90,15 @@ def _reopen(
     # From here on the disk is changed. First room is made: on a full disk all the rest may need it.
     directory.sync()  # the manifest that does not name the leftovers may be durable only now
     _remove(directory, leftovers)
-    file = mend(directory, names, found, time_ms, clean=manifest.clean_close is not None)
+    clean = manifest.clean_close is not None
+    file = mend(directory, names, found, time_ms, clean=clean)
     manifest = replace(manifest, clean_close=None)
     size_bytes = max(HEADER_BYTES, found.scan.offset)
     open_segment = OpenSegment(directory, found.header, file, size_bytes, segment_bytes_max)
     sealed = {name: directory.size(name) for name in map(segment_name, manifest.numbers[:-1])}
     files = LogFiles(directory, manifest, open_segment, sealed, last_lsn=found.scan.next_lsn - 1)
     torn_bytes = len(found.scan.rest) if found.scan.tail is Tail.TORN else 0
-    return files, Recovery(found.records, found.time_ms, torn_bytes)
+    return files, Recovery(found.records, found.time_ms, torn_bytes, clean)
 
 
 def _remove(directory: Directory, names: list[str]) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from click.core import ParameterSource
 
 from api.cli.environment import complaints, refuse_empty
 from api.cli.options import Command, bind_option, directory, endpoint, token_option
+from api.server.log_lines import start_logging
 from api.server.root import run
 from api.server.settings import KEEP_ALIVE_S, ServerSettings, conflicts, read_allowed_host, size_text
 from engine.embedded.committer import FsyncPolicy
@@ -262,7 +262,7 @@ def serve_command(
     checked = _limits(context, limits)
     if segment_bytes_max is not None and segment_bytes_max < ALLOCATE_BYTES_MIN:
         raise click.BadParameter("at least 64KiB", param_hint="--segment-size")
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    start_logging()
     for complaint in complaints(os.environ, context.command):
         _logger.warning("%s", complaint)
     host, port = bind

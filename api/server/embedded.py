@@ -12,7 +12,7 @@ import trio
 from api.server.progress import ReplayProgress, megabytes
 from api.server.settings import ServerSettings, StartError, size_text
 from engine.collector import Collector
-from engine.embedded.checkpointer import in_child
+from engine.embedded.child import Child
 from engine.embedded.engine import Engine
 from engine.embedded.recovery import recover
 from engine.store.state import State
@@ -67,7 +67,7 @@ async def embedded(
             settings.limits,
             fsync=settings.fsync,
             wall_ms=time.time_ns() // 1_000_000,
-            fold=in_child(directory.path),
+            fold=Child(directory.path),
             watches_files=True,
         )
         await run(engine)

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +28,6 @@ from functools import partial
 import trio
 
 from engine.embedded.committer import RunCommit
-from engine.embedded.fold import child_command, unpack_result
 from engine.face import Checkpoint, FoldFailed
 from wal.log import Log, LogFailed
 from wal.manifest import Snapshot
@@ -39,6 +36,10 @@ from wal.snapshot import FoldPlan
 PAUSE_MIN_S = 1.0
 PAUSE_MAX_S = 60.0
 """Between a checkpoint that failed, or was to give room back and did not, and the next one."""
+
+CRASH_PAUSE_S = 10.0
+"""After a start whose server had crashed, for a checkpoint that nobody asked for: if memory was short, the crash may
+have come of one, and the replay has just been paid for. A full disk does not wait."""
 
 ROOM_MARGIN = 1.1
 """On a full disk, a checkpoint is tried when its snapshot, by estimate, would fit with so much to spare."""
@@ -57,48 +58,6 @@ Fold = Callable[[FoldPlan], Awaitable[Snapshot]]
 
 Raises FoldFailed when another try may succeed, Damage, or OSError.
 """
-
-
-def in_child(directory: str) -> Fold:
-    """Returns a `Fold` that runs `engine.embedded.fold` in a process of its own.
-
-    Args:
-        directory: path of the data directory.
-    """
-
-    async def kill(process: trio.Process) -> None:
-        process.kill()
-
-    async def fold(plan: FoldPlan) -> Snapshot:
-        try:
-            done = await trio.run_process(
-                child_command(directory, os.getpid()),
-                stdin=plan.pack(),
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-                deliver_cancel=kill,
-            )
-        except OSError as error:  # none of the disk's: the interpreter may have been replaced by an update
-            raise FoldFailed(f"its process cannot be started: {error}") from error
-        if done.returncode < 0:
-            raise FoldFailed(f"its process was ended by {_signal_name(-done.returncode)}")
-        if done.returncode > 0:
-            raise FoldFailed(f"its process failed: {done.stderr.decode(errors='replace').strip()[-500:]}")
-        try:
-            return unpack_result(done.stdout)
-        except (ValueError, TypeError) as error:
-            raise FoldFailed(f"its process answered with what is no result: {error}") from error
-
-    return fold
-
-
-def _signal_name(number: int) -> str:
-    """Name of a signal; the real-time ones have none."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 @contextmanager
@@ -130,6 +89,12 @@ class Checkpointer:
         with_log: runs a function that works on the log between two commits.
         run_blocking: runs a function that blocks on the disk, beside the commits.
         fold: writes snapshots.
+        crash_pause_s: how long the first one waits after a start whose server had crashed, in seconds.
+
+    Attributes:
+        checkpoints: how many there were since the start.
+        failures: how many failed.
+        is_failing: whether the last one did.
     """
 
     def __init__(
@@ -141,15 +106,18 @@ class Checkpointer:
         with_log: RunCommit,
         run_blocking: RunCommit,
         fold: Fold,
+        crash_pause_s: float,
     ) -> None:
         self.checkpoints = 0
         self.failures = 0
+        self.is_failing = False
         self._log = log
         self._live_bytes = live_bytes
         self._pending_bytes = pending_bytes
         self._with_log = with_log
         self._run_blocking = run_blocking
         self._fold = fold
+        self._start_pause_s = 0.0 if log.recovery.clean else crash_pause_s
         self._requests: list[_Request] = []
         self._wake = trio.Event()
         self._asked = trio.Event()
@@ -161,6 +129,11 @@ class Checkpointer:
     def keep_bytes(self) -> int:
         """Room on the disk that the next snapshot needs."""
         return int(self._live_bytes() * ROOM_MARGIN)
+
+    @property
+    def excess_bytes(self) -> int:
+        """How much more of the disk the log takes than is promised: twice what lives and two segments."""
+        return max(0, self._log.disk_bytes - 2 * (self._live_bytes() + self._log.segment_bytes_max))
 
     def look(self) -> None:
         """Looks whether a checkpoint is due; to be called when the log has changed."""
@@ -201,6 +174,9 @@ class Checkpointer:
 
     async def _run(self) -> None:
         pause_s = PAUSE_MIN_S
+        if self._start_pause_s and not self._log.room.full:
+            with trio.move_on_after(self._start_pause_s):
+                await self._asked.wait()
         self.look()  # the server may have ended in the middle of one, and nothing may be written for long
         while True:
             await self._wake.wait()
@@ -216,6 +192,7 @@ class Checkpointer:
                 outcome = error
             finally:
                 self._answer(requests, outcome)
+            self.is_failing = isinstance(outcome, FoldFailed)
             if isinstance(outcome, FoldFailed):
                 self.failures += 1
                 _logger.warning("a checkpoint failed, the log goes on growing: %s", outcome)

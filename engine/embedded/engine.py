@@ -35,7 +35,7 @@ import trio
 
 from engine.calls import SETTLED, WITHDRAWN, AnyCall, Batch, Call, Command
 from engine.embedded.actor import Actor
-from engine.embedded.checkpointer import Checkpointer, Fold
+from engine.embedded.checkpointer import CRASH_PAUSE_S, Checkpointer, Fold
 from engine.embedded.clock import Clock
 from engine.embedded.commit_thread import CommitThread
 from engine.embedded.committer import Committer, FsyncPolicy, RunCommit, in_thread
@@ -60,6 +60,7 @@ class Engine(Face):
         wall_ms: the wall clock, milliseconds since 1970.
         run_commit: how blocking work on the log is run; None is a thread of its own.
         fold: how checkpoints write their snapshots; None makes none.
+        crash_pause_s: how long after a crash the first checkpoint waits that nobody asked for, in seconds.
         watches_files: whether to look once a second, also when idle, for files of the log that somebody took away.
     """
 
@@ -73,6 +74,7 @@ class Engine(Face):
         wall_ms: int,
         run_commit: RunCommit | None = None,
         fold: Fold | None = None,
+        crash_pause_s: float = CRASH_PAUSE_S,
         watches_files: bool = False,
     ) -> None:
         self.accepting = True
@@ -107,6 +109,7 @@ class Engine(Face):
                 with_log=self._committer.with_log,
                 run_blocking=run_commit or in_thread(),
                 fold=fold,
+                crash_pause_s=crash_pause_s,
             )
         self._broken = False  # the actor was stopped in the middle of something: what it owns may be half changed
 
@@ -165,6 +168,7 @@ class Engine(Face):
             snapshot_bytes=self._log.snapshot_bytes,
             disk_bytes=self._log.disk_bytes,
             disk_full=int(committer.room.full),
+            log_excess_bytes=self._checkpointer.excess_bytes if self._checkpointer else 0,
             lsn=self._log.last_lsn,
             commands=self._commands,
             commits=committer.commits,

@@ -4,19 +4,27 @@ The server runs it in a process of its own (`child_command`), so that the actor 
 back. The process reads the plan from stdin, and writes to stdout what came of it. It opens the directory beside the
 server, verifies every checksum of what it reads, and writes under a name of its own; it is the server that makes the
 result part of the log. If the server dies, so does this process, and leaves nothing.
+
+It takes as much memory as the data. Where memory is short, it goes before the server does: the kernel is told to choose
+this process first, and where a container has a limit, it takes no more than that leaves.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import resource
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
+from engine.embedded import memory_limit
 from engine.embedded.recovery import applying
 from engine.store import ops
 from engine.store.state import State
@@ -31,6 +39,14 @@ CHECK_RECORDS = 64
 
 NICENESS = 10
 """The server comes first."""
+
+TICK = b"\0"
+"""Said on stdout before the result, which begins with another byte, once in `TICK_S` while there is progress."""
+
+TICK_S = 1.0
+
+MEMORY_SHARE = 0.9
+"""This part of what a container's limit leaves may be taken; the server may need the rest meanwhile."""
 
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); import engine, wal; del sys.path[0];"
@@ -113,19 +129,51 @@ def unpack_result(data: bytes) -> Snapshot:
 def main() -> None:
     """Runs as the process that `child_command` starts."""
     path, parent = Path(sys.argv[1]), int(sys.argv[2])
+    memory_bytes_max = _go_first()
     plan = FoldPlan.unpack(sys.stdin.buffer.read())
     os.nice(NICENESS)
     gc.disable()  # a state has no cycles, and this process ends soon
-
-    def check() -> None:
-        if os.getppid() != parent:
-            raise Orphaned
-
     outcome: Snapshot | Damage | OSError
     try:
-        outcome = fold(DiskDirectory(path, beside=True), plan, check)
+        outcome = fold(DiskDirectory(path, beside=True), plan, _look_after(parent))
     except (Damage, OSError) as error:
         outcome = error
+    except MemoryError:
+        outcome = OSError(errno.ENOMEM, _too_little(memory_bytes_max))
     sys.stdout.buffer.write(pack_result(outcome))
     sys.stdout.buffer.flush()
     os._exit(0)  # freeing millions of keys one by one takes seconds
+
+
+def _go_first() -> int | None:
+    """Has the kernel end this process, and not the server, when memory is short; returns what it may take, in bytes."""
+    with suppress(OSError):  # there may be no /proc
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    free_bytes = memory_limit.free_bytes()
+    if free_bytes is None:
+        return None
+    bytes_max = int(free_bytes * MEMORY_SHARE)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (bytes_max if hard < 0 else min(bytes_max, hard), hard))
+    return bytes_max
+
+
+def _too_little(bytes_max: int | None) -> str:
+    if bytes_max is None:
+        return "there is no memory for a second copy of the data"
+    return f"there is no memory for a second copy of the data: the container's limit leaves {bytes_max:,} bytes for it"
+
+
+def _look_after(parent: int) -> Callable[[], None]:
+    """A check that gives up when the server is gone, and tells it now and then that this process goes on."""
+    next_s = 0.0
+
+    def check() -> None:
+        nonlocal next_s
+        if os.getppid() != parent:
+            raise Orphaned
+        if time.monotonic() >= next_s:
+            next_s = time.monotonic() + TICK_S
+            os.write(sys.stdout.fileno(), TICK)
+
+    return check

@@ -18,6 +18,7 @@ class Statistics:
     snapshot_bytes: int
     disk_bytes: int
     disk_full: int
+    log_excess_bytes: int
     lsn: int
     commands: int
     commits: int

@@ -27,6 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import trio
 
 from tests.harness.load import check, new_books, run_load
@@ -149,10 +150,19 @@ class Campaign:
         self._kill("in a roll")
 
     async def _at_fold(self) -> None:
-        """While a snapshot is written, or when it takes the place of what it folds."""
-        await self._appearing(lambda: {name for name in self._names() if ".snapshot" in name})
-        await trio.sleep(self._random.choice((0, self._random.uniform(0, 0.02), self._random.uniform(0, 0.4))))
-        self._kill("in a checkpoint")
+        """While a snapshot is written, or when it takes the place of what it folds; by itself it comes later."""
+        await trio.sleep(self._random.uniform(0.02, LOAD_S_MAX))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ask_for_a_checkpoint)
+            await self._appearing(lambda: {name for name in self._names() if ".snapshot" in name})
+            await trio.sleep(self._random.choice((0, self._random.uniform(0, 0.02), self._random.uniform(0, 0.4))))
+            self._kill("in a checkpoint")
+            nursery.cancel_scope.cancel()
+
+    async def _ask_for_a_checkpoint(self) -> None:
+        with suppress(httpx.TransportError):  # the kill takes the answer
+            async with httpx.AsyncClient(timeout=None) as client:
+                await client.post(f"{self._server.url}/checkpoint")
 
     async def _appearing(self, names: Callable[[], set[str]]) -> None:
         """Returns when there is a name more; not to be waited for for ever."""

@@ -121,6 +121,8 @@ class World:
         self.commit_s = commit_s
         self.delays = delays or (lambda: (self.commit_s, 0.0))
         self.wall_offset_ms = 0
+        self.crash_pause_s = 0.0
+        """How long after a crash the first checkpoint waits that nobody asked for."""
         self.failure: BaseException | None = None
         self.found: tuple[tuple[Any, ...], ...] = ()
         """What the last start has replayed, before the engine did anything, swept expired keys for example."""
@@ -164,6 +166,7 @@ class World:
             wall_ms=wall_ms,
             run_commit=self._run_commit,
             fold=self._fold if self._checkpoints else None,
+            crash_pause_s=self.crash_pause_s,
         )
         self.failure = None
         self._scope, self._crashed, self._ended = trio.CancelScope(), trio.Event(), trio.Event()

@@ -66,6 +66,11 @@ def state_of(pid: int) -> str:
         return "Z"
 
 
+def oom_score_adj_of(pid: int) -> int:
+    """How early the kernel ends a process when memory is short."""
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
 def status_of(pid: int, name: str) -> int:
     """A number from the system's books of a process; memory is in KiB."""
     return int(re.findall(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[0])
@@ -167,7 +172,10 @@ def test_a_defect_in_the_actor_is_reported_and_ends_the_process_whatever_clients
 def test_the_process_of_a_checkpoint_holds_neither_directory_nor_port_when_the_server_is_killed(
     server: Server, tmp_path: Path
 ) -> None:
-    """H3, C3: another server starts at once in the same place, and what was left behind ends by itself."""
+    """H3, C3: another server starts at once in the same place, and what was left behind ends by itself.
+
+    Where memory is short, the kernel ends the child before the server.
+    """
     server.stop()
     server.under = stopping_in_a_checkpoint(tmp_path)
     server.start()
@@ -178,6 +186,7 @@ def test_the_process_of_a_checkpoint_holds_neither_directory_nor_port_when_the_s
         child = child_of(server)
         assert child is not None
         wait_until(lambda: state_of(child) == "T")
+        assert (oom_score_adj_of(child), oom_score_adj_of(server.pid)) == (1000, oom_score_adj_of(os.getpid()))
         server.kill()
         with pytest.raises(httpx.TransportError):
             asked.result()

@@ -145,6 +145,27 @@ async def test_a_log_that_is_due_at_the_start_is_folded_without_a_write(world: F
     assert statistics(world) == (1, 0)
 
 
+@pytest.mark.parametrize(("crashed", "asked"), [(True, False), (True, True), (False, False)])
+async def test_after_a_crash_the_first_checkpoint_waits_a_while_unless_somebody_asks_for_it(
+    world: FoldingWorld, crashed: bool, asked: bool
+) -> None:
+    """C4: where memory is short, the crash may have come of one."""
+    world.fold_s = 3600.0
+    for number in range(4):
+        await fill(world, f"k{number}", 20 * KIB)
+    await (world.kill() if crashed else world.stop())
+    world.fold_s, world.crash_pause_s = 0.0, 10.0
+    await world.start()
+    await world.do("SET k v")
+    await trio.sleep(9)
+    waits = crashed and not asked
+    if asked:
+        await world.engine.checkpoint()
+    assert statistics(world) == (0 if waits else 1, 0)
+    await trio.sleep(2)
+    assert statistics(world) == (1, 0)
+
+
 async def test_a_checkpoint_that_is_asked_for_folds_all_that_was_written(world: FoldingWorld) -> None:
     await world.do("SET k v")
     await world.do("QPUSH q a b")

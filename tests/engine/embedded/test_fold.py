@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ from typing import Any
 import pytest
 import trio
 
-from engine.embedded.checkpointer import in_child
-from engine.embedded.fold import Orphaned, child_command, fold, pack_result, unpack_result
+from engine.embedded import child
+from engine.embedded.child import SILENCE_MAX_S, Child
+from engine.embedded.fold import TICK, Orphaned, _look_after, child_command, fold, pack_result, unpack_result
 from engine.embedded.recovery import recover
 from engine.face import FoldFailed
 from engine.limits import Limits
 from engine.store import ops
 from tests.harness import logs
 from tests.harness.logs import COMMITS, DUMPS, TIME_MS
+from tests.harness.process import ROOT
 from wal.files import DiskDirectory
 from wal.log import Log
 from wal.manifest import Snapshot
@@ -65,7 +68,7 @@ def snapshots(data: Path) -> list[str]:
 async def test_a_child_folds_beside_the_server_that_holds_the_lock(data: Path, log: Log) -> None:
     """C5"""
     plan = plan_of(log)
-    entry = await in_child(str(data))(plan)
+    entry = await Child(str(data))(plan)
     assert (data / plan.temporary_name).stat().st_size == entry.size_bytes
     assert (data / plan.temporary_name).stat().st_mode & 0o777 == 0o600
     log.install(plan, entry)
@@ -78,7 +81,7 @@ async def test_a_child_folds_beside_the_server_that_holds_the_lock(data: Path, l
 async def test_a_child_writes_the_very_bytes_that_a_fold_in_this_process_writes(data: Path, log: Log) -> None:
     """I7, D4"""
     plan = plan_of(log)
-    entry = await in_child(str(data))(plan)
+    entry = await Child(str(data))(plan)
     written = (data / plan.temporary_name).read_bytes()
     (data / plan.temporary_name).unlink()
     assert fold(DiskDirectory(data, beside=True), plan) == entry
@@ -92,7 +95,7 @@ async def test_damage_in_a_sealed_segment_is_told_as_a_start_tells_it(data: Path
     content[-1] ^= 1
     segment.write_bytes(content)
     with pytest.raises(Damage) as caught:
-        await in_child(str(data))(plan_of(log))
+        await Child(str(data))(plan_of(log))
     log.abandon()
     with pytest.raises(Damage) as at_start:
         opened(data)
@@ -109,7 +112,7 @@ async def test_a_sealed_segment_that_is_missing_is_damage(data: Path, log: Log) 
     """A8"""
     (data / "00000001.log").unlink()
     with pytest.raises(Damage, match="missing"):
-        await in_child(str(data))(plan_of(log))
+        await Child(str(data))(plan_of(log))
 
 
 async def test_an_error_of_the_disk_comes_back_as_what_it_is(data: Path, log: Log) -> None:
@@ -117,7 +120,7 @@ async def test_an_error_of_the_disk_comes_back_as_what_it_is(data: Path, log: Lo
     plan = plan_of(log)
     (data / plan.temporary_name).write_bytes(b"")
     with pytest.raises(FileExistsError) as caught:
-        await in_child(str(data))(plan)
+        await Child(str(data))(plan)
     assert caught.value.errno == errno.EEXIST
 
 
@@ -133,7 +136,7 @@ async def test_a_disk_without_room_comes_back_as_such_and_nothing_is_left(
     script.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(OSError, match="too large") as caught:
-        await in_child(str(data))(plan_of(log))
+        await Child(str(data))(plan_of(log))
     assert caught.value.errno == errno.EFBIG
     assert snapshots(data) == []
 
@@ -153,13 +156,89 @@ async def test_a_child_that_is_killed_has_failed(data: Path, log: Log, monkeypat
             await through_shell(data, log, monkeypatch, words)
 
 
-async def through_shell(data: Path, log: Log, monkeypatch: pytest.MonkeyPatch, command: str) -> Snapshot:
-    """Folds with a shell script in place of the interpreter."""
+def shell(data: Path, command: str) -> str:
+    """A shell script that may stand in place of the interpreter."""
     script = data.parent / "interpreter"
     script.write_text(f"#!/bin/sh\n{command}\n")
     script.chmod(0o700)
-    monkeypatch.setattr(sys, "executable", str(script))
-    return await in_child(str(data))(plan_of(log))
+    return str(script)
+
+
+async def through_shell(
+    data: Path, log: Log, monkeypatch: pytest.MonkeyPatch, command: str, silence_max_s: float = SILENCE_MAX_S
+) -> Snapshot:
+    """Folds with a shell script in place of the interpreter."""
+    monkeypatch.setattr(sys, "executable", shell(data, command))
+    return await Child(str(data), silence_max_s)(plan_of(log))
+
+
+async def test_a_child_that_says_nothing_for_a_while_is_ended(
+    data: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C4: it was stopped, or its disk hangs; neither what it is told nor its silence may hold the server up."""
+    note = data.parent / "pid"
+    for words in (
+        "exec sleep 600",
+        "cat >/dev/null; printf '\\0'; exec >&-; exec sleep 600",
+        "exec sleep 600 >&- 2>&-",
+    ):
+        with pytest.raises(FoldFailed, match="made no progress for 0 s, and was ended"):
+            await through_shell(data, log, monkeypatch, f"echo $$ > {note}; {words}", silence_max_s=0.2)
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(note.read_text()), 0)
+
+
+async def test_a_child_that_cannot_be_killed_is_left_behind_and_no_other_started_beside_it(
+    data: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C4: as a process that hangs in the kernel."""
+    kill = trio.Process.kill
+    left: list[trio.Process] = []
+    monkeypatch.setattr(trio.Process, "kill", lambda process: left.append(process))
+    monkeypatch.setattr(child, "KILLED_WITHIN_S", 0.01)
+    fold_once = Child(str(data), silence_max_s=0.2)
+    interpreter = sys.executable
+    monkeypatch.setattr(sys, "executable", shell(data, "exec sleep 600"))
+    with pytest.raises(FoldFailed, match="made no progress"):
+        await fold_once(plan_of(log))
+    monkeypatch.setattr(sys, "executable", interpreter)
+    with pytest.raises(FoldFailed, match=f"process {left[0].pid} of an earlier one hangs, and cannot be killed"):
+        await fold_once(plan_of(log))
+    kill(left[0])
+    await left[0].wait()
+    fold_once.silence_max_s = SILENCE_MAX_S
+    assert (await fold_once(plan_of(log))).number == 1
+
+
+def test_a_child_says_once_a_second_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 0.0, 0.5, 0.99, 1.0, 1.0, 1.5, 2.7, 2.7])
+    said: list[bytes] = []
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(os, "write", lambda _descriptor, data: said.append(data))
+    check = _look_after(os.getppid())
+    for _ in range(6):
+        check()
+    assert said == [TICK] * 3
+
+
+async def test_a_child_takes_no_more_memory_than_the_container_leaves(
+    data: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C4: in Kubernetes the kernel would end the server with it."""
+    for number in range(40):
+        logs.append(log, ((ops.PUT, b"large%d" % number, bytes(1 << 20), None),))
+        log.commit()
+    log.seal()
+    limited = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from engine.embedded import memory_limit, fold;"
+        "memory_limit.free_bytes = lambda: 36 << 20; fold.main()"
+    )
+    *_, directory, parent = child_command(str(data), os.getpid())
+    monkeypatch.setattr(child, "child_command", lambda *_: [sys.executable, "-c", limited, directory, parent])
+    with pytest.raises(OSError, match="the container's limit leaves 33,973,862 bytes for it") as caught:
+        await Child(str(data))(plan_of(log))
+    assert caught.value.errno == errno.ENOMEM
+    assert snapshots(data) == []
 
 
 async def test_a_child_that_cannot_be_started_is_no_error_of_the_disk(
@@ -168,7 +247,7 @@ async def test_a_child_that_cannot_be_started_is_no_error_of_the_disk(
     """An update may have taken the interpreter away."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(FoldFailed, match="cannot be started"):
-        await in_child(str(data))(plan_of(log))
+        await Child(str(data))(plan_of(log))
 
 
 async def test_a_fold_that_is_given_up_ends_its_process(data: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +279,7 @@ async def test_packages_of_the_same_names_are_not_in_the_way(
     for path in ("", ".", str(tmp_path)):
         monkeypatch.setenv("PYTHONPATH", path)
         plan = plan_of(log)
-        assert (await in_child(str(data))(plan)).number == plan.header.number
+        assert (await Child(str(data))(plan)).number == plan.header.number
         (data / plan.temporary_name).unlink()
 
 
