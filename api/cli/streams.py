@@ -71,7 +71,7 @@ def to_stdout() -> Iterator[None]:
         if error.filename is not None:
             raise  # of a file
         drop(sys.stdout)
-        raise OutputError(f"cannot write to stdout: {error.strerror}") from None
+        raise OutputError(f"cannot write to stdout: {error.strerror or error}") from None
 
 
 def say(message: str) -> None:

@@ -24,7 +24,7 @@ from engine.redis.endpoint import Address, Endpoint
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
-    """What `serve` is called with; nothing is served."""
+    """What `serve` is called with; nothing is served, nor logged."""
     calls: list[ServerSettings] = []
 
     def serving(settings: ServerSettings) -> ExitCode:
@@ -32,6 +32,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
         return ExitCode.OK
 
     monkeypatch.setattr(serve, "run", serving)
+    monkeypatch.setattr(serve, "start_logging", lambda: None)
     return calls
 
 
