@@ -6,8 +6,8 @@ Rules that hold here:
 - Nothing is durable before `File.sync` (contents) and `Directory.sync` (names) have returned.
 - A directory may be used by several threads at once: every call names files relative to the descriptor that was locked,
   which no call moves. A file may not: its offset moves with what is written.
-- Directories are made 0700 and files 0600, whatever the umask; a lock is taken with flock, because a POSIX
-  lock gives no protection within a process and is dropped by any close of the file.
+- Directories are made 0700 (`wal/places.py`) and files 0600, whatever the umask; a lock is taken with flock, because a
+  POSIX lock gives no protection within a process and is dropped by any close of the file.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from wal.places import DirectoryError as DirectoryError
+from wal.places import Owner as Owner
+from wal.places import open_to_read, open_to_write, owner_for_root
 from wal.seam import Directory as Directory
 from wal.seam import File as File
 from wal.seam import HeldFile as HeldFile
@@ -43,10 +46,6 @@ class LockedError(Exception):
     def __init__(self, directory: str, holder: str) -> None:
         super().__init__(f"data directory {directory} is in use by {holder}")
         self.holder = holder
-
-
-class DirectoryError(Exception):
-    """The data directory cannot be used as it is: not a directory, not ours, open to others."""
 
 
 class DiskFile:
@@ -119,20 +118,20 @@ class DiskDirectory:
         path: where it is.
         beside: open an existing directory without the lock, beside a server that may run on it: for whoever reads, and
             for the process that writes a snapshot under a name of its own.
+        owner: to whom the directory is to belong when root makes it; None is the owner of the one above.
 
     Raises:
-        DirectoryError: it is no directory, belongs to another user, or others may write to it.
+        DirectoryError: it is no directory, belongs to another user, or others may write to it (`wal/places.py`).
         LockedError: another server holds it.
         OSError: the system refused something else.
     """
 
-    def __init__(self, path: Path, *, beside: bool = False) -> None:
+    def __init__(self, path: Path, *, beside: bool = False, owner: Owner | None = None) -> None:
         self._path = path.absolute()
         self._lock_descriptor: int | None = None
-        if not beside:
-            _make_directory_or_refuse(self._path)
-        self._descriptor = _open_directory(self._path)
+        self._descriptor = open_to_read(self._path) if beside else open_to_write(self._path, owner)
         try:
+            self._given_to = owner_for_root(os.fstat(self._descriptor))
             if not beside:
                 self._lock_descriptor = self._lock()
         except BaseException:
@@ -143,15 +142,22 @@ class DiskDirectory:
     def path(self) -> str:
         return str(self._path)
 
+    @property
+    def owner(self) -> Owner:
+        """User and group that the directory belongs to."""
+        status = os.fstat(self._descriptor)
+        return status.st_uid, status.st_gid
+
     def names(self) -> list[str]:
         # A descriptor of this call's own: how far a listing is belongs to the open directory, and copies of a
         # descriptor share it. Two threads that list through one see names twice, or none at all.
-        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._descriptor)
-        try:
-            with os.scandir(descriptor) as entries:
-                return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
-        finally:
-            os.close(descriptor)
+        with _naming(self._descriptor):
+            descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._descriptor)
+            try:
+                with os.scandir(descriptor) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+            finally:
+                os.close(descriptor)
 
     def size(self, name: str) -> int:
         return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_size
@@ -160,13 +166,13 @@ class DiskDirectory:
         return file.length_at(name, self._descriptor) if isinstance(file, DiskFile) else None
 
     def read(self, name: str, offset: int = 0, count: int | None = None) -> bytes:
-        descriptor = self._open(name, os.O_RDONLY)
+        descriptor = self._open_to_read(name)
         with open(descriptor, "rb") as file, _naming(descriptor):
             file.seek(offset)
             return file.read() if count is None else file.read(count)
 
     def hold(self, name: str) -> HeldFile:
-        return DiskHeldFile(self._open(name, os.O_RDONLY))
+        return DiskHeldFile(self._open_to_read(name))
 
     def link(self, name: str, other: Directory, new: str) -> None:
         assert isinstance(other, DiskDirectory), "both are on disk"
@@ -176,6 +182,7 @@ class DiskDirectory:
         descriptor = self._open(name, _WRITING | os.O_CREAT | os.O_EXCL)
         os.fchmod(descriptor, 0o600)
         _write_in_place(descriptor)
+        self._give_away(descriptor)
         return DiskFile(descriptor)
 
     def open(self, name: str, offset: int) -> File:
@@ -184,10 +191,12 @@ class DiskDirectory:
         return DiskFile(descriptor)
 
     def rename(self, old: str, new: str) -> None:
-        os.rename(old, new, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        with self._naming(new):
+            os.rename(old, new, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
 
     def remove(self, name: str) -> None:
-        os.unlink(name, dir_fd=self._descriptor)
+        with self._naming(name):
+            os.unlink(name, dir_fd=self._descriptor)
 
     def sync(self) -> None:
         with _naming(self._descriptor):
@@ -215,9 +224,33 @@ class DiskDirectory:
             os.close(self._lock_descriptor)
         os.close(self._descriptor)
 
+    def _open_to_read(self, name: str) -> int:
+        # Opening a pipe that somebody put in the place of a file would wait for ever: root reads directories of others.
+        descriptor = self._open(name, os.O_RDONLY | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is not a plain file", str(self._path / name))
+        return descriptor
+
     def _open(self, name: str, flags: int) -> int:
         # Relative to the descriptor that was locked: a directory swapped in under the same path stays untouched.
-        return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._descriptor)
+        with self._naming(name):
+            return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._descriptor)
+
+    @contextlib.contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Has an error say where the file is: the system knows its name only."""
+        try:
+            yield
+        except OSError as error:
+            error.filename, error.filename2 = str(self._path / name), None
+            raise
+
+    def _give_away(self, descriptor: int) -> None:
+        """What root makes in somebody's directory belongs to that somebody."""
+        if self._given_to is not None:
+            with _naming(descriptor):
+                os.fchown(descriptor, *self._given_to)
 
     def _lock(self) -> int:
         """Locks the directory, and the file in it that names the holder.
@@ -225,7 +258,8 @@ class DiskDirectory:
         The directory first: whoever removes the file, thinking it stale, must not let a second server in.
         """
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _naming(self._descriptor):
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LockedError(self.path, self._holder()) from None
         try:
@@ -241,8 +275,10 @@ class DiskDirectory:
             if isinstance(error, BlockingIOError):
                 raise LockedError(self.path, self._holder()) from None
             raise
-        with contextlib.suppress(OSError):  # only a courtesy to whoever comes second; a full disk must not stop us
+        with contextlib.suppress(OSError):  # as it is, where another user of our group has made it
             os.fchmod(descriptor, 0o600)
+            self._give_away(descriptor)
+        with contextlib.suppress(OSError):  # only a courtesy to whoever comes second; a full disk must not stop us
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
         return descriptor
@@ -276,50 +312,3 @@ def _naming(descriptor: int) -> Iterator[None]:
         with contextlib.suppress(OSError):
             error.filename = str(Path(f"/proc/self/fd/{descriptor}").readlink())
         raise
-
-
-def _make_directory(path: Path) -> None:
-    """Makes a directory, and those above it that are missing, each 0700 whatever the umask and on disk."""
-    if not path.parent.exists():
-        _make_directory(path.parent)
-    try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        # A start that was killed may have made it without getting this far; above a mount point it may not be possible.
-        with contextlib.suppress(OSError):
-            _sync_directory(path.parent)
-    else:
-        path.chmod(0o700)
-        _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _make_directory_or_refuse(path: Path) -> None:
-    try:
-        _make_directory(path)
-    except NotADirectoryError:
-        raise DirectoryError(f"{path} is not a directory") from None
-
-
-def _open_directory(path: Path) -> int:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except NotADirectoryError:
-        raise DirectoryError(f"{path} is not a directory") from None
-    status = os.fstat(descriptor)
-    complaint = None
-    if status.st_uid != os.geteuid():
-        complaint = f"belongs to user {status.st_uid}, but this process runs as user {os.geteuid()}"
-    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        complaint = f"may be written by others (mode {stat.S_IMODE(status.st_mode):04o}); chmod 700 mends that"
-    if complaint is not None:
-        os.close(descriptor)
-        raise DirectoryError(f"data directory {path} {complaint}")
-    return descriptor

@@ -37,12 +37,14 @@ class Recovery:
         time_ms: engine time of the last commit; 0 when there was none.
         torn_bytes: length of the torn tail that was cut off.
         clean: whether the log was closed before, or is new.
+        is_new: whether there was no log, and one was made.
     """
 
     records: int
     time_ms: int
     torn_bytes: int
     clean: bool = True
+    is_new: bool = False
 
 
 def recover(
@@ -76,7 +78,7 @@ def _create(directory: Directory, names: list[str], segment_bytes_max: int) -> t
     manifest = Manifest(store_id, ()).with_segment(header)
     manifest_bytes = len(encode_manifest(manifest))
     open_segment = OpenSegment(directory, header, file, HEADER_BYTES, segment_bytes_max, manifest_bytes)
-    return LogFiles(directory, manifest, open_segment, {}, last_lsn=0), Recovery(0, 0, 0)
+    return LogFiles(directory, manifest, open_segment, {}, last_lsn=0), Recovery(0, 0, 0, is_new=True)
 
 
 def _check_listing(directory: Directory, names: list[str], name: str) -> None:

@@ -34,6 +34,15 @@ from wal.spare import NEXT_MANIFEST_NAME
 IMPORT_NAME = "IMPORT"
 """A file that stands in a directory while an import into it is not finished: no server starts on it."""
 
+
+def unfinished_import(directory: str) -> str:
+    """Says what such a directory is, and what to do with it."""
+    return (
+        f"{directory} holds an import that was not finished: run the command that began it again, or remove the"
+        " directory to give it up"
+    )
+
+
 _TORN_COPY = r"[0-9]{8}\.log\.torn-[0-9]+"
 _SNAPSHOT = r"[0-9]{8}\.snapshot"
 _DAMAGED_COPY = rf"(MANIFEST|[0-9]{{8}}\.log|{_SNAPSHOT})\.damaged-[0-9]+"

@@ -21,9 +21,15 @@ def main() -> None:
         # The system gives the first process of a container no signal that it has not asked for, and the imports take
         # half a second. What is stopped in them has begun nothing.
         signal.signal(signal.SIGTERM, _exit)
+    # Ctrl-C ends the half second of imports by the signal, not with their traceback; ignored, it stays ignored.
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     _import_packages()
     from api.cli.main import main as run
 
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, handler)
     run()
 
 

@@ -111,7 +111,8 @@ class LinesSource:
         with _Numbered(self):
             members = self._next_line()
             if members is None:
-                raise BadLine("the first line is missing")
+                self._number = 1
+                raise BadLine("it is missing: there is nothing at all, where an export is expected")
             self.identity, self.time_ms, self.entries = _read_header(members)
 
     def check(self, tally: Tally) -> None:
@@ -180,7 +181,10 @@ class LinesSource:
 
     def _next_line(self) -> dict[str, Any] | None:
         """The members of the next line; None behind the last."""
-        line = self._file.readline(LINE_BYTES_MAX)
+        try:
+            line = self._file.readline(LINE_BYTES_MAX)
+        except OSError as error:
+            raise MoveError(f"{self.name} cannot be read: {error.strerror}") from None
         if not line:
             return None
         self._number += 1

@@ -19,8 +19,19 @@ import click
 import trio
 
 from api.cli.export_lines import LinesSource, export
-from api.cli.options import endpoint
-from api.cli.reporting import json_option, print_json, print_lines, reporting, show_progress
+from api.cli.options import Command, directory, endpoint
+from api.cli.reporting import (
+    ToolError,
+    is_interrupt,
+    json_option,
+    open_beside,
+    print_json,
+    print_lines,
+    refuse_inside,
+    reporting,
+    show_progress,
+)
+from api.cli.streams import ReaderLeft, say, to_stdout
 from api.server.exit_codes import ExitCode
 from api.server.progress import Progress, Unit, keys_and_queues, megabytes
 from engine.moving.directory import DirectoryDestination, DirectorySource
@@ -28,7 +39,7 @@ from engine.moving.items import MoveError
 from engine.moving.move import Destination, Moved, Source, move
 from engine.moving.tally import Tally
 from engine.redis.endpoint import Endpoint
-from wal.files import DiskDirectory, LockedError
+from wal.files import DiskDirectory, LockedError, Owner
 
 T = TypeVar("T")
 Place = Endpoint | Path
@@ -40,7 +51,7 @@ Names = tuple[str, str]
 
 def _place(text: str) -> Place:
     """Reads what begins with `redis://` or `rediss://`, or is a directory."""
-    return endpoint(text) if "://" in text else Path(text)
+    return endpoint(text) if "://" in text else directory(text)
 
 
 def _present(text: str) -> Place:
@@ -51,7 +62,7 @@ def _present(text: str) -> Place:
     return place
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("source", metavar="SOURCE", type=_present)
 @click.option("--to", "destination", metavar="DEST", type=_place, help="Write straight into this.")
 @click.option("--skip-foreign", is_flag=True, help="Leave out what other programs have in the Redis.")
@@ -69,16 +80,17 @@ def export_command(source: Place, destination: Place | None, skip_foreign: bool,
     """
     if destination is None and as_json:
         raise click.UsageError("--json takes --to: without it the lines are the result")
-    with reporting(as_json), _Stages() as stages:
-        if destination is None:
+    if destination is None:
+        with reporting(as_json), _Stages() as stages:
             tally = _run(partial(_export_lines, source, skip_foreign, stages))
-            click.echo(f"exported {_counts(tally)}, checksum {tally.checksum}", err=True)
-            return
+        say(f"exported {_counts(tally)}, checksum {tally.checksum}")
+        return
+    with reporting(as_json), _Stages() as stages:
         moved, names = _run(partial(_export_to, source, destination, skip_foreign, stages))
     _report(moved, *names, as_json)
 
 
-@click.command("import")
+@click.command("import", cls=Command)
 @click.argument("destination", metavar="DEST", type=_place)
 @click.argument("file", metavar="[FILE]", type=click.File("rb"), default="-")
 @json_option
@@ -110,7 +122,7 @@ class _Stages(ExitStack):
         def show(done: int, total: int) -> None:
             if self._shown is not progress:
                 if self._shown is not None:
-                    self._shown.close()
+                    self._shown.finish(is_done=True)
                 self._shown = progress
             progress(done, total)
 
@@ -122,6 +134,8 @@ def _run(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
     try:
         return trio.run(function)
     except BaseExceptionGroup as group:
+        if is_interrupt(group):
+            raise KeyboardInterrupt from None
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
@@ -130,24 +144,36 @@ def _run(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 async def _export_lines(place: Place, skip_foreign: bool, stages: _Stages) -> Tally:
     out = sys.stdout.buffer
-    async with _open_source(place, skip_foreign, stages, locked=False) as source:
-        tally = await export(source, out.write, stages.stage("exporting", keys_and_queues))
-        out.flush()
+
+    def write(lines: bytes) -> None:
+        with to_stdout():
+            out.write(lines)
+
+    try:
+        async with _open_source(place, skip_foreign, stages, locked=False) as source:
+            tally = await export(source, write, stages.stage("exporting", keys_and_queues))
+            with to_stdout():
+                out.flush()
+    except ReaderLeft:
+        raise ToolError("whoever read stdout has left: the export is not whole") from None
     return tally
 
 
 async def _export_to(place: Place, to: Place, skip_foreign: bool, stages: _Stages) -> tuple[Moved, Names]:
     async with _open_source(place, skip_foreign, stages, locked=True) as source:
-        return await _move(source, to, stages)
+        if isinstance(place, Path) and isinstance(to, Path):
+            refuse_inside(to, place)
+        return await _move(source, to, stages, _owner(place))
 
 
 async def _import_lines(file: BinaryIO, to: Place, stages: _Stages) -> tuple[Moved, Names]:
-    name = getattr(file, "name", "<stdin>")
-    return await _move(LinesSource(file, "the input" if name == "<stdin>" else name), to, stages)
+    name = getattr(file, "name", None)  # of stdin it is a number, or begins with <
+    shown = name if isinstance(name, str) and name != "<stdin>" else "the input"
+    return await _move(LinesSource(file, shown), to, stages)
 
 
-async def _move(source: Source, to: Place, stages: _Stages) -> tuple[Moved, Names]:
-    async with _open_destination(to, stages) as destination:
+async def _move(source: Source, to: Place, stages: _Stages, owner: Owner | None = None) -> tuple[Moved, Names]:
+    async with _open_destination(to, stages, owner) as destination:
         writing = stages.stage("writing", keys_and_queues)
         reading = stages.stage("reading back", keys_and_queues)
         return await move(source, destination, writing, reading), (source.name, destination.name)
@@ -171,17 +197,25 @@ async def _open_source(place: Place, skip_foreign: bool, stages: _Stages, *, loc
 
 
 @asynccontextmanager
-async def _open_destination(place: Place, stages: _Stages) -> AsyncIterator[Destination]:
+async def _open_destination(place: Place, stages: _Stages, owner: Owner | None) -> AsyncIterator[Destination]:
     if isinstance(place, Endpoint):
         redis = _redis()
         async with redis.open_masters(place) as masters:
             yield redis.RedisDestination(masters, _wall_ms)
         return
-    destination = DirectoryDestination(DiskDirectory(place), _wall_ms, stages.stage("reading", megabytes))
+    destination = DirectoryDestination(DiskDirectory(place, owner=owner), _wall_ms, stages.stage("reading", megabytes))
     try:
         yield destination
     finally:
         destination.close()
+
+
+def _owner(place: Place) -> Owner | None:
+    """To whom belongs a directory that root makes to hold what was in this place."""
+    if isinstance(place, Endpoint):
+        return None
+    with open_beside(str(place)) as opened:
+        return opened.owner
 
 
 def _wall_ms() -> int:
@@ -194,8 +228,7 @@ def _redis() -> ModuleType:
         from engine.moving import redis as moving
     except ImportError:
         raise MoveError(
-            "Redis needs the library coredis: pip install 'holdfast[cluster]', or in the source directory"
-            " pip install '.[cluster]'"
+            "Redis needs the library coredis: run pip install '.[cluster]' in the source directory of Holdfast"
         ) from None
     return moving
 
@@ -205,13 +238,13 @@ def _report(moved: Moved, source: str, destination: str, as_json: bool) -> None:
     if as_json:
         print_json(_result_json(moved, source, destination))
     elif moved.differences:
-        click.echo(f"{destination} does NOT hold what {source} does:", err=True)
+        say(f"{destination} does NOT hold what {source} does:")
         for difference in moved.differences:
-            click.echo(f"  {difference}", err=True)
+            say(f"  {difference}")
         if any(difference.found > difference.expected for difference in moved.differences):
-            click.echo("There is more than was sent: remove that, or all of it, before the same command", err=True)
+            say("There is more than was sent: remove that, or all of it, before the same command")
         else:
-            click.echo("The same command writes everything once more", err=True)
+            say("The same command writes everything once more")
     else:
         print_lines(_result_text(moved, source, destination))
     sys.exit(ExitCode.FAILURE if moved.differences else ExitCode.OK)

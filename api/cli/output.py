@@ -183,6 +183,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "last_lsn": report.last_lsn,
         "last_time": timestamp(report.time_ms) if report.time_ms else None,
         "closed_cleanly": report.is_closed,
+        "unfinished_import": report.is_unfinished,
         "torn_tail": None
         if torn is None
         else {"file": torn.file, "offset": torn.offset, "bytes": torn.size_bytes, "reason": torn.reason},

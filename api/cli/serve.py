@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -12,13 +13,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from api.cli.options import bind_option, endpoint, token_option
+from api.cli.environment import complaints, refuse_empty
+from api.cli.options import Command, bind_option, directory, endpoint, token_option
 from api.server.allocator import give_memory_back
 from api.server.log_lines import start_logging
 from api.server.root import run
-from api.server.settings import ServerSettings
+from api.server.settings import KEEP_ALIVE_S, ServerSettings, conflicts, read_allowed_host, size_text
 from engine.embedded.committer import FsyncPolicy
-from engine.limits import KIB, MIB, Limits
+from engine.limits import MIB, Limits
 from engine.redis.endpoint import Endpoint
 from wal.open_segment import ALLOCATE_BYTES_MIN
 
@@ -27,6 +29,15 @@ JSON_DEPTH_MAX_MAX = 500
 
 BODY_BYTES_MAX_MAX = 128 * MIB
 """A body becomes one frame of the log at the most, and frames are bounded."""
+
+IDLE_TIMEOUT_S_MAX = 86_400
+"""A day: a connection that is idle for longer is kept for nobody."""
+
+SIZE_BYTES_MAX = (1 << 63) - 1
+"""No file, and no memory, is longer."""
+
+WORDS_MIN, DEPTH_MIN = 16, 4
+"""With less, commands that everybody needs could not be written: `SET k v EX 60 NX`, `[{..., "options": {...}}]`."""
 
 _SIZE = re.compile(r"([0-9]{1,15})\s*(|B|K|KB|KIB|M|MB|MIB|G|GB|GIB)", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -38,9 +49,22 @@ def size(text: str | int) -> int:
         return text  # a default
     match = _SIZE.fullmatch(text)
     if match is None or int(match[1]) == 0:
-        raise click.BadParameter(f"{text!r} is not a size above 0, like 4096, 4KiB, 16MiB or 2GiB")
-    return int(match[1]) * _UNITS[match[2][:1].lower()]
+        raise click.BadParameter(f"{text!a} is not a size above 0, like 4096, 4KiB, 16MiB or 2GiB")
+    count = int(match[1]) * _UNITS[match[2][:1].lower()]
+    if count > SIZE_BYTES_MAX:
+        raise click.BadParameter(f"{text!r} is more than any machine has")
+    return count
 
+
+def allowed_host(text: str) -> str:
+    """Reads a name that Host headers may have."""
+    try:
+        return read_allowed_host(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!a}: {error}") from None
+
+
+_logger = logging.getLogger("holdfast.server")
 
 _COUNT = click.IntRange(min=1)
 
@@ -50,8 +74,8 @@ _LIMIT_OPTIONS: tuple[tuple[str, str, Any, str, str], ...] = (
     ("value", "value_bytes_max", size, "SIZE", "Longest value."),
     ("body", "body_bytes_max", size, "SIZE", "Longest request body, at most 128 MiB."),
     ("bodies", "bodies_bytes_max", size, "SIZE", "Request bodies held in memory at once."),
-    ("tokens", "tokens_max", _COUNT, "COUNT", "Words of one command."),
-    ("depth", "json_depth_max", click.IntRange(1, JSON_DEPTH_MAX_MAX), "COUNT", "Nesting of a request body."),
+    ("tokens", "tokens_max", click.IntRange(min=WORDS_MIN), "COUNT", "Words of one command."),
+    ("depth", "json_depth_max", click.IntRange(DEPTH_MIN, JSON_DEPTH_MAX_MAX), "COUNT", "Nesting of a request body."),
     ("waiters", "waiters_max", _COUNT, "COUNT", "Clients parked by BQPOP at once."),
     ("mailbox", "mailbox_max", _COUNT, "COUNT", "Commands that wait for the engine at once."),
     ("batch", "batch_commands_max", _COUNT, "COUNT", "Commands of one pipeline."),
@@ -65,7 +89,7 @@ def _written(kind: object, default: int | None) -> int | str | None:
     """A default as a person would write it: sizes with their unit."""
     if default is None or kind is not size:
         return default
-    return f"{default // MIB}MiB" if default % MIB == 0 else f"{default // KIB}KiB"
+    return size_text(default)
 
 
 def _limit_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -100,9 +124,9 @@ def _check_engine_options(context: click.Context) -> None:
     """Refuses what was given, on the command line or in the environment, and would have no effect."""
     with_redis = context.params["engine"] is not None
     for option in context.command.params:
-        source = context.get_parameter_source(option.name or "")
-        if source not in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
+        if _is_default(context, option.name or ""):
             continue
+        source = context.get_parameter_source(option.name or "")
         hint = str(option.envvar) if source is ParameterSource.ENVIRONMENT else option.opts[0]
         if with_redis and option.name in _EMBEDDED_ONLY:
             raise click.BadParameter(f"not with --engine: {_EMBEDDED_ONLY[option.name]}", param_hint=hint)
@@ -110,10 +134,29 @@ def _check_engine_options(context: click.Context) -> None:
             raise click.BadParameter("only with --engine: the embedded engine has no replicas", param_hint=hint)
 
 
-@click.command("serve", context_settings={"show_default": True})
+def _limits(context: click.Context, given: dict[str, int | None]) -> Limits:
+    """The limits, if what was given can work; defaults yield to it."""
+    limits = dataclasses.replace(Limits(), **given)  # type: ignore[arg-type]  # the table names the fields
+    if limits.body_bytes_max > BODY_BYTES_MAX_MAX:
+        raise click.BadParameter("at most 128 MiB", context, param_hint="--max-body")
+    if _is_default(context, "answer_bytes_max"):
+        limits = dataclasses.replace(limits, answer_bytes_max=max(limits.answer_bytes_max, limits.value_bytes_max))
+    names = {field: f"--max-{name}" for name, field, *_ in _LIMIT_OPTIONS}
+    for field, why in conflicts(limits):
+        if not _is_default(context, field):
+            raise click.BadParameter(why, context, param_hint=names[field])
+    return limits
+
+
+def _is_default(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) not in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+
+
+@click.command("serve", cls=Command, context_settings={"show_default": True})
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=directory,
+    metavar="DIRECTORY",
     default=Path("data"),
     envvar="HOLDFAST_DATA",
     show_envvar=True,
@@ -156,11 +199,23 @@ def _check_engine_options(context: click.Context) -> None:
 @click.option(
     "--allow-host",
     "allowed_hosts",
+    type=allowed_host,
     multiple=True,
     metavar="NAME",
     envvar="HOLDFAST_ALLOW_HOST",
     show_envvar=True,
-    help="A name clients may use in the Host header besides the bound one; may be repeated; * takes any.",
+    help="A name that clients may use in the Host header besides the bound one; may be repeated. *.example.com is"
+    " every name below example.com, * is any name.",
+)
+@click.option(
+    "--idle-timeout",
+    "idle_timeout_s",
+    type=click.IntRange(1, IDLE_TIMEOUT_S_MAX),
+    default=int(KEEP_ALIVE_S),
+    metavar="SECONDS",
+    envvar="HOLDFAST_IDLE_TIMEOUT",
+    show_envvar=True,
+    help="Close connections that are idle for so long; more than the proxies and clients before it keep theirs.",
 )
 @click.option(
     "--segment-size",
@@ -191,6 +246,7 @@ def serve_command(
     token: str | None,
     insecure: bool,
     allowed_hosts: tuple[str, ...],
+    idle_timeout_s: int,
     segment_bytes_max: int | None,
     no_door: bool,
     **limits: int | None,
@@ -202,17 +258,16 @@ def serve_command(
     Exit codes: 0 stopped, 1 cannot start, 2 bad options, 3 the log is damaged, 4 another server holds the data
     directory, 5 a write or sync of the log failed.
     """
+    refuse_empty(os.environ, context)
     _check_engine_options(context)
-    if token == "" or (token is None and os.environ.get("HOLDFAST_TOKEN") == ""):
-        raise click.BadParameter("an empty token protects nothing", param_hint="--token")
-    if (limits["body_bytes_max"] or 0) > BODY_BYTES_MAX_MAX:
-        raise click.BadParameter("at most 128 MiB", param_hint="--max-body")
+    checked = _limits(context, limits)
     if segment_bytes_max is not None and segment_bytes_max < ALLOCATE_BYTES_MIN:
         raise click.BadParameter("at least 64KiB", param_hint="--segment-size")
     start_logging()
     give_memory_back()
+    for complaint in complaints(os.environ, context.command):
+        _logger.warning("%s", complaint)
     host, port = bind
-    checked = dataclasses.replace(Limits(), **limits)  # type: ignore[arg-type]  # the table names the fields
     policy = FsyncPolicy(fsync)
     run(
         ServerSettings(
@@ -220,5 +275,6 @@ def serve_command(
             door=not no_door,
             engine=engine,
             min_replicas=min_replicas,
+            idle_timeout_s=idle_timeout_s,
         )
     )

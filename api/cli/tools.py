@@ -1,6 +1,6 @@
-"""The tools: `holdfast wal verify | dump | repair`, `holdfast backup`, `holdfast checkpoint`.
+"""The tools for data directories: `holdfast wal verify | dump | repair` and `holdfast backup`.
 
-All but the last read a data directory, also beside a running server, and change nothing in it; `repair --fix` does, and
+They read a data directory, also beside a running server, and change nothing in it; `repair --fix` does, and
 takes the lock. Results go to stdout, progress and errors to stderr; with `--json` stdout holds JSON and nothing else.
 
 Exit codes are those of `serve`: 0 fine, 1 cannot, 2 bad usage, 3 the log is damaged, 4 a server holds the directory.
@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import http.client
-import io
-import json
 import os
 import sys
 import time
@@ -20,29 +17,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import click
 
 from api.cli import output
-from api.cli.options import bind_option, token_option
-from api.cli.reporting import ToolError, json_option, open_beside, print_json, print_lines, reporting, show_progress
+from api.cli.options import Command
+from api.cli.options import directory as path_of_directory
+from api.cli.reporting import (
+    ToolError,
+    json_option,
+    open_beside,
+    print_json,
+    print_lines,
+    refuse_inside,
+    reporting,
+    show_progress,
+)
+from api.cli.streams import ReaderLeft, to_stdout
 from api.server.exit_codes import ExitCode
 from engine.embedded.recovery import applying
 from engine.store import ops
 from engine.store.state import State
 from wal.files import DiskDirectory
 from wal.frame import Frame, Record
-from wal.replay import Apply
+from wal.replay import Apply, unfinished_import
 from wal.tools.backup import Backup, NotEmpty, backup
 from wal.tools.check import Report, verify
 from wal.tools.dump import Entry, dump
 from wal.tools.repair import Plan, plan_repair, repair
 
-CONNECT_WITHIN_S = 10.0
-"""For a connection to the server; a checkpoint itself takes as long as it takes."""
-
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where a server listens, not we
+_IN_EMPTY_ONES = ("LOCK", "lost+found")
+"""What a directory may hold that a backup goes to: the latter is in the root of a fresh disk."""
 
 _directory_argument = click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False))
 
@@ -71,7 +76,7 @@ def wal_commands() -> None:
 # Verify
 
 
-@wal_commands.command("verify")
+@wal_commands.command("verify", cls=Command)
 @_directory_argument
 @click.option("--no-apply", is_flag=True, help="Check the bytes only, which takes little memory.")
 @json_option
@@ -81,7 +86,7 @@ def verify_command(directory: str, no_apply: bool, as_json: bool) -> None:
     Checks all that a start checks: every checksum, that nothing is missing or foreign, and that every record can be
     applied; the latter takes the memory that the data take. Changes nothing; a server may be running.
 
-    Exit codes: 0 a server starts on it, 1 it cannot be read, 3 it is damaged.
+    Exit codes: 0 a server starts on it, 1 it cannot be read, or an import into it is not finished, 3 it is damaged.
     """
     with (
         reporting(as_json),
@@ -95,7 +100,8 @@ def verify_command(directory: str, no_apply: bool, as_json: bool) -> None:
     else:
         print_lines(output.report_text(report))
         print_lines(_verdict(report, applied=not no_apply))
-    sys.exit(ExitCode.DAMAGE if report.damage else ExitCode.OK)
+    refused = ExitCode.FAILURE if report.is_unfinished else ExitCode.OK
+    sys.exit(ExitCode.DAMAGE if report.damage else refused)
 
 
 def _verdict(report: Report, *, applied: bool) -> Iterator[str]:
@@ -108,13 +114,16 @@ def _verdict(report: Report, *, applied: bool) -> Iterator[str]:
     else:
         what = "every checksum fits" + (", every record can be applied" if applied else "; records were not applied")
         closed = ", closed cleanly" if report.is_closed else ""
-        yield f"OK: {what}; last {output.end_text(report)}{closed}"
+        verdict = "NOT FINISHED, but whole" if report.is_unfinished else "OK"
+        yield f"{verdict}: {what}; last {output.end_text(report)}{closed}"
+    if report.is_unfinished:
+        yield f"A server does not start on it: {unfinished_import(report.directory)}"
 
 
 # Dump
 
 
-@wal_commands.command("dump")
+@wal_commands.command("dump", cls=Command)
 @_directory_argument
 @click.option("--from-lsn", type=click.IntRange(min=1), metavar="N", help="First record to print.")
 @click.option("--to-lsn", type=click.IntRange(min=1), metavar="N", help="Last record to print.")
@@ -141,9 +150,7 @@ def dump_command(
     """
     wanted = _Wanted(from_lsn, to_lsn, None if key is None else os.fsencode(key))
     damaged = False
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # keys may hold what the terminal's encoding does not know
-    with reporting(as_json):
+    with reporting(as_json), contextlib.suppress(ReaderLeft):
         if file is not None and os.sep in file:
             raise ToolError(f"{file} is no name of a file in the data directory")
         with open_beside(directory) as opened:
@@ -152,8 +159,10 @@ def dump_command(
                 records = wanted.of(entry)
                 if records or not isinstance(entry.item, Frame):
                     for line in output.entry_lines(entry, records, frames=frames, as_json=as_json):
-                        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+                        with to_stdout():
+                            sys.stdout.write(line + "\n")
+        with to_stdout():
+            sys.stdout.flush()
     sys.exit(ExitCode.DAMAGE if damaged else ExitCode.OK)
 
 
@@ -183,7 +192,7 @@ class _Wanted:
 # Repair
 
 
-@wal_commands.command("repair")
+@wal_commands.command("repair", cls=Command)
 @_directory_argument
 @click.option("--fix", is_flag=True, help="Do it; without this nothing is changed.")
 @click.option(
@@ -240,6 +249,8 @@ def _repair_text(plan: Plan, kept: list[str], *, fixed: bool, refused: bool) -> 
         yield f"{where}: nothing to repair, last {output.end_text(plan.after)}"
         if tail is not None:
             yield f"{tail}, and keeps a copy"
+        if plan.after.is_unfinished:
+            yield f"A server does not start on it: {unfinished_import(where)}"
         return
     yield f"{where} is damaged:"
     yield from output.damage_text(plan.damage)
@@ -254,7 +265,8 @@ def _repair_text(plan: Plan, kept: list[str], *, fixed: bool, refused: bool) -> 
     if fixed:
         if kept:
             yield f"The files as they were: {', '.join(kept)}"
-        yield "Verified: a server starts on it"
+        is_unfinished = plan.after.is_unfinished
+        yield f"Verified: {unfinished_import(where) if is_unfinished else 'a server starts on it'}"
         return
     for reason in plan.reasons:
         yield f"This must be agreed to: {reason}"
@@ -266,12 +278,12 @@ def _repair_text(plan: Plan, kept: list[str], *, fixed: bool, refused: bool) -> 
 # Backup
 
 
-@click.command("backup")
+@click.command("backup", cls=Command)
 @_directory_argument
-@click.argument("destination", metavar="DEST", type=click.Path(file_okay=False))
+@click.argument("destination", metavar="DEST", type=path_of_directory)
 @click.option("--no-verify", is_flag=True, help="Do not replay the copy, which takes the memory that the data take.")
 @json_option
-def backup_command(directory: str, destination: str, no_verify: bool, as_json: bool) -> None:
+def backup_command(directory: str, destination: Path, no_verify: bool, as_json: bool) -> None:
     """Copy a data directory, also of a running server, to DEST, which must be empty or not exist.
 
     All that was acknowledged when the command began is in the copy, and `holdfast serve --data DEST` starts on it. On
@@ -283,7 +295,7 @@ def backup_command(directory: str, destination: str, no_verify: bool, as_json: b
     with (
         reporting(as_json),
         open_beside(directory) as source,
-        _open_target(Path(destination)) as target,
+        _open_target(destination, source) as target,
         _replaying() as replaying,
         show_progress("copying") as copying,
         show_progress("verifying") as verifying,
@@ -297,10 +309,11 @@ def backup_command(directory: str, destination: str, no_verify: bool, as_json: b
 
 
 @contextmanager
-def _open_target(path: Path) -> Iterator[DiskDirectory]:
-    if path.exists() and any(entry.name != "LOCK" for entry in path.iterdir()):
+def _open_target(path: Path, source: DiskDirectory) -> Iterator[DiskDirectory]:
+    refuse_inside(path, Path(source.path))
+    if path.exists() and any(entry.name not in _IN_EMPTY_ONES for entry in path.iterdir()):
         raise NotEmpty(f"{path} is not empty")
-    directory = DiskDirectory(path)
+    directory = DiskDirectory(path, owner=source.owner)
     try:
         yield directory
     finally:
@@ -315,63 +328,3 @@ def _backup_text(done: Backup, source: str, target: str) -> Iterator[str]:
     if done.report is not None:
         yield f"Verified: {sum(file.records for file in done.report.files):,} records can be replayed"
     yield f"To serve it: holdfast serve --data {quote(target)}"
-
-
-# Checkpoint
-
-
-@click.command("checkpoint")
-@bind_option("Address of the server.")
-@token_option("The server's token.")
-@json_option
-def checkpoint_command(bind: tuple[str, int], token: str | None, as_json: bool) -> None:
-    """Have a running server fold its log into a snapshot, and wait until it has.
-
-    Servers do this by themselves; before a planned restart it makes the start quick.
-
-    Exit codes: 0 done, 1 no server answers, or it refused.
-    """
-    host, port = bind
-    if port == 0:
-        raise click.BadParameter("the server's port is needed", param_hint="--bind")
-    with reporting(as_json):
-        done = _ask_for_checkpoint(_ANY_ADDRESS.get(host, host), port, token)
-    if as_json:
-        print_json(done)
-    elif done["segments"] == 0:
-        click.echo("nothing to fold: everything is in the snapshot already")
-    else:
-        segments = "1 segment" if done["segments"] == 1 else f"{done['segments']:,} segments"
-        click.echo(
-            f"folded {segments}, {done['folded_bytes']:,} bytes, into a snapshot of"
-            f" {done['snapshot_bytes']:,} bytes in {done['duration_s']:.1f} s"
-        )
-
-
-def _ask_for_checkpoint(host: str, port: int, token: str | None) -> dict[str, Any]:
-    """Returns the server's answer; raises ToolError when that is no success."""
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    headers = {"Content-Length": "0"} | ({} if token is None else {"Authorization": f"Bearer {token}"})
-    connection = http.client.HTTPConnection(host, port, timeout=CONNECT_WITHIN_S)
-    with contextlib.closing(connection):
-        try:
-            connection.connect()
-            connection.sock.settimeout(None)
-            connection.request("POST", "/checkpoint", headers=headers)
-            response = connection.getresponse()
-            status, body = response.status, response.read()
-        except (OSError, http.client.HTTPException) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise ToolError(f"no answer from {where}: {reason} (--bind says where the server is)") from None
-    try:
-        answer = json.loads(body)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise ToolError(f"what answers on {where} is no Holdfast (status {status})")
-    if status == http.HTTPStatus.OK:
-        return answer
-    if status == http.HTTPStatus.NOT_FOUND:
-        raise ToolError(f"the server at {where} has no log to fold: its keys are on Redis")
-    detail = f": {answer['detail']}" if "detail" in answer else ""
-    raise ToolError(f"the server at {where} refused: {answer.get('error', status)}{detail}")

@@ -18,6 +18,7 @@ The rules that hold here:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hmac
 import ipaddress
@@ -31,6 +32,9 @@ LOOPBACK_NAME = "localhost"
 
 ANY_HOST = "*"
 """In `allowed_hosts`: takes every Host header, for a server behind a proxy that checks it."""
+
+_ANY_LABEL = "*."
+"""Before a name in `allowed_hosts`: takes every name that ends with the rest, but not the rest itself."""
 
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::([0-9]{1,5})?)?")
 _ORIGIN = re.compile(r"(https?)://([^/?#@]+)", re.IGNORECASE)
@@ -60,7 +64,7 @@ class Access:
     Attributes:
         token: asked for as `Authorization: Bearer`; None lets everybody in.
         bound_host: the address or name the server was told to listen on.
-        allowed_hosts: further names a Host header may have; `*` takes all.
+        allowed_hosts: further names a Host header may have, as `read_allowed_host` returns them; `*` takes all.
     """
 
     token: str | None = None
@@ -129,6 +133,68 @@ def split_authority(authority: str) -> tuple[str, int | None] | None:
     return host.lower().removesuffix("."), int(port) if port else None
 
 
+def read_allowed_host(text: str) -> str:
+    """Reads what somebody wants to see in Host headers: a name, an address, `*.name`, or `*`.
+
+    Raises:
+        ValueError: no Host header will ever be that; the message says what to write instead.
+    """
+    if text == ANY_HOST or _address(text):
+        return text
+    name = text.removeprefix(_ANY_LABEL)
+    if not _is_name(name) or (name != text and _address(_plain(name))):
+        raise ValueError(_advice(text))
+    return text if name == text else _ANY_LABEL + _plain(name)
+
+
+def _is_name(text: str) -> bool:
+    split = split_authority(text)
+    return split is not None and all(split[0].split("."))
+
+
+def _advice(text: str) -> str:
+    """What to write instead of something that no Host header is."""
+    parts = re.findall(r"[^,;\s]+", text)
+    rest = text.rpartition("://")[2]
+    name = rest.partition("/")[0].rpartition("@")[2]
+    if parts and parts != [text]:
+        several = " --allow-host ".join(parts)
+        return f"names are given one by one: --allow-host {several}; in HOLDFAST_ALLOW_HOST spaces separate them"
+    if "/" in rest and _address(name):
+        return f"one address is meant, not a network: {name}; a server bound to 0.0.0.0 takes every address"
+    if "/" in text:
+        return f"a name is meant, without scheme and path{f': {name}' if _is_name(name) else ''}"
+    if "*" in text:
+        return "* stands alone, or for what comes before the first dot, like *.example.com"
+    if not text.isascii():
+        with contextlib.suppress(UnicodeError):
+            return f"names travel in ASCII: {text.encode('idna').decode()}"
+    return "it is not a name or an address, like app.example.com, 192.0.2.7 or *.example.com"
+
+
+def read_token(text: str) -> str:
+    """Reads a token that clients are to send in a header.
+
+    Raises:
+        ValueError: no client can send it; the message does not repeat it.
+    """
+    if not text:
+        raise ValueError("an empty token protects nothing")
+    for number, character in enumerate(text, 1):
+        if not "!" <= character <= "~":
+            last = ", the last," if number == len(text) else ""
+            raise ValueError(
+                f"character {number}{last} is {_named(character)}, and no client can send that in a header;"
+                " a token consists of visible ASCII characters"
+            )
+    return text
+
+
+def _named(character: str) -> str:
+    names = {" ": "a space", "\n": "a line break", "\r": "a carriage return", "\t": "a tab"}
+    return names.get(character, "a control character" if character.isascii() else "beyond ASCII")
+
+
 @functools.lru_cache(maxsize=_HOSTS_REMEMBERED)
 def _host_passes(authority: str, bound_host: str, allowed_hosts: frozenset[str]) -> bool:
     split = split_authority(authority)
@@ -136,6 +202,8 @@ def _host_passes(authority: str, bound_host: str, allowed_hosts: frozenset[str])
         return False
     host = split[0]
     if ANY_HOST in allowed_hosts or host in (LOOPBACK_NAME, _plain(bound_host), *map(_plain, allowed_hosts)):
+        return True
+    if any(host.endswith(one[1:].lower()) and len(host) >= len(one) for one in allowed_hosts if one[:2] == _ANY_LABEL):
         return True
     address = _address(host)
     if address is None:

@@ -59,8 +59,7 @@ def _engine_class() -> type[ClusterEngine]:
         if error.name != "coredis":
             raise
         raise StartError(
-            "--engine needs the library coredis: pip install 'holdfast[cluster]', or in the source directory"
-            " pip install '.[cluster]'"
+            "--engine needs the library coredis: run pip install '.[cluster]' in the source directory of Holdfast"
         ) from None
     return ClusterEngine
 

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from api.server.progress import ReplayProgress, Starting
-from api.server.settings import ServerSettings, StartError
+from api.server.progress import ReplayProgress, Starting, megabytes
+from api.server.settings import ServerSettings, StartError, size_text
 from engine.collector import Collector
 from engine.embedded.child import Child
 from engine.embedded.engine import Engine
@@ -18,9 +18,20 @@ from engine.embedded.recovery import recover
 from engine.store.state import State
 from wal.files import DiskDirectory
 from wal.log import Log, segment_bytes_for
-from wal.replay import IMPORT_NAME
+from wal.replay import IMPORT_NAME, unfinished_import
 
 _logger = logging.getLogger("holdfast.server")
+
+
+def _segment_bytes(settings: ServerSettings, directory: DiskDirectory) -> int:
+    """The size of segments; raises StartError for one that the disk can never hold."""
+    disk_bytes = directory.capacity_bytes()
+    if settings.segment_bytes_max is not None and settings.segment_bytes_max > disk_bytes:
+        raise StartError(
+            f"--segment-size {size_text(settings.segment_bytes_max)} is more than the whole disk of {directory.path}"
+            f" has, {megabytes(disk_bytes)}; leave it out, and it suits the disk"
+        )
+    return settings.segment_bytes_max or segment_bytes_for(disk_bytes)
 
 
 @asynccontextmanager
@@ -66,7 +77,8 @@ async def embedded(
         await run(engine)
         records = log.recovery.records
         replayed = f"{records:,} records in {replay_s:.3f} s ({records / max(replay_s, 1e-6):,.0f}/s)"
-        yield engine, f"data in {directory.path}, replayed {replayed}, fsync {settings.fsync.value}"
+        found = "new, empty" if log.recovery.is_new else f"replayed {replayed}"
+        yield engine, f"data in {directory.path}, {found}, fsync {settings.fsync.value}"
     _logger.info("stopped, everything is on disk")
 
 
@@ -77,14 +89,14 @@ async def _replay(
 
     def replay() -> tuple[State, Log]:
         if IMPORT_NAME in directory.names():
-            raise StartError(f"{directory.path} holds an import that was not finished; the same command finishes it")
+            raise StartError(unfinished_import(directory.path))
         starting.phase = "replaying the log"
         with ReplayProgress(is_stopping, starting) as progress:
             return recover(
                 directory,
                 settings.limits,
                 wall_ms=time.time_ns() // 1_000_000,
-                segment_bytes_max=settings.segment_bytes_max or segment_bytes_for(directory.capacity_bytes()),
+                segment_bytes_max=_segment_bytes(settings, directory),
                 progress=progress,
             )
 

@@ -49,10 +49,12 @@ class ByHypercorn:
 
     Args:
         listeners: bound, tuned, not blocking; closed in the end.
+        keep_alive_s: how long a connection may be idle.
     """
 
-    def __init__(self, listeners: Sequence[socket.socket]) -> None:
+    def __init__(self, listeners: Sequence[socket.socket], keep_alive_s: float = KEEP_ALIVE_S) -> None:
         self._listeners = listeners
+        self._keep_alive_s = keep_alive_s
         self._app: HttpApp | None = None
         self._opened = trio.Event()
 
@@ -66,7 +68,7 @@ class ByHypercorn:
             await stop()
             nursery.cancel_scope.cancel()
         if self._app is not None:
-            await serve_hypercorn(self._app, self._listeners, stop)
+            await serve_hypercorn(self._app, self._listeners, stop, keep_alive_s=self._keep_alive_s)
 
     async def _wait_for_app(self, waiting: trio.CancelScope) -> None:
         await self._opened.wait()

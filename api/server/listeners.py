@@ -28,14 +28,14 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
     """
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise StartError(f"cannot listen on {settings.host}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
+        raise StartError(f"cannot listen on {settings.host}: {getattr(error, 'strerror', error)} (--bind)") from None
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     _check_exposure(settings, [str(address[0]) for _, address in addresses])
     listeners: list[socket.socket] = []
     try:
         for family, address in addresses:
-            listeners.append(_listener(family, address))
+            listeners.append(_listener(family, address, both=settings.host == "::"))
     except OSError as error:
         for listener in listeners:
             listener.close()
@@ -43,12 +43,13 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
     return listeners
 
 
-def _listener(family: int, address: tuple[object, ...]) -> socket.socket:
+def _listener(family: int, address: tuple[object, ...], *, both: bool) -> socket.socket:
+    """Listens on one address; `both` has [::] take IPv4 as well, whatever the system's `bindv6only` says."""
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if both else 1)
         listener.bind(address)
         tune(listener)
         listener.listen(BACKLOG)

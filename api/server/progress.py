@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable
-from typing import Self
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 import click
 
 from engine.replies import Error, Failure
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
 
 QUIET_S = 1.0
 """What takes less than this shows nothing."""
@@ -42,8 +47,10 @@ class ReplayStopped(Exception):
     """The replay was given up because the server was asked to stop."""
 
 
-class Progress(contextlib.ExitStack):
-    """A `wal.replay.Progress` that draws; leaving the `with` block finishes the bar.
+class Progress:
+    """A `wal.replay.Progress` that draws; leaving the `with` block finishes the bar, at 100 % unless by an error.
+
+    What it cannot draw, because nobody takes it, is left out.
 
     Args:
         label: what is being done.
@@ -52,17 +59,33 @@ class Progress(contextlib.ExitStack):
     """
 
     def __init__(self, label: str, say: Callable[[str], None], unit: Unit = megabytes) -> None:
-        super().__init__()
         self._label = label
         self._say = say
         self._unit = unit
         self._drawing = sys.stderr.isatty()
         self._next_s: float | None = None
-        self._advance: Callable[[int], None] | None = None
-        self._shown = 0
+        self._bar: ProgressBar[int] | None = None
+        self._lock = threading.RLock()  # whoever logs, in whatever thread, finishes the bar
 
     def __enter__(self) -> Self:
         return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.finish(is_done=kind is None)
+
+    def finish(self, *, is_done: bool) -> None:
+        """Ends the bar, if there is one; what is written next begins a line.
+
+        Args:
+            is_done: draws it to its end, whatever was told last.
+        """
+        with self._lock, contextlib.suppress(OSError):
+            bar, self._bar = self._bar, None
+            if bar is not None:
+                bar.update((bar.length or 0) - bar.pos if is_done else 0)
+                bar.render_finish()
 
     def __call__(self, done: int, total: int) -> None:
         """Shows how far it is, a few times a second; a total of 0 is not known."""
@@ -71,7 +94,8 @@ class Progress(contextlib.ExitStack):
         if time.monotonic() < self._next_s:
             return
         if self._drawing and total:
-            self._draw(done, total)
+            with self._lock:
+                self._draw(done, total)
             self._next_s = time.monotonic() + REDRAW_S
         else:
             far = f"{self._unit(total)}: {done / total:.0%}" if total else self._unit(done)
@@ -79,12 +103,15 @@ class Progress(contextlib.ExitStack):
             self._next_s = time.monotonic() + LINE_S
 
     def _draw(self, done: int, total: int) -> None:
-        if self._advance is None or done < self._shown:  # it began anew
-            self.close()
-            bar = click.progressbar(length=total, label=self._label, file=sys.stderr)
-            self._advance, self._shown = self.enter_context(bar).update, 0
-        self._advance(done - self._shown)
-        self._shown = done
+        try:
+            if self._bar is None or done < self._bar.pos:  # it began anew
+                self.finish(is_done=True)
+                self._bar = click.progressbar(length=total, label=self._label, file=sys.stderr)
+                self._bar.__enter__()
+            self._bar.length = total
+            self._bar.update(done - self._bar.pos)
+        except OSError:  # the terminal is gone
+            self._drawing, self._bar = False, None
 
 
 class Starting:
@@ -118,6 +145,23 @@ class ReplayProgress(Progress):
         super().__init__("replaying", _logger.info)
         self._stopped = stopped
         self._starting = starting
+
+    def __enter__(self) -> Self:
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(self._make_room)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for handler in logging.getLogger().handlers:
+            handler.removeFilter(self._make_room)
+        super().__exit__(kind, error, traceback)
+
+    def _make_room(self, _record: logging.LogRecord) -> bool:
+        """Begins a line for what is logged while a bar is drawn."""
+        self.finish(is_done=False)
+        return True
 
     def __call__(self, done: int, total: int) -> None:
         """Shows how far the replay is.

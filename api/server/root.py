@@ -42,6 +42,7 @@ from api.server.orphans import is_first_process, reap_orphans
 from api.server.progress import ReplayStopped, Starting
 from api.server.settings import ServerSettings, StartError
 from api.server.stop import Interrupted, Stop, exit_now
+from api.server.words import explain
 from engine.face import Face
 from engine.redis.errors import ClusterError
 from wal.files import DirectoryError, LockedError
@@ -110,7 +111,7 @@ def _report(errors: BaseExceptionGroup[BaseException], code: ExitCode) -> ExitCo
             _logger.critical("redis: %s", error)
         elif isinstance(error, _OPERATORS_BUSINESS):
             hint = f"; see: holdfast wal verify {shlex.quote(error.directory)}" if isinstance(error, Damage) else ""
-            _logger.critical("%s%s", error, hint)
+            _logger.critical("%s%s", explain(error), hint)
         else:
             _logger.critical("stopped by a defect", exc_info=error)
     return code
@@ -202,9 +203,10 @@ class _Http:
         self._settings = HttpSettings(settings.limits, access)
         self._service = Service(None, settings.limits)
         self._probes = Probes(self.starting.readiness)
-        self._way: ByDoor | ByHypercorn = ByHypercorn(listeners)
+        idle_s = settings.idle_timeout_s
+        self._way: ByDoor | ByHypercorn = ByHypercorn(listeners, idle_s)
         if settings.door:
-            self._way = ByDoor(self._service, self._probes, self._settings, listeners)
+            self._way = ByDoor(self._service, self._probes, self._settings, listeners, keep_alive_s=idle_s)
 
     async def run(self, stop: Stop, task_status: trio.TaskStatus[None]) -> None:
         """Serves clients until the wish to stop, and until those who were being served have their answers."""

@@ -27,7 +27,7 @@ from engine.store.state import State
 from wal import replay
 from wal.files import LOCK_NAME, Directory
 from wal.log import Log, LogFailed, segment_bytes_for
-from wal.replay import IMPORT_NAME
+from wal.replay import IMPORT_NAME, unfinished_import
 from wal.segment import TEMPORARY_SUFFIX, create_file
 from wal.tools.check import Report, verify
 
@@ -99,10 +99,7 @@ class DirectorySource:
 
     def __init__(self, directory: Directory, wall_ms: Callable[[], int], progress: replay.Progress) -> None:
         if IMPORT_NAME in directory.names():
-            raise MoveError(
-                f"{directory.path} holds an import that was not finished: run the command that began it again, or"
-                " remove the directory to give it up"
-            )
+            raise MoveError(unfinished_import(directory.path))
         self.name = directory.path
         self._state, report = read_directory(directory, progress)
         self.entries = len(self._state)

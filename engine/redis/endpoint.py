@@ -73,9 +73,10 @@ def parse_endpoint(url: str) -> Endpoint:
         EndpointError: it is no such URL.
     """
     try:
+        url.encode()  # what is not UTF-8 comes as surrogates, which no connection takes
         parts = urlsplit(url)
     except ValueError:
-        raise EndpointError("not a URL") from None
+        raise EndpointError("not a URL, or not in UTF-8") from None
     if parts.scheme not in ("redis", "rediss"):
         raise EndpointError("expected redis://host[:port][,host[:port]...]")
     if parts.query or parts.fragment:
@@ -103,7 +104,7 @@ def _address(text: str) -> Address:
         raise EndpointError("an IPv6 address is written in brackets, redis://[::1]:6379")
     if not host:
         raise EndpointError("a host is missing, expected redis://host[:port][,host[:port]...]")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    if not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536):
         raise EndpointError("a port is a number from 1 to 65535 (and a / in a password is written %2F)")
     return Address(host, int(port))
 

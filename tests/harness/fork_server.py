@@ -84,17 +84,25 @@ class Fork:
         return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 
-def launch(arguments: Sequence[str], environment: dict[str, str], log: BinaryIO) -> Fork:
-    """Starts `python -m api`; without input, and with its output in a file.
+def launch(
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    log: BinaryIO,
+    streams: Sequence[int | None] | None = None,
+) -> Fork:
+    """Starts `python -m api`; without input, and with its output in a file, unless told otherwise.
 
     Args:
         arguments: behind that.
         environment: all of it.
         log: for both of its outputs.
+        streams: descriptors for stdin, stdout and stderr instead; None is one that is closed.
     """
     ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    given = [descriptor for descriptor in streams or () if descriptor is not None]
+    request = [arguments, environment, streams and [descriptor is not None for descriptor in streams]]
     with theirs:
-        socket.send_fds(_control(), [json.dumps([arguments, environment]).encode()], [log.fileno(), theirs.fileno()])
+        socket.send_fds(_control(), [json.dumps(request).encode()], [log.fileno(), theirs.fileno(), *given])
     return Fork(ours)
 
 
@@ -122,10 +130,10 @@ def main() -> None:
     importlib.import_module("engine.redis.engine")  # which is imported when it is asked for
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries the keepers
     while True:
-        request, descriptors, *_ = socket.recv_fds(control, REQUEST_BYTES_MAX, 2)
+        request, descriptors, *_ = socket.recv_fds(control, REQUEST_BYTES_MAX, 5)
         if not request:
             return
-        log, keeper = descriptors
+        log, keeper, *given = descriptors
         if os.fork() == 0:
             control.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -133,10 +141,15 @@ def main() -> None:
                 _keep(pid, socket.socket(fileno=keeper))
             os.close(keeper)
             break
-        os.close(log)
-        os.close(keeper)
-    arguments, environment = json.loads(request)
-    _become(arguments, environment, log)
+        for descriptor in descriptors:
+            os.close(descriptor)
+    arguments, environment, streams = json.loads(request)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    if streams is not None:
+        _take(streams, given)
+    _become(arguments, environment)
 
 
 def _keep(pid: int, told: socket.socket) -> None:
@@ -151,11 +164,21 @@ def _keep(pid: int, told: socket.socket) -> None:
     os._exit(0)
 
 
-def _become(arguments: list[str], environment: dict[str, str], log: int) -> None:
+def _take(streams: list[bool], given: list[int]) -> None:
+    """Takes descriptors for those standard streams that are open; of the others Python says that there is none."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if streams[number]:
+            descriptor = given.pop(0)
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  # what Python knew was of another file
+        else:
+            setattr(sys, name, None)
+            os.close(number)
+
+
+def _become(arguments: list[str], environment: dict[str, str]) -> None:
     """Is `python -m api` from here on."""
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[1:] = arguments

@@ -103,7 +103,8 @@ class Server:
     def launch(self) -> None:
         """Starts the process without waiting for it."""
         place = ("--data", str(self.data)) if self.engine is None else ("--engine", self.engine)
-        arguments = ["serve", *place, "--bind", "127.0.0.1:0", *self._options]
+        bind = () if "--bind" in self._options else ("--bind", "127.0.0.1:0")
+        arguments = ["serve", *place, *bind, *self._options]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
         with self.log_file.open("wb") as log:
             if self.under or self._program:

@@ -57,7 +57,7 @@ def test_an_empty_directory_becomes_an_empty_log() -> None:
     disk = FakeDisk()
     log = Reader(disk).log
     assert (log.last_lsn, log.durable_lsn, log.size_bytes) == (0, 0, HEADER_BYTES)
-    assert log.recovery == Recovery(records=0, time_ms=0, torn_bytes=0)
+    assert log.recovery == Recovery(records=0, time_ms=0, torn_bytes=0, is_new=True)
     assert sorted(disk.names) == ["00000001.log", MANIFEST_NAME]
 
 

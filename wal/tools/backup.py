@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from wal.files import LOCK_NAME, Directory
 from wal.frame import Scan, Tail
 from wal.manifest import MANIFEST_NAME, UNFINISHED, CleanClose, Manifest, write_manifest
-from wal.replay import IMPORT_NAME, Apply, Progress
+from wal.replay import IMPORT_NAME, Apply, Progress, unfinished_import
 from wal.segment import HEADER_BYTES, Damage, create_file
 from wal.tools.check import Check, Report
 from wal.tools.copying import link_or_copy
@@ -81,7 +81,7 @@ def backup(
     if set(target.names()) - {LOCK_NAME}:
         raise NotEmpty(f"{target.path} is not empty")
     if IMPORT_NAME in directory.names():
-        raise NotFinished(f"{directory.path} holds an import that was not finished; the same command finishes it")
+        raise NotFinished(unfinished_import(directory.path))
     with look(directory) as view:
         if view.manifest is None:
             raise NoLog(directory.path)

@@ -87,6 +87,7 @@ class Report:
         damage: in the order in which it was found; the first is what a start refuses with.
         torn: the torn tail.
         is_closed: whether the log was closed cleanly.
+        is_unfinished: whether an import into it was not finished, so that no server starts on it.
         last_lsn: of the last record before the first damage.
         time_ms: engine time of the last commit before it.
         leftovers: files that the next start removes.
@@ -100,6 +101,7 @@ class Report:
     damage: list[Damage] = field(default_factory=list)
     torn: Torn | None = None
     is_closed: bool = False
+    is_unfinished: bool = False
     last_lsn: int = 0
     time_ms: int = 0
     leftovers: list[str] = field(default_factory=list)
@@ -218,6 +220,7 @@ class Check:
             Kind.KEPT: self._report.kept,
             Kind.FOREIGN: self._report.foreign,
         }
+        self._report.is_unfinished = IMPORT_NAME in self._names
         for name in sorted(self._names):
             kind = kind_of(name, self._manifest)
             try:

@@ -194,7 +194,7 @@ async def test_nothing_comes_behind_the_last_line() -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (b"", "the first line is missing"),
+        (b"", "it is missing: there is nothing at all"),
         (b"{}\n", "an export begins with"),
         (b'{"format": "other", "version": 1, "source": "", "entries": 0}\n', "an export begins with"),
         (b'{"format": "holdfast export", "version": 3}\n', "version 3 of the format is not known"),

@@ -259,7 +259,13 @@ def test_an_import_that_is_not_finished_is_neither_served_nor_exported_nor_anoth
     other = filled(tmp_path / "other", EVERYTHING[:3])
     result = run("export", other, "--to", tmp_path / "copy")
     assert (result.exit_code, "from another source that was not finished" in result.stderr) == (1, True)
-    assert run("wal", "verify", tmp_path / "copy").exit_code == 0
+    verified = run("wal", "verify", tmp_path / "copy")
+    assert verified.exit_code == 1
+    assert "NOT FINISHED, but whole: every checksum fits" in verified.stdout
+    assert "A server does not start on it: " in verified.stdout
+    assert "run the command that began it again, or remove the directory" in verified.stdout
+    repaired = run("wal", "repair", tmp_path / "copy")
+    assert (repaired.exit_code, "A server does not start on it: " in repaired.stdout) == (0, True)
     assert run("import", tmp_path / "copy", given=lines).exit_code == 0
     assert dump(tmp_path / "copy") == EXPECTED
 
@@ -292,7 +298,7 @@ def test_without_the_library_for_redis_it_says_how_to_get_it(data: Path) -> None
     command = [sys.executable, "-c", program, "export", str(data), "--to", "redis://127.0.0.1:1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "pip install 'holdfast[cluster]', or in the source directory pip install '.[cluster]'" in done.stderr
+    assert "run pip install '.[cluster]' in the source directory of Holdfast" in done.stderr
 
 
 # SIGKILL

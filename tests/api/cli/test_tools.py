@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -354,6 +355,42 @@ def test_a_file_that_cannot_be_read_exits_1_without_a_traceback(data: Path) -> N
         result = run(*command)
         assert result.exit_code == 1
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_fresh_disk_is_an_empty_place(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "lost+found").mkdir(parents=True)
+    assert run("backup", put(data, CLOSED), tmp_path / "disk").exit_code == 0
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    result = run("backup", data, tmp_path / "loop")
+    assert (result.exit_code, result.stderr.startswith(f"{tmp_path}/loop: ")) == (1, True)
+
+
+@pytest.mark.parametrize("inside", ["", "backup", "deep/below", "../data/backup", "../link/backup"])
+def test_no_copy_is_made_inside_of_what_is_copied(data: Path, inside: str) -> None:
+    put(data, CLOSED)
+    (data.parent / "link").symlink_to(data)
+    before = {path.name for path in data.iterdir()}
+    for words in (["backup", data, data / inside], ["export", data, "--to", data / inside]):
+        result = run(*words)
+        assert (result.exit_code, "name a place outside of it" in result.stderr) == (1, True)
+    assert {path.name for path in data.iterdir()} - {"LOCK"} == before
+
+
+def test_what_root_makes_of_somebodys_data_belongs_to_that_somebody(data: Path, tmp_path: Path) -> None:
+    """And root may read it all."""
+    put(data, broken(CLOSED, LAST, 140))
+    for path in (data, *data.iterdir()):
+        os.chown(path, 1000, 2000)
+    assert run("wal", "repair", data, "--fix").exit_code == 0
+    for words in (
+        *(["wal", "verify", data], ["wal", "dump", data], ["backup", data, tmp_path / "backup"]),
+        ["export", data, "--to", tmp_path / "moved"],
+    ):
+        assert run(*words).exit_code == 0
+    made = [
+        path for place in ("data", "backup", "moved") for path in ((tmp_path / place), *(tmp_path / place).iterdir())
+    ]
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(1000, 2000)}
 
 
 def test_backup_says_what_it_holds_and_refuses_a_place_that_is_not_empty(data: Path, tmp_path: Path) -> None:

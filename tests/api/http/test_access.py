@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api.http.access import Access, Refusal, split_authority
+from api.http.access import Access, Refusal, read_allowed_host, read_token, split_authority
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -94,6 +94,17 @@ def test_the_refusal_names_the_option_and_escapes_what_was_sent() -> None:
         (Access(allowed_hosts=frozenset({"10.0.0.1"})), "10.0.0.1", True),
         (Access(allowed_hosts=frozenset({"db.example"})), "x.db.example", False),
         (Access(allowed_hosts=frozenset({"*"})), "anything.example", True),
+        (Access(allowed_hosts=frozenset({"*.Example"})), "db.EXAMPLE:8080", True),
+        (Access(allowed_hosts=frozenset({"*.example"})), "a.db.example.", True),
+        (Access(allowed_hosts=frozenset({"*.example"})), "example", False),
+        (Access(allowed_hosts=frozenset({"*.example"})), "evilexample", False),
+        (Access(allowed_hosts=frozenset({"*.example"})), "db.example.evil", False),
+        (Access(allowed_hosts=frozenset({"*.example"})), ".example", False),
+        (Access(bound_host="::"), "[::ffff:192.0.2.7]", True),
+        # What nginx sends when proxy_set_header says nothing: the name in proxy_pass, which need not be ours.
+        (Access(), "127.0.0.1:8080", True),
+        (Access(), "holdfast_backend", False),
+        (Access(allowed_hosts=frozenset({"holdfast_backend"})), "holdfast_backend", True),
         (Access(allowed_hosts=frozenset({"*"})), "any thing", False),
     ],
 )
@@ -205,3 +216,78 @@ def test_an_authority_is_split_or_malformed() -> None:
     assert split_authority("[::1]") == ("::1", None)
     assert split_authority("[zz]") is None
     assert split_authority("a b") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("app.example.com", "app.example.com"),
+        ("app.example.com:8080", "app.example.com:8080"),
+        ("holdfast_backend", "holdfast_backend"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("::1", "::1"),
+        ("[::1]:80", "[::1]:80"),
+        ("*", "*"),
+        ("*.example", "*.example"),
+        ("*.Example.:80", "*.example"),
+    ],
+)
+def test_names_addresses_and_suffixes_may_be_allowed(text: str, read: str) -> None:
+    assert read_allowed_host(text) == read
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("a,b", "names are given one by one: --allow-host a --allow-host b; in HOLDFAST_ALLOW_HOST spaces"),
+        ("a; b", "names are given one by one: --allow-host a --allow-host b;"),
+        ("a,", "names are given one by one: --allow-host a;"),
+        ("https://a", "a name is meant, without scheme and path: a"),
+        ("https://me:secret@a.example:80/x", "a name is meant, without scheme and path: a.example:80"),
+        ("a/b", "a name is meant, without scheme and path: a"),
+        ("10.0.0.0/8", "one address is meant, not a network: 10.0.0.0; a server bound to 0.0.0.0 takes every address"),
+        ("*.", "* stands alone, or for what comes before the first dot, like *.example.com"),
+        ("*example", "* stands alone"),
+        ("a.*", "* stands alone"),
+        ("*.*.example", "* stands alone"),
+        ("*.10.0.0.1", "* stands alone"),
+        ("b\xfccher.example", "names travel in ASCII: xn--bcher-kva.example"),
+        ("\uff4cocalhost", "names travel in ASCII: localhost"),
+        ("", "it is not a name or an address"),
+        ("a..b", "it is not a name or an address"),
+        (".a", "it is not a name or an address"),
+        ("a:b", "it is not a name or an address"),
+        ("a\udc80", "it is not a name or an address"),
+        ("\xfc" * 100, "it is not a name or an address"),
+    ],
+)
+def test_what_no_host_header_ever_is_cannot_be_allowed(text: str, advice: str) -> None:
+    with pytest.raises(ValueError) as caught:  # the text is looked at
+        read_allowed_host(text)
+    assert str(caught.value).startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("token", "why"),
+    [
+        ("", "an empty token protects nothing"),
+        ("secret\n", "character 7, the last, is a line break"),
+        ("secret\r\n", "character 7 is a carriage return"),
+        ("se cret", "character 3 is a space"),
+        ("\tsecret", "character 1 is a tab"),
+        ("secret\x7f", "character 7, the last, is a control character"),
+        ("secr\xe9t", "character 5 is beyond ASCII"),
+        ("secret\udcff", "character 7, the last, is beyond ASCII"),
+    ],
+)
+def test_a_token_that_no_client_can_send_is_refused_without_repeating_it(token: str, why: str) -> None:
+    with pytest.raises(ValueError) as caught:  # the text is looked at
+        read_token(token)
+    assert str(caught.value).startswith(why)
+    assert "secr" not in str(caught.value)
+
+
+def test_every_other_token_is_taken_as_it_is() -> None:
+    every = "".join(map(chr, range(0x21, 0x7F)))
+    assert read_token(every) == every
+    assert status(Access(token=every), [*host("localhost"), (b"authorization", f"Bearer {every}".encode())]) is None

@@ -126,7 +126,7 @@ def test_without_its_library_a_front_exits_1_and_says_how_to_install_it(tmp_path
     front = Server(tmp_path / "front", engine=nobody(), under=("env", f"PYTHONPATH={hidden.parent}"))
     front.launch()
     assert front.wait() == 1
-    assert "pip install 'holdfast[cluster]'" in last_line(front)
+    assert "run pip install '.[cluster]' in the source directory of Holdfast" in last_line(front)
     assert "pip install '.[cluster]'" in last_line(front)
     assert "Traceback" not in front.log
 

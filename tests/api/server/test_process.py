@@ -55,12 +55,14 @@ def test_the_start_line_says_where_what_how_fast_and_the_fsync_policy(server: Se
     first = server.log.splitlines()[0]
     for part in (
         f"listening on {server.url}",
-        f"data in {server.data}",
-        "replayed 0 records in ",
-        "/s)",
-        "fsync always",
+        f"data in {server.data}, new, empty, fsync always",
     ):
         assert part in first
+    server.kill()
+    server.start()  # not new any more, and as empty as it was
+    again = server.log.splitlines()[0]
+    for part in (f"data in {server.data}, replayed 0 records in ", "/s), fsync always"):
+        assert part in again
 
 
 def test_a_clean_stop_exits_0_and_the_next_start_is_silent(server: Server) -> None:

@@ -32,6 +32,8 @@ def test_a_url_is_read(url: str, endpoint: Endpoint) -> None:
     ("url", "says"),
     [
         ("", "expected redis://"),
+        ("redis://:\udcff@a", "not in UTF-8"),
+        ("redis://a:" + "9" * 5_000, "a port is a number from 1 to 65535"),
         ("localhost:6379", "expected redis://"),
         ("http://a", "expected redis://"),
         ("redis://", "a host is missing"),
