@@ -45,7 +45,7 @@ _FOOTER = """\
 | error | status | when |
 |---|---|---|
 | `wrong type` | 409 | {wrong_type} |
-| `storage full` | 507 | {storage_full}. Commands that store nothing get it only when the reserve on the disk is used up |
+| `storage full` | 507 | {storage_full}; without storing anything, only if the reserve is used up as well |
 | `invalid command` | 400 | the command, its arguments or an option is wrong; `detail` says what was expected |
 | `too large` | 413 | a key, a value or the number of words is over its limit |
 | `unavailable` | 503 | the server is shutting down or has too much to do: try again after a second |
@@ -119,8 +119,8 @@ def _limits() -> str:
     limits = Limits()
     return (
         f"A key has up to {limits.key_bytes_max // KIB} KiB, a value up to {limits.value_bytes_max // MIB} MiB, and a"
-        f" command up to {limits.tokens_max:,} words. Up to {limits.waiters_max:,} clients may wait at once. Each limit is"
-        " an option of `holdfast serve`.\n"
+        f" command up to {limits.tokens_max:,} words. Up to {limits.waiters_max:,} clients may wait at once. Each limit"
+        " is an option of `holdfast serve`.\n"
     )
 
 

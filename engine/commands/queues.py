@@ -79,8 +79,8 @@ ROWS: tuple[Row, ...] = (
                 timeout_ms,
                 "timeout",
                 bare=True,
-                help="seconds to wait, a decimal up to 10^9; 0 answers at once; without it BQPOP waits as long as the client"
-                " stays connected",
+                help="seconds to wait, a decimal up to 10^9; 0 answers at once; without it BQPOP waits as long as"
+                " the client stays connected",
             ),
         ),
         errors={

@@ -31,7 +31,8 @@ class Worker:
 
     def __init__(self, page: str, name: str, port: int, scratch: Path) -> None:
         self._file = scratch / name
-        self._file.write_text(programs(page)[name].replace("localhost:8080", f"localhost:{port}"))
+        for file, text in programs(page).items():
+            (scratch / file).write_text(text.replace("localhost:8080", f"localhost:{port}"))
         self._out, self._log = scratch / "out", scratch / "log"
         self._out.touch()
         self._log.touch()
