@@ -16,6 +16,9 @@ PAGES = ("README.md", "docs/clients.md")
 
 WORKERS = [(page, name) for page in PAGES for name in programs(page) if name.startswith("worker")]
 
+LEAVES_WITHIN_S = 20.0
+"""For all processes of a worker that was killed, on a busy machine; far from the minute that a pop of theirs waits."""
+
 _DONE = re.compile(r"working on .*\bid\W+(\d+).*\n")
 
 
@@ -83,7 +86,9 @@ class Worker:
         """Kills the process that was started, if it runs, and returns when no other process of it is left."""
         self._process.send_signal(number)
         self._process.wait(60)
-        wait_until(lambda: not self.processes(), lambda: f"it leaves processes behind: {self.log}")
+        wait_until(
+            lambda: not self.processes(), lambda: f"it leaves processes behind: {self.log}", within_s=LEAVES_WITHIN_S
+        )
 
     def _is_mine(self, process: Path) -> bool:
         with suppress(OSError):  # it has ended
