@@ -49,14 +49,14 @@ def test_no_link_of_the_documentation_leads_nowhere(page: str) -> None:
 
 
 ROWS = {"A": 17, "B": 16, "C": 9, "D": 6, "E": 17, "H": 7}
-"""The failure modes of docs/durability.md: how many each section has."""
+"""The failure modes of docs/testing.md: how many each section has."""
 
 WITHOUT_TEST = {"H5", *(f"E{number}" for number in range(11, 18))}
 
 
 def failure_modes() -> dict[str, list[tuple[str, str]]]:
-    """The tests that docs/durability.md names for each failure mode: file and name."""
-    section = (ROOT / "docs/durability.md").read_text().partition("## Failure modes")[2]
+    """The tests that docs/testing.md names for each failure mode: file and name."""
+    section = (ROOT / "docs/testing.md").read_text().partition("## Failure modes")[2]
     modes: dict[str, list[tuple[str, str]]] = {}
     for kind, first, last, row in re.findall(r"^\| ([A-H])(\d+)(?: to [A-H](\d+))? \|(.*) \|$", section, re.MULTILINE):
         for number in range(int(first), int(last or first) + 1):
