@@ -17,8 +17,8 @@ from engine.limits import Limits
 from tests.harness.process import ROOT, Server
 from tests.test_rooms import ROOMS
 
-README = (ROOT / "README.md").read_text()
-LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+LINK = re.compile(r"\]\(([^):]+)\)")
 
 
 def test_the_command_reference_is_fresh(tmp_path: Path) -> None:
@@ -42,10 +42,20 @@ def test_the_examples_of_a_command_mean_the_same_in_both_dialects(row: Row) -> N
     assert {line.split()[0] for line in row.more_examples} == {row.name}
 
 
-@pytest.mark.parametrize("page", [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
-def test_no_link_of_the_documentation_leads_nowhere(page: str) -> None:
-    for target in LINK.findall(page):
-        assert (ROOT / target).exists() or (ROOT / "docs" / target).exists(), target
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them of its headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: path.name)
+def test_no_link_of_the_documentation_leads_nowhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text()):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
 
 
 ROWS = {"A": 17, "B": 16, "C": 9, "D": 6, "E": 17, "H": 7}
@@ -90,11 +100,11 @@ def test_every_failure_mode_is_held_by_a_test_that_names_it() -> None:
 PATH = re.compile(r"`((?:api|engine|wal|tests|docs)/[\w/.<>*{},]+)`")
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
-def test_every_path_that_is_named_is_there(page: str) -> None:
-    for path in PATH.findall((ROOT / page).read_text()):
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: path.name)
+def test_every_path_that_is_named_is_there(page: Path) -> None:
+    for path in PATH.findall(page.read_text()):
         pattern = re.sub(r"<\w+>", "*", path)
-        assert (ROOT / path).exists() or list(ROOT.glob(pattern)), f"{page} names {path}"
+        assert (ROOT / path).exists() or list(ROOT.glob(pattern)), path
 
 
 def test_the_picture_shows_every_room() -> None:

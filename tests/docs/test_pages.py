@@ -10,7 +10,7 @@ import pytest
 from tests.docs.pages import INTERPRETERS, Block, Step, blocks, programs, steps
 from tests.docs.terminal import Terminal
 
-PAGES = ("README.md", "docs/clients.md", "docs/commands.md", "docs/http.md", "docs/production.md")
+PAGES = ("README.md", "docs/clients.md", "docs/commands.md", "docs/http.md", "docs/production.md", "docs/tools.md")
 
 _SERVE = "(holdfast serve >server.log 2>&1 &); until grep -q listening server.log; do sleep 0.02; done"
 
