@@ -12,7 +12,7 @@ import random
 import signal
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -64,15 +64,16 @@ class Trial:
 
     def round(self) -> Result:
         """Kills for a while, ends all workers, empties the queue, and counts since the beginning."""
-        for worker in self._workers:
-            worker.start()
-        for _ in range(_KILLS):
-            self._push(self._random.randrange(_JOBS_MAX))
-            time.sleep(self._random.random() * _PAUSE_S)  # the moment is what is drawn
-            self._kill(self._random.choice(self._workers))
-        for worker in self._workers:
-            self._kills += worker.is_running
-            worker.end(self._random.choice(SIGNALS))
+        with ExitStack() as stack:
+            for worker in self._workers:
+                stack.enter_context(worker)
+            for _ in range(_KILLS):
+                self._push(self._random.randrange(_JOBS_MAX))
+                time.sleep(self._random.random() * _PAUSE_S)  # the moment is what is drawn
+                self._kill(self._random.choice(self._workers))
+            for worker in self._workers:
+                self._kills += worker.is_running
+                worker.end(self._random.choice(SIGNALS))
         wait_until(lambda: self._server.get("/stats")[1]["waiters"] == 0)
         self._push(2)
         self._drain()

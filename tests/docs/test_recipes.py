@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Self
 
 import httpx
 
+from tests.docs.kill import SIGNALS
 from tests.docs.pages import programs
+from tests.docs.worker import Worker
+from tests.harness.effort import many
 from tests.harness.process import Server
 
 
@@ -67,6 +72,28 @@ def test_a_job_is_pushed_once_though_answers_get_lost(tmp_path: Path) -> None:
         assert ran.stderr.count("trying again") == 2
         assert server.post({"command": "QLEN jobs"}) == (200, {"value": 1})
         assert json.loads(server.post({"command": "QPOP jobs"})[1]["value"])["id"] == "7"
+
+
+def test_a_job_that_is_kept_until_it_is_done_outlives_every_kill(tmp_path: Path) -> None:
+    jobs = [str(number) for number in range(1, many(200) + 1)]
+    with Server(tmp_path / "data") as server, Worker("docs/clients.md", "keeper.py", server.port, tmp_path) as keeper:
+        for job in jobs:
+            server.post(
+                [
+                    {"command": "SET", "key": f"todo:{job}", "value": json.dumps({"id": job})},
+                    {"command": "QPUSH", "key": "todos", "value": job},
+                ],
+                "/multi",
+            )
+        draw = random.Random(1)
+        while server.post({"command": "QLEN todos"})[1]["value"]:
+            time.sleep(draw.random())  # the moment is what is drawn
+            keeper.end(draw.choice(SIGNALS))
+            keeper.start()
+        keeper.end()
+        kept = [job for job in jobs if server.post({"command": f"EXISTS todo:{job}"})[1]["value"]]
+        done = [str(job) for job in keeper.done]
+        assert {*kept, *done} == {*jobs}
 
 
 def test_a_nightly_job_is_pushed_once_though_many_machines_run_the_script(tmp_path: Path) -> None:

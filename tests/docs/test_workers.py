@@ -34,10 +34,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def worker(server: Server, page: str, name: str, tmp_path: Path) -> Iterator[Worker]:
     server.post({"command": "DELETE jobs"})
-    worker = Worker(page, name, server.port, tmp_path)
-    worker.start()
-    yield worker
-    worker.end()
+    with Worker(page, name, server.port, tmp_path) as worker:
+        yield worker
 
 
 def push(server: Server, job: int) -> None:
@@ -93,16 +91,13 @@ def test_kills_at_random_moments_cost_one_job_each_at_most(
 
 @every_worker
 def test_a_worker_lives_through_a_crash_of_the_server(page: str, name: str, tmp_path: Path) -> None:
-    with Server(tmp_path / "data") as server:
-        worker = Worker(page, name, server.port, tmp_path)
-        worker.start()
+    with Server(tmp_path / "data") as server, Worker(page, name, server.port, tmp_path) as worker:
         wait_until(lambda: waiters(server) == 1, lambda: worker.log)
         server.kill()
-    wait_until(lambda: "trying again" in worker.log)
-    with Server(tmp_path / "data", "--bind", f"127.0.0.1:{server.port}") as server:
-        push(server, 1)
-        wait_until(lambda: worker.done == [1], lambda: worker.log)
-    worker.end()
+        wait_until(lambda: "trying again" in worker.log)
+        with Server(tmp_path / "data", "--bind", f"127.0.0.1:{server.port}") as another:
+            push(another, 1)
+            wait_until(lambda: worker.done == [1], lambda: worker.log)
 
 
 class Script(ThreadingHTTPServer):
@@ -148,9 +143,7 @@ REFUSED = '{"success": false, "message": "no: not so", "key": "jobs"}', '{"error
 
 def run(page: str, name: str, scratch: Path, *answers: tuple[int, tuple[str, str]]) -> Worker:
     """Gives a worker these answers, of which the last one ends it."""
-    with Script(answers) as server:
-        worker = Worker(page, name, server.server_port, scratch)
-        worker.start()
+    with Script(answers) as server, Worker(page, name, server.server_port, scratch) as worker:
         assert worker.wait() == 1
         assert server.answers == []
     return worker

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 from tests.docs.pages import PROGRAMS, programs
 from tests.harness.waiting import wait_until
@@ -40,6 +41,13 @@ class Worker:
         self._out.touch()
         self._log.touch()
         self._process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.end()
 
     def start(self) -> None:
         """Starts it, in a session of its own, by which its processes are known."""
