@@ -79,8 +79,8 @@ ROWS: tuple[Row, ...] = (
                 timeout_ms,
                 "timeout",
                 bare=True,
-                help="seconds to wait, a decimal up to 10^9; 0 answers at once; without it BQPOP waits as long as"
-                " the client stays connected",
+                help="seconds, any number up to 10^9, rounded up to a millisecond; 0 answers at once; left out,"
+                " waits as long as the client stays",
             ),
         ),
         errors={
