@@ -6,6 +6,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,7 +67,12 @@ def test_a_job_is_pushed_once_though_answers_get_lost(tmp_path: Path) -> None:
     with Server(tmp_path / "data") as server, Forgetful(server.url, losses=2) as proxy:
         environment = os.environ | {"HOLDFAST_URL": f"http://127.0.0.1:{proxy.server_port}"}
         ran = subprocess.run(
-            ["python", "push_once.py", "7"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+            [sys.executable, "push_once.py", "7"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert ran.returncode == 0, ran.stderr
         assert ran.stderr.count("trying again") == 2
