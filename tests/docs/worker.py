@@ -39,7 +39,7 @@ class Worker:
         self._path = f"{tools}:{os.environ['PATH']}" if tools else os.environ["PATH"]
         self._file = scratch / name
         for file, text in programs(page).items():
-            (scratch / file).write_text(text.replace("localhost:8080", f"localhost:{port}"))
+            (scratch / file).write_text(text.replace(":8080", f":{port}"))
         self._out, self._log = scratch / "out", scratch / "log"
         self._out.touch()
         self._log.touch()
