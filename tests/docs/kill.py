@@ -67,6 +67,7 @@ class Trial:
         with ExitStack() as stack:
             for worker in self._workers:
                 stack.enter_context(worker)
+            self._wait_for_one_at_work()
             for _ in range(_KILLS):
                 self._push(self._random.randrange(_JOBS_MAX))
                 time.sleep(self._random.random() * _PAUSE_S)  # the moment is what is drawn
@@ -78,6 +79,11 @@ class Trial:
         self._push(2)
         self._drain()
         return self._result()
+
+    def _wait_for_one_at_work(self) -> None:
+        before = len(self._workers[0].done)
+        self._push(1)
+        wait_until(lambda: len(self._workers[0].done) > before)
 
     def _push(self, count: int) -> None:
         for _ in range(count):
