@@ -14,6 +14,7 @@ under that name, for the sessions that come after it.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 
 from tests.harness.process import ROOT
@@ -21,7 +22,7 @@ from tests.harness.process import ROOT
 INTERPRETERS = {"sh": "bash -e", "bash": "bash -e", "python": "python", "js": "node"}
 """Languages that are run, and by what."""
 
-PROGRAMS = {".sh": "bash", ".py": "python", ".mjs": "node"}
+PROGRAMS = {".sh": "bash", ".py": sys.executable, ".mjs": "node"}
 """What runs a file, by the ending of its name."""
 
 _FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

@@ -77,6 +77,27 @@ def test_a_worker_whose_other_process_is_killed_goes_on(server: Server, worker: 
     assert worker.is_running
 
 
+_SLOW_SETPRIV = """\
+#!/bin/bash
+touch "$0.began"
+while kill -0 "$PPID" 2>/dev/null; do sleep 0.01; done
+exec "$(type -ap setpriv | tail -n 1)" "$@"
+"""
+
+
+def test_a_shell_that_is_killed_before_its_curl_is_tied_to_it_leaves_none(server: Server, tmp_path: Path) -> None:
+    server.post({"command": "DELETE jobs"})
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "setpriv").write_text(_SLOW_SETPRIV)
+    (tools / "setpriv").chmod(0o755)
+    push(server, 1)
+    with Worker("README.md", "worker.sh", server.port, tmp_path, tools) as worker:
+        wait_until((tools / "setpriv.began").exists)
+        worker.end()
+    assert server.post({"command": "QLEN jobs"}) == (200, {"value": 1})
+
+
 @every_worker
 def test_kills_at_random_moments_cost_one_job_each_at_most(
     server: Server, page: str, name: str, tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -31,12 +32,14 @@ class Worker:
         name: of its file.
         port: where the server listens, in place of 8080.
         scratch: a directory for it; its output is added to what others have said there.
+        tools: a directory of programs that it finds before all others.
     """
 
-    def __init__(self, page: str, name: str, port: int, scratch: Path) -> None:
+    def __init__(self, page: str, name: str, port: int, scratch: Path, tools: Path | None = None) -> None:
+        self._path = f"{tools}:{os.environ['PATH']}" if tools else os.environ["PATH"]
         self._file = scratch / name
         for file, text in programs(page).items():
-            (scratch / file).write_text(text.replace("localhost:8080", f"localhost:{port}"))
+            (scratch / file).write_text(text.replace(":8080", f":{port}"))
         self._out, self._log = scratch / "out", scratch / "log"
         self._out.touch()
         self._log.touch()
@@ -55,6 +58,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [PROGRAMS[self._file.suffix], self._file.name],
                 cwd=self._file.parent,
+                env=os.environ | {"PATH": self._path},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
