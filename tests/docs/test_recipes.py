@@ -81,7 +81,7 @@ def test_a_job_is_pushed_once_though_answers_get_lost(tmp_path: Path) -> None:
 
 
 def test_a_job_that_is_kept_until_it_is_done_outlives_every_kill(tmp_path: Path) -> None:
-    jobs = [str(number) for number in range(1, many(200) + 1)]
+    jobs = [str(number) for number in range(1, many(80) + 1)]
     with Server(tmp_path / "data") as server, Worker("docs/clients.md", "keeper.py", server.port, tmp_path) as keeper:
         for job in jobs:
             server.post(
