@@ -98,9 +98,9 @@ class Needs(Enum):
 
 NO_KEY = {Error.KEY_NOT_FOUND: "there is no such key"}
 OTHER_KIND = {
-    Error.WRONG_TYPE: "the key holds the other kind: a queue where a plain value is needed, or the reverse",
+    Error.WRONG_TYPE: "the key holds a queue and the command needs a plain value, or the reverse",
 }
-NO_ROOM = {Error.STORAGE_FULL: "the disk is full, or the write would grow memory beyond `--max-memory`"}
+NO_ROOM = {Error.STORAGE_FULL: "the disk is full, or the memory that `--max-memory` allows"}
 """Errors of many rows, and when they come."""
 
 
@@ -112,8 +112,8 @@ class Row:
         name: canonical name, upper case.
         command: the dataclass to make.
         summary: what it does, one line.
-        line_answer: what the line dialect answers, for the documentation.
-        fields_answer: members beside `success` in the fields dialect, for the documentation.
+        examples: commands that show it, for the documentation, one after the other in the line dialect.
+        more_examples: those that come then, in the fields dialect.
         parameters: positional words, in order; only the last may be `many`.
         options: named words, in any order.
         aliases: other names.
@@ -128,8 +128,8 @@ class Row:
     name: str
     command: type[Command]
     summary: str
-    line_answer: str
-    fields_answer: str
+    examples: tuple[str, ...]
+    more_examples: tuple[str, ...]
     parameters: tuple[Parameter, ...] = ()
     options: tuple[Option, ...] = ()
     aliases: tuple[str, ...] = ()

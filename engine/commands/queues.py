@@ -43,9 +43,9 @@ ROWS: tuple[Row, ...] = (
     Row(
         name="QPUSH",
         command=QPush,
-        summary="Makes the queue if need be and appends the values, in order.",
-        line_answer="200, empty body",
-        fields_answer="`key`, `value`: the length after",
+        summary="Adds values at the end of a queue, in order. Makes the queue if there is none.",
+        examples=("QPUSH mails anna",),
+        more_examples=("QPUSH mails bert carla",),
         parameters=(KEY, VALUES),
         errors={**OTHER_KIND, **NO_ROOM},
         effect=Effect.CHANGES,
@@ -54,12 +54,12 @@ ROWS: tuple[Row, ...] = (
     Row(
         name="QPOP",
         command=QPop,
-        summary="Takes the last value of a queue (last in, first out); null when there is no such queue. An emptied"
-        " queue still exists, until DELETE or SET.",
-        line_answer='200 `{"value": "v"}`',
-        fields_answer="`key`, `value`",
+        summary="Takes the **newest** value, at the end of a queue (last in, first out). Answers null if the queue was"
+        " never made. A worker wants BQPOP.",
+        examples=("QPUSH stack a b c", "QPOP stack"),
+        more_examples=("QPOP stack",),
         parameters=(KEY,),
-        errors={Error.QUEUE_IS_EMPTY: "the queue exists and holds nothing", **OTHER_KIND},
+        errors={Error.QUEUE_IS_EMPTY: "the queue exists and is empty", **OTHER_KIND},
         effect=Effect.CHANGES,
         needs=Needs.QUEUE,
         takes=True,
@@ -67,10 +67,10 @@ ROWS: tuple[Row, ...] = (
     Row(
         name="BQPOP",
         command=BQPop,
-        summary="Takes the first value of a queue (first in, first out); waits while there is none, and"
-        " answers null when the timeout passes. Those who wait are served first come, first served.",
-        line_answer='200 `{"value": "v"}`',
-        fields_answer="`key`, `value`",
+        summary="Takes the oldest value, at the beginning of a queue (first in, first out). Waits while there is none,"
+        " and answers null when the timeout has passed. Clients that wait are served in the order in which they came.",
+        examples=("QPUSH jobs a b c", "BQPOP jobs", "BQPOP jobs 60"),
+        more_examples=("BQPOP jobs 60", "BQPOP jobs 0"),
         parameters=(KEY,),
         options=(
             Option(
@@ -85,7 +85,7 @@ ROWS: tuple[Row, ...] = (
         ),
         errors={
             **OTHER_KIND,
-            Error.UNAVAILABLE: "too many clients are waiting already, or the server is shutting down",
+            Error.UNAVAILABLE: "too many clients wait already, or the server is shutting down",
         },
         effect=Effect.CHANGES,
         needs=Needs.QUEUE,
@@ -95,9 +95,9 @@ ROWS: tuple[Row, ...] = (
     Row(
         name="QLEN",
         command=QLen,
-        summary="Counts the values that wait in a queue; 0 when there is no such queue.",
-        line_answer='200 `{"value": n}`',
-        fields_answer="`key`, `value`",
+        summary="Counts the values in a queue. Answers 0 if there is no such queue.",
+        examples=("QPUSH steps a b", "QLEN steps"),
+        more_examples=("QLEN steps",),
         parameters=(KEY,),
         errors=OTHER_KIND,
         needs=Needs.QUEUE,

@@ -17,8 +17,8 @@ ROWS: tuple[Row, ...] = (
         name="PING",
         command=Ping,
         summary="Answers PONG, and touches nothing.",
-        line_answer='200 `{"value": "PONG"}`',
-        fields_answer="`value`",
+        examples=("PING",),
+        more_examples=("PING",),
         effect=Effect.NOTHING,
     ),
 )

@@ -8,7 +8,7 @@ A front holds no data: any number of them work on the same cluster, and any of t
 the master of its key's slot, a plain Redis command or a script; those of one event loop turn share a pipeline
 (engine/redis/link.py). Redis does one request at a time, and that is what makes a command or a unit atomic.
 
-What is durable is what Redis makes durable: see docs/operations.md for what that is not.
+What is durable is what Redis makes durable: docs/durability.md says what that is not.
 
 A call's life is that of engine/embedded/engine.py. A popped value leaves a receipt in Redis until its answer was handed
 over (receipts.py); whoever waits stands in a line here and costs no connection (lines.py).

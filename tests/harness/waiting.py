@@ -13,7 +13,11 @@ WITHIN_S = 60.0
 
 
 def wait_until(
-    condition: Callable[[], Any], complaint: Callable[[], str] = lambda: "it did not happen", *, pause_s: float = 0.002
+    condition: Callable[[], Any],
+    complaint: Callable[[], str] = lambda: "it did not happen",
+    *,
+    pause_s: float = 0.002,
+    within_s: float = WITHIN_S,
 ) -> None:
     """Returns when something has come about.
 
@@ -21,8 +25,9 @@ def wait_until(
         condition: whether it has.
         complaint: what to say if it never does.
         pause_s: between two looks.
+        within_s: the longest it may take.
     """
-    deadline_s = time.monotonic() + WITHIN_S
+    deadline_s = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline_s, complaint()
         time.sleep(pause_s)

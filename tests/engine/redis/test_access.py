@@ -114,8 +114,8 @@ async def test_a_user_may_be_denied_what_only_tells_and_cleans_up(nursery: trio.
 
 
 def documented_rules() -> list[str]:
-    """The rules that docs/operations.md gives a user of fronts."""
-    text = (ROOT / "docs/operations.md").read_text()
+    """The rules that docs/cluster.md gives a user of fronts."""
+    text = (ROOT / "docs/cluster.md").read_text()
     _, _, rules = text.partition("ACL SETUSER holdfast on >PASSWORD ")
     return rules.partition("```")[0].split()
 

@@ -1,0 +1,1 @@
+"""The documents as they stand: sessions are typed, programs run, workers killed."""
