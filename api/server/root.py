@@ -128,6 +128,7 @@ async def _serve(settings: ServerSettings) -> None:
     stop = Stop(late_code=ExitCode.FAILURE if settings.engine is None else ExitCode.OK)
     with ExitStack() as listening:
         listeners = [listening.enter_context(listener) for listener in listen(settings)]
+        urls = [url_of(listener) for listener in listeners]
         raise_descriptor_limit()
         complain_seldom()
         async with trio.open_nursery() as nursery:
@@ -144,7 +145,8 @@ async def _serve(settings: ServerSettings) -> None:
             try:
                 async with _opened(settings, run_engine, stop, http.starting) as (engine, about):
                     await http.open(engine)
-                    _announce(settings, listeners, about)
+                    if not stop.wished:
+                        _announce(settings, urls, about)
                     await stop.wait()
                     engine.close()
                     await stop.engine_ended.wait()
@@ -220,11 +222,11 @@ class _Http:
         await self._way.open(create_app(engine, self._settings, self._service))
 
 
-def _announce(settings: ServerSettings, listeners: list[socket.socket], about: str) -> None:
+def _announce(settings: ServerSettings, urls: list[str], about: str) -> None:
     _logger.info(
         "holdfast %s listening on %s, %s, %s",
         importlib.metadata.version("holdfast"),
-        " and ".join(map(url_of, listeners)),
+        " and ".join(urls),
         about,
         "no token" if settings.token is None else "token required",
     )

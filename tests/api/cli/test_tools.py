@@ -381,7 +381,7 @@ def test_what_root_makes_of_somebodys_data_belongs_to_that_somebody(data: Path, 
     put(data, broken(CLOSED, LAST, 140))
     for path in (data, *data.iterdir()):
         os.chown(path, 1000, 2000)
-    assert run("wal", "repair", data, "--fix").exit_code == 0
+    assert run("wal", "repair", data, "--fix", "--accept-data-loss").exit_code == 0
     for words in (
         *(["wal", "verify", data], ["wal", "dump", data], ["backup", data, tmp_path / "backup"]),
         ["export", data, "--to", tmp_path / "moved"],

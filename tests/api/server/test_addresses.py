@@ -43,11 +43,11 @@ def test_a_host_that_is_none_is_named(host: str) -> None:
 
 
 def test_what_is_wrong_on_the_disk_is_said_with_the_file_it_is_about(tmp_path: Path) -> None:
-    (tmp_path / "data" / "MANIFEST").mkdir(parents=True)
+    (tmp_path / "data" / "LOCK").mkdir(parents=True)
     server = Server(tmp_path / "data")
     server.launch()
     assert server.wait() == 1
-    assert server.log.splitlines()[-1].endswith(f"CRITICAL {tmp_path}/data/MANIFEST: Is a directory")
+    assert server.log.splitlines()[-1].endswith(f"CRITICAL {tmp_path}/data/LOCK: Is a directory")
 
 
 def test_segments_that_no_disk_holds_are_refused(tmp_path: Path) -> None:
