@@ -60,7 +60,7 @@ TRIES_MAX = 128
 """Lines tried in one go when many have to be."""
 
 TELL_MAX = 256
-"""Timeouts told in one go."""
+"""Clients that are told in one go that their time is up, or that the server stops."""
 
 _ALL_SLOTS = range(SLOTS)
 
@@ -117,6 +117,8 @@ class Lines:
         self._concerned: set[int] = set()
         self._backlog: deque[bytes] = deque()
         self._nudged = trio.Event()
+        self._away: Reply | None = None  # what those in `_leaving` are answered
+        self._leaving: deque[tuple[int, bytes]] = deque()
 
     def __len__(self) -> int:
         return self._count
@@ -157,12 +159,10 @@ class Lines:
         self._take_out(ticket, key)
 
     def turn_away(self, reply: Reply) -> None:
-        """Answers everybody, and consumes nothing."""
-        for key, line in list(self._lines.items()):
-            for ticket, waiting in list(line.waiting.items()):
-                if ticket in line.waiting:
-                    self._take_out(ticket, key)
-                    self._answer(waiting.call, reply)
+        """Has everybody answered, as many as are told in one go, and nothing more taken for them."""
+        self._away = reply
+        self._leaving.extend((ticket, key) for key, line in self._lines.items() for ticket in line.waiting)
+        self._nudged.set()
 
     def _take_out(self, ticket: int, key: bytes) -> _Waiting:
         line = self._lines[key]
@@ -193,7 +193,7 @@ class Lines:
     async def run(self) -> None:
         """Tells those whose time is up, and tries what has to be tried, until it is cancelled."""
         while True:
-            if self._backlog:
+            if self._backlog or self._leaving:
                 await trio.lowlevel.checkpoint()
             else:
                 due_s = self._deadlines[0][0] if self._deadlines else math.inf
@@ -201,10 +201,18 @@ class Lines:
                     await self._nudged.wait()
             self._nudged = trio.Event()
             now_s = trio.current_time()
+            self._tell_leaving()
             self._time_out(now_s)
             self._gather(now_s)
             for _ in range(min(TRIES_MAX, len(self._backlog))):
                 self.key_changed(self._backlog.popleft())
+
+    def _tell_leaving(self) -> None:
+        for _ in range(min(TELL_MAX, len(self._leaving))):
+            ticket, key = self._leaving.popleft()
+            if key in self._lines and ticket in self._lines[key].waiting:
+                assert self._away is not None, "it was set before them"
+                self._answer(self._take_out(ticket, key).call, self._away)
 
     def _time_out(self, now_s: float) -> None:
         for _ in range(TELL_MAX):
@@ -234,6 +242,8 @@ class Lines:
     def _try(self, key: bytes, line: _Line) -> None:
         if line.trying:
             line.again = True
+            return
+        if self._away is not None:
             return
         line.trying, line.again, line.watched = True, False, False
         line.covered = next(reversed(line.waiting))

@@ -503,10 +503,22 @@ async def test_turning_away_answers_everybody_and_takes_nothing(hall: Hall) -> N
     away = Failure(Error.UNAVAILABLE, "shutting down")
     calls = [await hall.waiting(), await hall.waiting(timeout_s=5), hall.park(b"other", 0)]
     hall.lines.turn_away(away)
+    await wait_all_tasks_blocked()
     assert hall.replies == dict.fromkeys(calls, away)
     hall.answer(hall.took(b"a"), b"other")
     assert hall.receipts.owed == 1
     assert hall.nothing_is_left()
+
+
+async def test_very_many_are_turned_away_some_at_a_time(hall: Hall) -> None:
+    """E7"""
+    for _ in range(5 * TELL_MAX):
+        hall.park()
+    with Steps(lambda: len(hall.replies)) as steps:
+        hall.lines.turn_away(Failure(Error.UNAVAILABLE, "shutting down"))
+        await wait_all_tasks_blocked()
+    assert sum(steps.growth) == 5 * TELL_MAX
+    assert max(steps.growth) <= TELL_MAX
 
 
 # From within
