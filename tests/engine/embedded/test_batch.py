@@ -304,7 +304,7 @@ async def test_one_that_is_longer_than_the_room_waits_in_the_middle_and_goes_on_
     """B3"""
     world = await small_world(nursery)
     world.commit_s = 0.01
-    count = 60
+    count = 50
     batch = world.spawn_many(*[f"QPUSH q {number}{'x' * 7_000}" for number in range(count)])
     assert await batch.wait() == [Ok(length=number + 1) for number in range(count)]
     assert [value.rstrip(b"x") for value in await queue_of(world)] == [b"%d" % number for number in range(count)]
