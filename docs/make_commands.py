@@ -26,8 +26,6 @@ PAGES = (Path(__file__).parents[1] / "README.md", Path(__file__).with_name("http
 _HEADER = """\
 # Commands
 
-This page is made from the table in `engine/commands/` by `python -m docs.make_commands`. Do not edit it by hand.
-
 Each command can be written in two ways: as one line, or with a member for each part. The examples show both. `SET` and
 `QPUSH` answer a line with 200 and an empty body. [http.md](http.md) has the rules, and says how to send
 [many commands at once](http.md#batches).
@@ -45,13 +43,15 @@ _FOOTER = """\
 | error | status | when |
 |---|---|---|
 | `wrong type` | 409 | {wrong_type} |
-| `storage full` | 507 | {storage_full}; without storing anything, only if the reserve is used up as well |
+| `storage full` | 507 | {storage_full}. Commands that store nothing get it only when the reserve is used up too |
 | `invalid command` | 400 | the command, its arguments or an option is wrong; `detail` says what was expected |
 | `too large` | 413 | a key, a value or the number of words is over its limit |
 | `unavailable` | 503 | the server is shutting down or has too much to do: try again after a second |
 | `internal error` | 500 | Holdfast has a defect; the log of the server has its traceback |
 
 Any command may get the last four. [http.md](http.md#errors) has those that come before a command is read.
+
+This page is made from the table in `engine/commands/` by `python -m docs.make_commands`. Do not edit it by hand.
 """
 
 _EXPLAINED_ONCE = (*OTHER_KIND, *NO_ROOM)

@@ -145,7 +145,7 @@ def _command_member(members: dict[bytes, Json]) -> bytes:
     for name in members:
         if name not in _MEMBERS:
             known = ", ".join(member.decode() for member in _MEMBERS)
-            raise BadRequest(f"unknown member {show(name)}, known are {known}")
+            raise BadRequest(f"unknown member {show(name)}, known are {known}; options go into 'options'")
     command = members.get(b"command")
     if type(command) is not bytes:
         found = type_name(command) if b"command" in members else "left out"

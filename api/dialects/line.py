@@ -139,7 +139,10 @@ def _quoted(line: bytes, start: int) -> tuple[bytes, int]:
     if line[at : at + 1] != quote:
         raise CommandError(f"unbalanced quotes: the word that starts at byte {start} has no closing quote")
     if line[at + 1 : at + 2] not in (b" ", b""):
-        raise CommandError(f"the closing quote at byte {at} must be followed by a space")
+        raise CommandError(
+            f"the closing quote at byte {at} must be followed by a space;"
+            f" write a quote within the word as \\{quote.decode()}"
+        )
     pieces = [_unescape(piece, double) if b"\\" in piece else piece for piece in pieces]
     return b"".join(pieces), at + 1
 

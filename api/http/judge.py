@@ -97,4 +97,4 @@ class Judge:
 
 def too_large(body_bytes_max: int) -> Answer:
     """The answer to a body over its limit."""
-    return failure(413, Error.TOO_LARGE.value, f"a body has at most {body_bytes_max} bytes")
+    return failure(413, Error.TOO_LARGE.value, f"a body has at most {body_bytes_max} bytes (--max-body)")

@@ -211,7 +211,10 @@ def _positional(row: Row, argv: Sequence[bytes], limits: Limits) -> tuple[dict[s
 def _check_size(kind: Kind, word: bytes, limits: Limits) -> None:
     bytes_max = limits.key_bytes_max if kind is Kind.KEY else limits.value_bytes_max
     if len(word) > bytes_max:
-        raise CommandError(f"the {kind.value} has {len(word)} bytes, at most {bytes_max} are taken", Error.TOO_LARGE)
+        raise CommandError(
+            f"the {kind.value} has {len(word)} bytes, at most {bytes_max} are taken (--max-{kind.value})",
+            Error.TOO_LARGE,
+        )
 
 
 def _options(row: Row, words: Sequence[bytes], fields: dict[str, object]) -> None:

@@ -460,7 +460,7 @@ def test_reads_beyond_the_longest_answer_are_refused_in_their_place_and_what_was
             {"command": "GET " + "k" * 5000},
             413,
             "too large",
-            "command 3: the key has 5000 bytes, at most 4096 are taken",
+            "command 3: the key has 5000 bytes, at most 4096 are taken (--max-key)",
         ),
         ({"command": 5}, 400, "invalid request", "command 3: the member 'command' must be a string, it is a number"),
         ({"command": "GET", "key": None}, 400, "invalid request", "command 3: key takes strings, numbers"),

@@ -39,8 +39,14 @@ EACH_AS_STRING = ": send each of them as a string: json.dumps in Python, JSON.st
         (b'{"command":1}', "the member 'command' must be a string, it is a number"),
         (b'{"command":null}', "the member 'command' must be a string, it is null"),
         (b'{"command":["PING"]}', "the member 'command' must be a string, it is a list"),
-        (b'{"command":"PING","Key":1}', "unknown member 'Key', known are command, key, value, options"),
-        (b'{"command":"PING","\\u0000":1}', "unknown member '\\x00', known are command, key, value, options"),
+        (
+            b'{"command":"PING","Key":1}',
+            "unknown member 'Key', known are command, key, value, options; options go into 'options'",
+        ),
+        (
+            b'{"command":"PING","\\u0000":1}',
+            "unknown member '\\x00', known are command, key, value, options; options go into 'options'",
+        ),
         (b'{"command":"GET","key":null}', "key takes strings, numbers, true and false, not null"),
         (b'{"command":"GET","key":{"a":1}}', "key takes strings, numbers, true and false, not an object"),
         (b'{"command":"DEL","key":["a",null]}', "key takes strings, numbers, true and false, not null"),

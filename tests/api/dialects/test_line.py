@@ -56,9 +56,9 @@ def test_a_line_is_split_as_redis_cli_splits_it_but_at_spaces_only(text: str, ar
         (r"SET k 'abc\'", "unbalanced quotes: the word that starts at byte 6 has no closing quote"),
         ('"', "unbalanced quotes: the word that starts at byte 0 has no closing quote"),
         ("SET k ' \"", "unbalanced quotes: the word that starts at byte 6 has no closing quote"),
-        ('SET k "a"b', "the closing quote at byte 8 must be followed by a space"),
-        ("SET 'k'\tv", "the closing quote at byte 6 must be followed by a space"),
-        ("SET k ''''", "the closing quote at byte 7 must be followed by a space"),
+        ('SET k "a"b', 'the closing quote at byte 8 must be followed by a space; write a quote within the word as \\"'),
+        ("SET 'k'\tv", "the closing quote at byte 6 must be followed by a space; write a quote within the word as \\'"),
+        ("SET k ''''", "the closing quote at byte 7 must be followed by a space; write a quote within the word as \\'"),
     ],
 )
 def test_quotes_that_do_not_match_are_an_invalid_command(text: str, detail: str) -> None:

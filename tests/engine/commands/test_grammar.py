@@ -211,10 +211,10 @@ def test_nothing_at_all_is_refused() -> None:
 @pytest.mark.parametrize(
     ("line", "detail"),
     [
-        ("GET 123456789", "the key has 9 bytes, at most 8 are taken"),
+        ("GET 123456789", "the key has 9 bytes, at most 8 are taken (--max-key)"),
         ("DEL a 123456789", "the key has 9 bytes"),
         ("QPUSH 123456789 v", "the key has 9 bytes"),
-        ("SET k 12345678901234567", "the value has 17 bytes, at most 16 are taken"),
+        ("SET k 12345678901234567", "the value has 17 bytes, at most 16 are taken (--max-value)"),
         ("QPUSH q v 12345678901234567", "the value has 17 bytes"),
         ("QPUSH q 1 2 3 4 5 6 7 8 9 10 11", "a command has at most 12 words"),
     ],
