@@ -77,6 +77,27 @@ def test_a_worker_whose_other_process_is_killed_goes_on(server: Server, worker: 
     assert worker.is_running
 
 
+def tool(scratch: Path, name: str, text: str) -> Path:
+    """Returns a directory with one program, to be found before the real one."""
+    tools = scratch / "tools"
+    tools.mkdir()
+    (tools / name).write_text(text)
+    (tools / name).chmod(0o755)
+    return tools
+
+
+def test_a_shell_without_a_working_jq_takes_one_job_and_ends(server: Server, tmp_path: Path) -> None:
+    server.post({"command": "DELETE jobs"})
+    for job in range(3):
+        push(server, job)
+    with Worker(
+        "README.md", "worker.sh", server.port, tmp_path, tool(tmp_path, "jq", "#!/bin/sh\nexit 127\n")
+    ) as worker:
+        assert worker.wait() == 1
+    assert 'cannot read {"value": "{\\"id\\": 0}"}' in worker.log
+    assert server.post({"command": "QLEN jobs"}) == (200, {"value": 2})
+
+
 _SLOW_SETPRIV = """\
 #!/bin/bash
 touch "$0.began"
@@ -87,10 +108,7 @@ exec "$(type -ap setpriv | tail -n 1)" "$@"
 
 def test_a_shell_that_is_killed_before_its_curl_is_tied_to_it_leaves_none(server: Server, tmp_path: Path) -> None:
     server.post({"command": "DELETE jobs"})
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    (tools / "setpriv").write_text(_SLOW_SETPRIV)
-    (tools / "setpriv").chmod(0o755)
+    tools = tool(tmp_path, "setpriv", _SLOW_SETPRIV)
     push(server, 1)
     with Worker("README.md", "worker.sh", server.port, tmp_path, tools) as worker:
         wait_until((tools / "setpriv.began").exists)
