@@ -95,14 +95,17 @@ class Acceptor:
         return fd in self._listeners
 
     def accept(self, fd: int) -> None:
-        """Admits clients who wait, unless it rests.
+        """Admits clients who wait, unless it rests, or was closed since they knocked.
 
         Args:
             fd: of the listening socket that they wait at.
         """
+        listener = self._listeners.get(fd)
+        if listener is None:
+            return
         for _ in range(ACCEPT_MAX if self._accepting else 0):
             try:
-                client, _address = self._listeners[fd].accept()
+                client, _address = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:

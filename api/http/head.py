@@ -51,6 +51,7 @@ _REDIS_BEGINS = re.compile(
 """An array of RESP, or a command in a line that clients of Redis begin with."""
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
+_MANY_EMPTY_LINES = b"\r\n" * 256
 _NO_REQUEST_LINE = "expected a request line of HTTP/1.0 or HTTP/1.1"
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?#]*)(/.*)?", re.IGNORECASE)
 
@@ -81,6 +82,8 @@ def skip_empty_lines(data: bytes, at: int = 0) -> int:
     Returns:
         Where it does.
     """
+    while data.startswith(_MANY_EMPTY_LINES, at):  # a client may send nothing else; the pattern is 50 times slower
+        at += len(_MANY_EMPTY_LINES)
     match = _EMPTY_LINES.match(data, at)
     assert match is not None, "it matches nothing, too"
     return match.end()

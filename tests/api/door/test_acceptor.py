@@ -16,6 +16,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from api.door.acceptor import Acceptor
 from api.http.refusals import Seldom
 from api.server.http import serve_door
 from tests.api.door.stand import GET_LIVEZ
@@ -171,6 +172,25 @@ async def test_b6_whatever_the_kernel_lacks_it_accepts_again_later(
         assert (await client.answer()).status == 200
     assert len(caplog.records) == 1
     assert os.strerror(error) in caplog.text
+
+
+async def test_h1_who_knocked_before_the_shutdown_and_was_not_let_in_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H1: a turn that takes long lets others go on between the knock and the door, and one of them may shut down."""
+    async with serving(serve_door) as server:
+        served = await server.connect()
+        await served.send(post(PING))
+        assert (await served.answer()).status == 200
+        accept = Acceptor.accept
+
+        def close_first(acceptor: Acceptor, fd: int) -> None:
+            acceptor.close()
+            accept(acceptor, fd)
+
+        monkeypatch.setattr(Acceptor, "accept", close_first)
+        with suppress(trio.BrokenResourceError):
+            assert await (await server.connect()).ended()
+        await served.send(post(PING))
+        assert (await served.answer()).status == 200
 
 
 @pytest.mark.parametrize("error", [errno.EPROTO, errno.ECONNABORTED, errno.EPERM], ids=errno.errorcode.get)
