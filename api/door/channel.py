@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from api.door.shared import Shared
-from api.http.sockets import peer_of
+from api.http.sockets import end_stalled, peer_of
 
 _logger = logging.getLogger("holdfast.http")
 
@@ -63,6 +63,7 @@ class Channel(ABC):
     __slots__ = (
         "_acknowledged_bytes",
         "_forget",
+        "_looks_itself",
         "_open",
         "_progressed_s",
         "_socket",
@@ -84,6 +85,7 @@ class Channel(ABC):
         self._watched = TO_READ
         self._acknowledged_bytes = 0
         self._progressed_s = -math.inf
+        self._looks_itself = False  # and not the kernel, whether the client makes progress
         shared.epoll.register(self.fd, TO_READ)
 
     def on_ready(self, events: int) -> None:
@@ -158,7 +160,15 @@ class Channel(ABC):
             data = b""
         if not data:
             self.close()
+        elif self._looks_itself:
+            self._look_itself(looks=False)
         return data
+
+    def _look_itself(self, *, looks: bool) -> None:
+        """Looks itself whether the client makes progress, from when bytes are unsent to its next request."""
+        self._looks_itself = looks
+        with contextlib.suppress(OSError):  # it is gone already
+            end_stalled(self._socket, by_kernel=not looks)
 
     def _unacknowledged_bytes(self) -> int:
         """Counts the bytes that are the kernel's, and that the client's side has not got yet."""
@@ -196,6 +206,8 @@ class Channel(ABC):
         """
         if not self._open:
             return
+        if not self._looks_itself:
+            self._look_itself(looks=True)
         now, time_s = self.shared.timers.now, self.shared.settings.send_timeout_s
         acknowledged_bytes = handed_bytes - self._unacknowledged_bytes()
         if acknowledged_bytes != self._acknowledged_bytes:

@@ -59,6 +59,20 @@ def tune(listener: socket.socket, user_timeout_s: float = _USER_TIMEOUT_S) -> No
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_s * 1000))
 
 
+def end_stalled(connection: Socket, *, by_kernel: bool) -> None:
+    """Says who looks whether a client makes progress: the kernel, or we.
+
+    To the kernel, a window that is smaller than a packet is closed, and packets of the loopback have 64 KiB. So
+    TCP_USER_TIMEOUT ends clients with small receive buffers in the middle of a long answer, however steadily they read.
+
+    Args:
+        connection: of the client.
+        by_kernel: whether the kernel does.
+    """
+    user_timeout_s = _USER_TIMEOUT_S if by_kernel else 0
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_s * 1000)
+
+
 def peer_of(connection: Socket) -> str:
     """Says who is at the other end, for the log; who has left is a client like any other."""
     try:

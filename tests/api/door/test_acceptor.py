@@ -174,7 +174,9 @@ async def test_b6_whatever_the_kernel_lacks_it_accepts_again_later(
     assert os.strerror(error) in caplog.text
 
 
-async def test_h1_who_knocked_before_the_shutdown_and_was_not_let_in_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_h1_who_knocked_before_the_shutdown_and_was_not_let_in_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """H1: a turn that takes long lets others go on between the knock and the door, and one of them may shut down."""
     async with serving(serve_door) as server:
         served = await server.connect()

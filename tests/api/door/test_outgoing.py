@@ -18,10 +18,11 @@ from trio.testing import MockClock
 from api.dialects.answers import Answer
 from api.dialects.request import Request
 from api.door.shared import Shared
+from api.http.sockets import tune
 from api.server.http import serve_door
 from engine.replies import Reply
 from tests.api.door.stand import COMMIT_S, MIB, Stand, line
-from tests.harness.http import HOST, PING, Client, Server, chunked, http, post, serving, until
+from tests.harness.http import HOST, PING, Client, Server, chunked, http, listen, post, serving, until
 from tests.harness.world import World
 
 # Order: F10
@@ -175,6 +176,24 @@ async def test_f5_what_a_client_acknowledges_is_progress_though_the_kernel_takes
             still_clock.jump(5)
             await trio.testing.wait_all_tasks_blocked(0.001)
         await until(lambda: server.connections_open == 0)
+    await world.kill()
+
+
+async def test_f5_a_client_with_a_small_receive_buffer_that_reads_steadily_gets_on(nursery: trio.Nursery) -> None:
+    """F5: to the kernel its window is closed for ever, and TCP_USER_TIMEOUT cut it off; 55 s in a server, 1 s here."""
+    world = World(nursery)
+    await world.start()
+    listener = listen()
+    tune(listener, user_timeout_s=1)
+    async with serving(serve_door, real=world.engine, listeners=[listener]) as server:
+        await world.do("SET big " + "x" * (MIB - 100))
+        client = await server.connect(receive_buffer_bytes=4096)
+        await client.send(post(b"[%b]" % b", ".join([b'{"command": "GET big"}'] * 8), path=b"/pipeline"))
+        read_until = trio.current_time() + 2.5
+        while trio.current_time() < read_until:
+            assert await client.stream.receive_some(500), "dropped"
+            await trio.sleep(0.05)
+        assert server.connections_open == 1
     await world.kill()
 
 
