@@ -243,7 +243,8 @@ class DiskDirectory:
         try:
             yield
         except OSError as error:
-            error.filename, error.filename2 = str(self._path / name), None
+            error.filename = str(self._path / name)
+            del error.filename2  # set to None, it would be shown
             raise
 
     def _give_away(self, descriptor: int) -> None:

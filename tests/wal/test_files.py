@@ -497,3 +497,13 @@ def test_two_threads_that_list_the_directory_at_once_both_see_every_name_once(di
         thread.join()
     assert not wrong, f"{len(wrong)} listings of 200 names had {sorted(map(len, wrong))}"
     assert descriptors() == before
+
+
+def test_an_error_says_where_the_file_is_and_names_no_other(tmp_path: Path) -> None:
+    directory = DiskDirectory(tmp_path / "data")
+    deeds = (directory.read, directory.remove, lambda name: directory.rename("other", name))
+    for deed in deeds:
+        with pytest.raises(FileNotFoundError) as caught:
+            deed("name")
+        assert str(caught.value) == f"[Errno 2] No such file or directory: '{tmp_path}/data/name'"
+    directory.close()
