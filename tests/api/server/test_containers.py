@@ -5,6 +5,7 @@ Each test has namespaces of its own, which takes root, or a system where anybody
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -63,7 +64,11 @@ def children_of(pid: int) -> dict[int, str]:
         for children in Path(f"/proc/{pid}/task").glob("*/children")
         for child in children.read_text().split()
     ]
-    return {child: Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] for child in pids}
+    found = {}
+    for child in pids:
+        with contextlib.suppress(OSError):  # it has just gone
+            found[child] = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+    return found
 
 
 @pytest.fixture

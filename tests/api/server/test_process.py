@@ -189,14 +189,15 @@ def test_a_log_that_nobody_reads_cannot_hold_up_the_exit(tmp_path: Path) -> None
     ours, theirs = os.pipe()
     command = [sys.executable, "-m", "api", "serve", "--data", str(tmp_path / "data"), "--bind", "127.0.0.1:0"]
     with subprocess.Popen(command, stderr=theirs, cwd=ROOT) as process:
-        assert b"listening on" in os.read(ours, 4096)
-        os.set_blocking(theirs, False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(theirs, b"x" * 4096)
-        os.set_blocking(theirs, True)  # it is the server's as well
-        process.send_signal(signal.SIGTERM)
         try:
+            while b"listening on" not in os.read(ours, 4096):
+                pass
+            os.set_blocking(theirs, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(theirs, b"x" * 4096)
+            os.set_blocking(theirs, True)  # it is the server's as well
+            process.send_signal(signal.SIGTERM)
             process.wait(END_WITHIN_S)
         finally:
             process.kill()
