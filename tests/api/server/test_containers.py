@@ -59,15 +59,11 @@ def test_on_a_read_only_root_without_a_place_for_temporary_files_all_is_served(
 
 def children_of(pid: int) -> dict[int, str]:
     """The children of a process, each with the letter of its state."""
-    pids = [
-        int(child)
-        for children in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in children.read_text().split()
-    ]
     found = {}
-    for child in pids:
-        with contextlib.suppress(OSError):  # it has just gone
-            found[child] = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread, or the process, has just gone
+            for child in children.read_text().split():
+                found[int(child)] = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
     return found
 
 
