@@ -45,7 +45,7 @@ def checkpoint_command(bind: tuple[str, int], token: str | None, as_json: bool) 
 
 def _text(done: dict[str, Any]) -> str:
     if done["segments"] == 0:
-        return "nothing to fold: everything is in the snapshot already"
+        return "nothing to compact: everything is in the snapshot already"
     segments = "1 segment" if done["segments"] == 1 else f"{done['segments']:,} segments"
     return (
         f"folded {segments}, {done['folded_bytes']:,} bytes, into a snapshot of"
@@ -77,6 +77,6 @@ def _ask_for_checkpoint(host: str, port: int, token: str | None) -> dict[str, An
     if status == http.HTTPStatus.OK:
         return answer
     if status == http.HTTPStatus.NOT_FOUND:
-        raise ToolError(f"the server at {where} has no log to fold: its keys are on Redis")
+        raise ToolError(f"the server at {where} has no log to compact: its keys are on Redis")
     detail = f": {answer['detail']}" if "detail" in answer else ""
     raise ToolError(f"the server at {where} refused: {answer.get('error', status)}{detail}")

@@ -79,8 +79,8 @@ _LIMIT_OPTIONS: tuple[tuple[str, str, Any, str, str], ...] = (
     ("waiters", "waiters_max", _COUNT, "COUNT", "Clients parked by BQPOP at once."),
     ("mailbox", "mailbox_max", _COUNT, "COUNT", "Commands that wait for the engine at once."),
     ("batch", "batch_commands_max", _COUNT, "COUNT", "Commands of one pipeline."),
-    ("unit", "unit_commands_max", _COUNT, "COUNT", "Commands of one atomic unit."),
-    ("answer", "answer_bytes_max", size, "SIZE", "Values read, or popped, by one pipeline or atomic unit."),
+    ("unit", "unit_commands_max", _COUNT, "COUNT", "Commands of one atomic batch (/multi)."),
+    ("answer", "answer_bytes_max", size, "SIZE", "Values read, or popped, by one pipeline or atomic batch."),
     ("memory", "memory_bytes_max", size, "SIZE", "Memory for keys and values; no cap by default."),
 )
 

@@ -223,8 +223,8 @@ class _BatchReader:
         while self._list.more():
             room = self._commands_max - len(self._outcomes)
             if not room:
-                kind = "unit" if self._atomic else "pipeline"
-                raise BadRequest(f"a {kind} has at most {self._commands_max} commands", 413)
+                kind = "an atomic batch" if self._atomic else "a pipeline"
+                raise BadRequest(f"{kind} has at most {self._commands_max} commands", 413)
             scanned = self._list.scan()
             if scanned is None or not self._take_scanned(*scanned, room):
                 request, outcome = self._understand(self._list.read())

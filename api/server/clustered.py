@@ -48,7 +48,7 @@ async def clustered(
         await run(engine)
     with Collector(lambda: 0):  # else what was imported, 85,000 objects, is looked at again and again
         yield engine, _describe(settings.engine, engine.readiness(), settings.min_replicas)
-    _logger.info("stopped; a front keeps no data")
+    _logger.info("stopped; the data is in Redis")
 
 
 def _engine_class() -> type[ClusterEngine]:

@@ -212,7 +212,8 @@ class Unit:
 
 _OTHER_SLOT = Failure(
     Error.INVALID_COMMAND,
-    "the keys of a unit must lie in one hash slot of the cluster: give them a common part in braces, like {user1}:name",
+    "the keys of an atomic batch must lie in one hash slot of the cluster:"
+    " give them a common part in braces, like {user1}:name",
 )
 
 

@@ -179,7 +179,7 @@ class Router:
                     self.post(self._waiting.popleft())
         except trio.Cancelled:
             while self._waiting:
-                self._waiting.popleft().done(NotSent("the front is shutting down"))
+                self._waiting.popleft().done(NotSent("the server is shutting down"))
             raise
         finally:
             self._is_sending_again = False

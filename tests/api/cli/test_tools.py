@@ -462,11 +462,11 @@ def answering() -> Iterator[str]:
             200,
             b'{"segments": 0, "folded_bytes": 0, "snapshot_bytes": 0, "duration_s": 0.0}',
             0,
-            "nothing to fold: everything is in the snapshot already\n",
+            "nothing to compact: everything is in the snapshot already\n",
         ),
         (503, b'{"error": "unavailable", "detail": "no room"}', 1, "refused: unavailable: no room\n"),
         (401, b'{"error": "unauthorized"}', 1, "refused: unauthorized\n"),
-        (404, b'{"error": "not found"}', 1, "has no log to fold: its keys are on Redis\n"),
+        (404, b'{"error": "not found"}', 1, "has no log to compact: its keys are on Redis\n"),
         (200, b"<html>", 1, "is no Holdfast (status 200)\n"),
     ],
 )

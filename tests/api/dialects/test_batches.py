@@ -170,11 +170,11 @@ def test_a_body_that_is_no_list_in_strict_json_is_an_invalid_request(body: bytes
 @pytest.mark.parametrize("atomic", [False, True])
 def test_too_many_commands_are_refused_where_the_count_is_passed(atomic: bool) -> None:
     limits = Limits(unit_commands_max=3) if atomic else Limits(batch_commands_max=3)
-    kind = "unit" if atomic else "pipeline"
+    kind = "an atomic batch" if atomic else "a pipeline"
     assert len(parse(*[{"command": "PING"}] * 3, limits=limits, atomic=atomic).commands) == 3
     for body in (body_of(*[{"command": "PING"}] * 4), b"[1,2,3,", b"[{},{},{},4 and what follows is not looked at"):
         bad = refusal(body, limits, atomic=atomic)
-        assert (bad.status, bad.error, bad.detail) == (413, "too large", f"a {kind} has at most 3 commands")
+        assert (bad.status, bad.error, bad.detail) == (413, "too large", f"{kind} has at most 3 commands")
 
 
 def test_a_batch_takes_65_536_commands_and_not_one_more() -> None:
@@ -186,7 +186,10 @@ def test_a_batch_takes_65_536_commands_and_not_one_more() -> None:
     assert max(map(len, slices)) < 4 * KIB
     assert batches.list_of(slices).body == b"[" + b", ".join([b"{}"] * 65_536) + b"]"
     assert refusal(b"[" + b", ".join(elements) + b"]").detail == "a pipeline has at most 65536 commands"
-    assert refusal(b"[" + b", ".join(elements[:1001]) + b"]", atomic=True).detail == "a unit has at most 1000 commands"
+    assert (
+        refusal(b"[" + b", ".join(elements[:1001]) + b"]", atomic=True).detail
+        == "an atomic batch has at most 1000 commands"
+    )
 
 
 def test_items_and_words_are_bounded_over_the_whole_body() -> None:

@@ -181,7 +181,7 @@ def test_there_is_no_log_to_fold_on_a_front(front: Server) -> None:
     command = [sys.executable, "-m", "api", "checkpoint", "--bind", f"{front.host}:{front.port}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WITHIN_S)
     assert done.returncode == 1
-    assert "has no log to fold" in done.stderr
+    assert "has no log to compact" in done.stderr
 
 
 def test_what_one_front_writes_another_reads_and_who_waits_there_is_served(front: Server) -> None:
@@ -201,7 +201,7 @@ def test_sigterm_answers_parked_clients_503_takes_nothing_and_exits_0(front: Ser
         wait_until(lambda: stat_of(front, "waiters") == 8)
         front.stop()
         assert [future.result() for future in parked] == [UNAVAILABLE] * 8
-    assert last_line(front).endswith("stopped; a front keeps no data")
+    assert last_line(front).endswith("stopped; the data is in Redis")
     front.start()
     assert front.post({"command": "QPUSH parked0 a"}) == (200, None)
     assert front.post({"command": "QLEN parked0"}) == (200, {"value": 1})

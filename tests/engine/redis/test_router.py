@@ -293,7 +293,7 @@ async def test_who_waits_for_a_replica_to_take_over_is_answered_when_the_front_s
     nursery.cancel_scope.cancel()
     with trio.CancelScope(shield=True):
         await trio.lowlevel.checkpoint()
-    assert {str(owner.result(request)) for request in requests} == {"the front is shutting down"}
+    assert {str(owner.result(request)) for request in requests} == {"the server is shutting down"}
 
 
 async def test_an_answer_of_a_node_that_is_no_cluster_any_more_is_an_error_and_no_more(
